@@ -1,0 +1,152 @@
+"""From the command line to a typed Config: composition, near matches for typos, one crossing out of OmegaConf."""
+
+import dataclasses
+import difflib
+import itertools
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cft.errors import UserError
+from cft.settings import Config, check
+
+CONFIG_NAME = "config"
+
+
+def conf_folder() -> Path:
+    """The folder of YAML files: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Leave OmegaConf behind.
+
+    Raises:
+        UserError: if a value is missing or no job could run with it.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration is not complete: {error}") from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def check_overrides(overrides: list[str]) -> None:
+    """Compose what a command line asks for, every value of a sweep included, before anything is loaded.
+
+    Args:
+        overrides: as typed, such as `model=phi2` or `lr=1e-5,5e-5`.
+
+    Raises:
+        UserError: naming the key or choice at fault and the nearest valid one.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    for override in parsed:
+        _check_names(override)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        for job in _jobs(parsed):
+            try:
+                to_config(compose(CONFIG_NAME, overrides=job))
+            except HydraException as error:
+                raise UserError(_cause(error)) from error
+
+
+def _jobs(parsed: list[Override]) -> list[list[str]]:
+    """Command lines that try every value of every sweep once, the other sweeps at their first value."""
+    values = [_values(override) for override in parsed]
+    usual = [options[0] for options in values]
+    jobs = [usual]
+    for place, options in enumerate(values):
+        jobs += [[*usual[:place], option, *usual[place + 1 :]] for option in options[1:]]
+    return [[option for option in job if option] for job in jobs]
+
+
+def _values(override: Override) -> list[str]:
+    """The override itself, or each value of a sweep as an override of its own; empty text where Hydra must decide."""
+    line = override.input_line or ""
+    if not override.is_sweep_override():
+        return [line]
+    if not (override.is_choice_sweep() or override.is_range_sweep()):
+        return [""]
+    key = line.split("=", 1)[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def groups() -> dict[str, list[str]]:
+    """Choices of every config group."""
+    folder = conf_folder()
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*/*.yaml")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
+
+
+def keys(kind: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the configuration."""
+    names = []
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        names.append(name)
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            names += keys(field.type, f"{name}.")
+    return names
+
+
+def _check_names(override: Override) -> None:
+    key = override.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return
+    if override.is_add() or override.is_delete():
+        raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
+    choices = groups()
+    if key in choices:
+        for choice in _choices_asked(override):
+            if choice not in choices[key]:
+                may_be = ", ".join(choices[key])
+                raise UserError(f"{key}={choice}: no such choice; {key} may be {may_be}{_near(choice, choices[key])}")
+        return
+    names = keys()
+    if key not in names:
+        section = key.split(".")[0]
+        within = [name for name in names if name.startswith(f"{section}.")] or [n for n in names if "." not in n]
+        raise UserError(f"{key}: no such key{_near(key, names)} Keys there: {', '.join(within)}.")
+
+
+def _choices_asked(override: Override) -> list[str]:
+    if override.is_sweep_override():
+        if not override.is_choice_sweep():
+            return []
+        return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 1000)]
+    return [str(override.value())]
+
+
+def _near(word: str, words: list[str]) -> str:
+    found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f". Did you mean {found[0]}?" if found else "."
+
+
+def _cause(error: BaseException) -> str:
+    """Hydra's message with the reason under it, less the object dumps."""
+    lines = [str(error).splitlines()[0]]
+    if error.__cause__ is not None:
+        lines.append(str(error.__cause__).splitlines()[0])
+    message = ": ".join(lines)
+    enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
+    return message + (_near(enumerated[1], enumerated[2].split(", ")) if enumerated else "")

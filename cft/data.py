@@ -1,0 +1,134 @@
+"""Training triplets and development data: loaded, shuffled, split and named by content."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cft import scenes
+from cft.errors import UserError
+from cft.files import BadRows, read_scored_pairs, read_triplets
+from cft.records import ScoredPair, Triplet
+from cft.settings import DataSettings, DataSource
+from cft.sources import OFFLINE_HINT, hub_answers
+from cft.store import digest
+from cft.sts import DEV_SET, load_hub_set
+
+log = logging.getLogger(__name__)
+
+NLI_REPOSITORY = "princeton-nlp/datasets-for-simcse"
+NLI_FILE = "nli_for_simcse.csv"
+
+# A small file keeps at least nine tenths of its rows for training.
+_LARGEST_HOLDOUT_SHARE = 10
+
+_SCENES_TRIPLETS = 6000
+_SCENES_DEV_PAIRS = 300
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training eats and is watched with.
+
+    triplets: to train on. holdout: triplets kept out of training. dev: scored pairs for in-training evaluation,
+    perhaps none. content: digest of all of it. skipped: how many bad rows were left out.
+    """
+
+    triplets: list[Triplet]
+    holdout: list[Triplet]
+    dev: list[ScoredPair]
+    content: str
+    skipped: int
+
+
+def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
+    """Load triplets, set the holdout aside and load the development pairs.
+
+    Args:
+        settings: conf/data.
+        seed: draws the scenes and which rows are held out.
+
+    Raises:
+        UserError: naming the file and row, or the hub file that cannot be had.
+    """
+    if settings.source is DataSource.scenes:
+        rows, skipped = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed), 0
+        holdout = scenes.triplets("dev", settings.holdout, seed)
+        dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
+    else:
+        rows, skipped = _read_triplets(settings)
+        rows, holdout = _hold_out(rows, settings.holdout, seed)
+        dev = _read_dev(settings)
+    return TrainingData(rows, holdout, dev, content=digest([rows, holdout, dev]), skipped=skipped)
+
+
+def _read_triplets(settings: DataSettings) -> tuple[list[Triplet], int]:
+    path = _hub_file(settings) if settings.source is DataSource.hub else Path(str(settings.train)).expanduser()
+    rows, skipped = read_triplets(
+        path,
+        anchor=settings.anchor_column,
+        positive=settings.positive_column,
+        negatives=settings.negative_columns,
+        on_bad_row=BadRows(settings.on_bad_row),
+    )
+    for row in skipped[:10]:
+        log.warning("skipped %s: %s", row.where, row.reason)
+    if len(skipped) > 10:
+        log.warning("skipped %d more bad rows", len(skipped) - 10)
+    return rows[: settings.rows], len(skipped)
+
+
+def _hub_file(settings: DataSettings) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(
+            hf_hub_download(
+                NLI_REPOSITORY,
+                NLI_FILE,
+                repo_type="dataset",
+                revision=settings.revision,
+                local_files_only=not hub_answers(),
+            )
+        )
+    except (OSError, HfHubHTTPError) as error:
+        raise UserError(
+            f"data={settings.name}: {NLI_REPOSITORY}/{NLI_FILE} is not on this machine and the hub does not answer; "
+            f"{OFFLINE_HINT}"
+        ) from error
+
+
+def _hold_out(rows: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
+    """Set aside `count` rows, or a tenth of all if that is fewer; the rest keep their order."""
+    count = min(count, len(rows) // _LARGEST_HOLDOUT_SHARE)
+    held = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:count].tolist())
+    kept = [row for index, row in enumerate(rows) if index not in held]
+    return kept, [rows[index] for index in sorted(held)]
+
+
+def _read_dev(settings: DataSettings) -> list[ScoredPair]:
+    if settings.dev is None:
+        return []
+    if settings.dev == DEV_SET.name:
+        return load_hub_set(DEV_SET)
+    return read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
+
+
+def batches(count: int, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Row numbers of the batches of steps `start` to `stop`, a function of the seed and the step alone.
+
+    Each epoch is a new shuffle; what is left of an epoch after its last full batch is dropped.
+
+    Yields:
+        (batch_size,) row numbers below `count`.
+    """
+    per_epoch = count // batch_size
+    order, shuffled = np.empty(0, dtype=np.int64), -1
+    for step in range(start, stop):
+        epoch, place = divmod(step, per_epoch)
+        if epoch != shuffled:
+            order, shuffled = np.random.default_rng([seed, 0, epoch]).permutation(count), epoch
+        yield order[place * batch_size : (place + 1) * batch_size]

@@ -1,0 +1,109 @@
+"""How good an embedder is: Spearman correlation with human scores, and triplets kept in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from cft.embedder import Embedder
+from cft.errors import UserError
+from cft.records import ScoredPair, Triplet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an embedder made of the evaluation data.
+
+    scores: Spearman x 100 of every set. cosines: of every pair, (pairs,) float32 a set, in the set's order.
+    positives, negatives: cosines of held-out anchors with their positives and with their first hard negatives.
+    """
+
+    scores: dict[str, float]
+    cosines: dict[str, np.ndarray]
+    positives: np.ndarray
+    negatives: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean score over the sets, the paper's "overall"."""
+        return float(np.mean(list(self.scores.values())))
+
+    @property
+    def deviation(self) -> float:
+        """Population standard deviation over the sets, as the paper gives it."""
+        return float(np.std(list(self.scores.values())))
+
+    @property
+    def triplet_accuracy(self) -> float | None:
+        """Share of held-out anchors that are nearer to their positive than to their hard negative; None without."""
+        if not len(self.negatives):
+            return None
+        return float(np.mean(self.positives > self.negatives))
+
+    def record(self) -> dict:
+        """The numbers as plain data."""
+        return {
+            "mean": self.mean,
+            "standard_deviation": self.deviation,
+            "sets": {name: {"spearman": self.scores[name], "pairs": len(self.cosines[name])} for name in self.scores},
+            "triplet_accuracy": self.triplet_accuracy,
+            "held_out_triplets": len(self.positives),
+        }
+
+
+def evaluate(
+    embedder: Embedder,
+    sets: dict[str, list[ScoredPair]],
+    triplets: Sequence[Triplet] = (),
+    *,
+    progress: str | None = None,
+) -> Evaluation:
+    """Score an embedder; every distinct text of all sets together is encoded once.
+
+    Args:
+        embedder: under the prompt that evaluation is to use.
+        sets: scored pairs by the name of their set.
+        triplets: held-out triplets, each with at least one negative to count.
+        progress: caption of a progress bar, or None.
+
+    Raises:
+        UserError: if a set cannot be scored: fewer than two pairs, constant scores, or constant cosines.
+    """
+    # Only triplets that have a negative say whether it is farther away than the positive.
+    complete = [row for row in triplets if row.negatives]
+    texts = [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)]
+    texts += [text for row in complete for text in (row.anchor, row.positive, row.negatives[0])]
+    distinct = list(dict.fromkeys(texts))
+    vectors = embedder.encode(distinct, progress=progress)
+    place = {text: index for index, text in enumerate(distinct)}
+
+    def cosines(left: list[str], right: list[str]) -> np.ndarray:
+        if not left:
+            return np.empty(0, dtype=np.float32)
+        one, other = vectors[[place[text] for text in left]], vectors[[place[text] for text in right]]
+        return np.einsum("nd,nd->n", one, other)
+
+    by_set = {name: cosines([pair.sentence1 for pair in p], [pair.sentence2 for pair in p]) for name, p in sets.items()}
+    anchors = [row.anchor for row in complete]
+    return Evaluation(
+        scores={name: spearman(by_set[name], [pair.score for pair in sets[name]], name) for name in sets},
+        cosines=by_set,
+        positives=cosines(anchors, [row.positive for row in complete]),
+        negatives=cosines(anchors, [row.negatives[0] for row in complete]),
+    )
+
+
+def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
+    """Spearman rank correlation x 100 of cosines with human scores, over all pairs of a set at once, as in MTEB.
+
+    Raises:
+        UserError: naming the set, if the correlation is undefined.
+    """
+    if len(scores) < 2:
+        raise UserError(f"the set {name} has {len(scores)} pairs: a rank correlation needs at least 2")
+    if len(set(scores)) < 2:
+        raise UserError(f"all scores of the set {name} are equal: no rank correlation is defined")
+    if float(np.ptp(cosines)) == 0.0:
+        raise UserError(f"the embedding has collapsed: all cosines of the set {name} are equal")
+    return float(spearmanr(cosines, scores).statistic) * 100

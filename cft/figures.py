@@ -1,0 +1,94 @@
+"""Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from cft.evaluator import Evaluation  # noqa: E402
+from cft.store import replacing  # noqa: E402
+
+BEFORE, AFTER = "#9aa5b1", "#0b6e99"
+ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
+
+
+def scores(before: Evaluation, after: Evaluation) -> Figure:
+    """A dumbbell a set: where its Spearman was and where it went."""
+    names = [*before.scores, "mean over sets"] if len(before.scores) > 1 else list(before.scores)
+    old = [*before.scores.values(), before.mean][: len(names)]
+    new = [*after.scores.values(), after.mean][: len(names)]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.42 * len(names)), layout="constrained")
+    heights = np.arange(len(names))[::-1]
+    axes.hlines(heights, old, new, color="#d5dbe1", linewidth=3, zorder=1)
+    axes.scatter(old, heights, s=60, color=BEFORE, label="before", zorder=2)
+    axes.scatter(new, heights, s=60, color=AFTER, label="after", zorder=2)
+    for height, score in zip(heights, new, strict=True):
+        axes.annotate(f"{score:.1f}", (score, height), xytext=(9, -3.5), textcoords="offset points", fontsize=9)
+    axes.set_yticks(heights, names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlim(min(0, *old, *new) - 3, 100)
+    axes.set_xlabel("Spearman correlation with the given scores × 100")
+    axes.set_title("Before and after contrastive fine-tuning", loc="left")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    _clean(axes)
+    return figure
+
+
+def similarities(before: Evaluation, after: Evaluation) -> Figure:
+    """Cosines of held-out anchors with their entailments and their contradictions, before and after."""
+    figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
+    lowest = min(float(e.negatives.min()) for e in (before, after))
+    bins = np.linspace(min(0.0, lowest), 1.0, 51)
+    for axes, evaluation, title in zip(panels, (before, after), ("before", "after"), strict=True):
+        axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
+        axes.hist(evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)")
+        axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
+        axes.set_ylabel("triplets")
+        _clean(axes)
+    panels[-1].set_xlabel("cosine similarity with the anchor")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def training(history: Sequence[dict]) -> Figure:
+    """Loss over the steps and, where it was measured, the development score."""
+    steps = [row for row in history if row["event"] == "step"]
+    dev = [row for row in history if row["event"] == "dev" and row["spearman"] is not None]
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    axes.plot([row["step"] for row in steps], [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("InfoNCE loss, nats")
+    axes.set_ylim(bottom=0)
+    _clean(axes)
+    if dev:
+        other = axes.twinx()
+        other.plot([row["step"] for row in dev], [row["spearman"] for row in dev], "o-", color=AFTER)
+        other.set_ylabel("development Spearman × 100", color=AFTER)
+        other.spines[["top", "left"]].set_visible(False)
+    return figure
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#eceff2")
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as SVG and PNG and close it; equal figures give equal bytes. Returns both paths."""
+    paths = []
+    with matplotlib.rc_context({"svg.hashsalt": "cft"}):
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as part:
+                figure.savefig(part, format=kind, dpi=150, metadata=metadata)
+            paths.append(path)
+    plt.close(figure)
+    return paths

@@ -1,0 +1,79 @@
+"""The contrastive objective, in both forms that the paper compares."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class ContrastiveLoss(NamedTuple):
+    """What one batch cost, and what it was asked.
+
+    loss: scalar mean over the anchors, in nats. accuracy: share of anchors whose own positive scored highest.
+    candidates: mean number of texts that each anchor had to choose from.
+    """
+
+    loss: torch.Tensor
+    accuracy: float
+    candidates: float
+
+
+def info_nce(
+    anchor: torch.Tensor,
+    positive: torch.Tensor,
+    negatives: torch.Tensor | None = None,
+    *,
+    temperature: float,
+    false_negatives: torch.Tensor | None = None,
+) -> ContrastiveLoss:
+    """InfoNCE: each anchor must pick its own positive among all candidates of the batch.
+
+    The candidates are the B positives (every other row's is an in-batch negative) and, when given, the M hard
+    negatives of all rows. Without them this is the paper's eq. 2; with them, its eq. 1. Similarity is the cosine,
+    in float32 whatever comes in, because bfloat16 blurs close pairs.
+
+    Args:
+        anchor: (B, D). positive: (B, D), row i belonging to anchor i.
+        negatives: (M, D), any number a row, or None for in-batch negatives only.
+        temperature: > 0, no unit; smaller is sharper. The paper uses 0.05.
+        false_negatives: (B, B + M) True where a candidate says what the anchor's positive says and so must not
+            count against it; None counts every candidate, as the paper does.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Source: van den Oord et al. 2018, arXiv 1807.03748; Gao et al. 2021 (SimCSE), arXiv 2104.08821, for eq. 1.
+    """
+    if anchor.shape != positive.shape or anchor.ndim != 2:
+        raise ValueError(f"anchor {tuple(anchor.shape)} and positive {tuple(positive.shape)} must both be (B, D)")
+    if negatives is not None and negatives.shape[1:] != anchor.shape[1:]:
+        raise ValueError(f"negatives {tuple(negatives.shape)} must be (M, {anchor.shape[1]})")
+    candidates = positive if negatives is None else torch.cat([positive, negatives])
+    logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T / temperature
+    if false_negatives is not None:
+        logits = logits.masked_fill(false_negatives, float("-inf"))
+    own = torch.arange(len(anchor), device=anchor.device)
+    return ContrastiveLoss(
+        loss=F.cross_entropy(logits, own),
+        accuracy=(logits.argmax(dim=-1) == own).float().mean().item(),
+        candidates=torch.isfinite(logits).sum(dim=-1).float().mean().item()
+        if false_negatives is not None
+        else float(len(candidates)),
+    )
+
+
+def find_false_negatives(positives: list[str], negatives: list[str]) -> torch.Tensor:
+    """Mark the candidates that repeat an anchor's own positive word for word.
+
+    Args:
+        positives: B texts. negatives: M texts.
+
+    Returns:
+        (B, B + M) bool; the diagonal of the left part, an anchor's own positive, is never marked.
+    """
+    number = {text: index for index, text in enumerate(dict.fromkeys(positives + negatives))}
+    candidates = torch.tensor([number[text] for text in positives + negatives])
+    own = candidates[: len(positives)]
+    same = own[:, None] == candidates[None, :]
+    same[torch.arange(len(own)), torch.arange(len(own))] = False
+    return same

@@ -1,0 +1,91 @@
+"""The command line: `python -m cft.run [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]`."""
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
+from cft.errors import UserError
+
+log = logging.getLogger("cft")
+
+USER_ERROR_STATUS = 2
+
+
+class _JobFailed(CompactHydraException):
+    """Tells Hydra that a job failed and that its cause has been reported already."""
+
+
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect) or 2 (something the user can mend)."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    log.setLevel(logging.INFO)
+    arguments = get_args_parser().parse_args()
+    asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
+    elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
+    failures: list[BaseException] = []
+    results: list[tuple[str, str]] = []
+
+    @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
+    def job(composed: DictConfig) -> None:
+        _job(composed, failures, results)
+
+    try:
+        if not (asks_only or elsewhere):
+            check_overrides(arguments.overrides)
+        job()
+    except UserError as error:
+        _report(error)
+        sys.exit(USER_ERROR_STATUS)
+    except SystemExit as stop:
+        _summarize(results)
+        users = failures and all(isinstance(failure, UserError) for failure in failures)
+        sys.exit(USER_ERROR_STATUS if users else stop.code)
+    _summarize(results)
+
+
+def _job(composed: DictConfig, failures: list[BaseException], results: list[tuple[str, str]]) -> None:
+    """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs."""
+    from cft import job
+
+    context = HydraConfig.get()
+    sweeping = context.mode is RunMode.MULTIRUN
+    try:
+        config = to_config(composed)
+        if sweeping:
+            log.info("\n# job %s: %s", context.job.num, context.job.override_dirname)
+            config.logger.group = config.logger.group or Path(context.sweep.dir).name
+        outcome = job.run(config)
+    except UserError as error:
+        _report(error)
+        failures.append(error)
+        raise _JobFailed(f"{len(failures)} job(s) failed; the causes are given above") from None
+    except Exception as error:
+        failures.append(error)
+        if sweeping:
+            log.exception("job %s failed", context.job.num)
+        raise
+    results.append((context.job.override_dirname if sweeping else "", outcome))
+
+
+def _summarize(results: list[tuple[str, str]]) -> None:
+    """After a sweep, one line a job."""
+    if len(results) > 1:
+        log.info("\nall jobs")
+        for overrides, outcome in results:
+            log.info("  %s  ->  %s", overrides, outcome)
+
+
+def _report(error: UserError) -> None:
+    sys.stderr.write(f"cft: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Every setting of a job as plain typed data, and the checks that need no model.
+
+The dataclasses are what `conf/*.yaml` fills; each key is explained there. Below the command line nobody sees Hydra
+or OmegaConf: modules take these, or plain values out of them.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cft.errors import UserError
+
+PLACEHOLDER = "{text}"
+
+
+class Pooling(str, Enum):
+    """How a text's hidden states become one vector."""
+
+    last = "last"
+    mean = "mean"
+
+
+class Attention(str, Enum):
+    """Which tokens a token sees: those before it, or all of the text."""
+
+    causal = "causal"
+    bidirectional = "bidirectional"
+
+
+class PromptUse(str, Enum):
+    """Where the prompt template applies."""
+
+    train = "train"
+    eval = "eval"
+    both = "both"
+
+
+class ScheduleKind(str, Enum):
+    """How the learning rate goes on after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Precision(str, Enum):
+    """Arithmetic of the model; similarities and the loss are float32 whatever this says."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class DataSource(str, Enum):
+    """Where training triplets come from."""
+
+    scenes = "scenes"
+    hub = "hub"
+    files = "files"
+
+
+class EvalSource(str, Enum):
+    """Where scored pairs come from."""
+
+    scenes = "scenes"
+    sts = "sts"
+
+
+class LoggerKind(str, Enum):
+    """Who follows the training besides the run's own history file."""
+
+    none = "none"
+    wandb = "wandb"
+    wandb_offline = "wandb_offline"
+
+
+@dataclass
+class ModelSettings:
+    """conf/model: the base model and how it turns a text into a vector."""
+
+    name: str = "???"
+    path: str = "???"
+    revision: str | None = None
+    sha256: str | None = None
+    pooling: Pooling = Pooling.last
+    attention: Attention = Attention.causal
+    append_eos: bool = True
+    max_length: int = 150
+
+
+@dataclass
+class LoraSettings:
+    """conf/lora: which low-rank updates are trained; rank 0 trains the whole model instead."""
+
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    init: str = "gaussian"
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+
+
+@dataclass
+class LossSettings:
+    """conf/loss: InfoNCE with (eq. 1) or without (eq. 2) hard negatives."""
+
+    hard_negatives: bool = True
+    temperature: float = 0.05
+    mask_false_negatives: bool = False
+
+
+@dataclass
+class PromptSettings:
+    """conf/prompt: the words around the text."""
+
+    template: str = PLACEHOLDER
+    use: PromptUse = PromptUse.eval
+
+    @property
+    def train_template(self) -> str:
+        """The template in training."""
+        return PLACEHOLDER if self.use is PromptUse.eval else self.template
+
+    @property
+    def eval_template(self) -> str:
+        """The template in evaluation."""
+        return PLACEHOLDER if self.use is PromptUse.train else self.template
+
+
+@dataclass
+class ScheduleSettings:
+    """conf/schedule: the learning rate over the steps."""
+
+    kind: ScheduleKind = ScheduleKind.cosine
+    warmup_ratio: float = 0.1
+
+
+@dataclass
+class DataSettings:
+    """conf/data: the training triplets, and the development data that training is watched with."""
+
+    name: str = "???"
+    source: DataSource = DataSource.scenes
+    train: str | None = None
+    revision: str | None = None
+    anchor_column: str = "sent0"
+    positive_column: str = "sent1"
+    negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
+    on_bad_row: str = "raise"
+    rows: int | None = None
+    holdout: int = 500
+    dev: str | None = None
+
+
+@dataclass
+class EvalSettings:
+    """conf/eval: the scored pairs that a finished embedder is judged by."""
+
+    name: str = "???"
+    source: EvalSource = EvalSource.scenes
+    folder: str | None = None
+    sets: list[str] = field(default_factory=list)
+    pairs: int = 1000
+
+
+@dataclass
+class LoggerSettings:
+    """conf/logger: Weights & Biases or nothing."""
+
+    kind: LoggerKind = LoggerKind.wandb_offline
+    project: str = "cft"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainSettings:
+    """conf/train: how long, how large, how careful."""
+
+    steps: int = 1000
+    epochs: int = 1
+    batch_size: int = 60
+    accumulation: int = 1
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    precision: Precision = Precision.auto
+    gradient_checkpointing: bool = False
+    eval_every: int = 100
+    checkpoint_every: int = 20
+
+
+@dataclass
+class Config:
+    """One job."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    lr: float = 5e-5
+    seed: int = 0
+    device: str = "auto"
+    outputs: str = "outputs"
+
+
+def check(config: Config) -> None:
+    """Refuse values that no job could run with, all of them in one message.
+
+    Raises:
+        UserError: naming every key at fault, its value and what it may be.
+    """
+    problems = [message for holds, message in _rules(config) if not holds]
+    if problems:
+        raise UserError("\n".join(["the configuration cannot run:", *(f"  {problem}" for problem in problems)]))
+
+
+def _rules(config: Config) -> list[tuple[bool, str]]:
+    model, lora, loss, prompt = config.model, config.lora, config.loss, config.prompt
+    data, evaluation, train = config.data, config.eval, config.train
+    micro_batch = train.batch_size // max(train.accumulation, 1)
+    return [
+        (config.lr > 0, f"lr={config.lr}: the learning rate must be above 0 (the paper uses 5e-5)"),
+        (config.seed >= 0, f"seed={config.seed}: must be 0 or more"),
+        (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),
+        (lora.rank >= 0, f"lora.rank={lora.rank}: must be 0 (train the whole model) or more"),
+        (lora.rank == 0 or bool(lora.targets), "lora.targets is empty: name layers, or choose lora=none"),
+        (lora.alpha > 0, f"lora.alpha={lora.alpha}: must be above 0"),
+        (0 <= lora.dropout < 1, f"lora.dropout={lora.dropout}: must be at least 0 and below 1"),
+        (lora.init in ("gaussian", "kaiming"), f"lora.init={lora.init}: must be gaussian or kaiming"),
+        (loss.temperature > 0, f"loss.temperature={loss.temperature}: must be above 0 (the paper uses 0.05)"),
+        (
+            prompt.template.count(PLACEHOLDER) == 1,
+            f"prompt.template={prompt.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes",
+        ),
+        (
+            0 <= config.schedule.warmup_ratio < 1,
+            f"schedule.warmup_ratio={config.schedule.warmup_ratio}: a share of the steps, at least 0 and below 1",
+        ),
+        (
+            data.source is not DataSource.files or data.train is not None or train.steps == 0,
+            "data.train is not set: name your file, as in data.train=triplets.csv",
+        ),
+        (
+            not loss.hard_negatives or bool(data.negative_columns) or data.source is DataSource.scenes,
+            "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch",
+        ),
+        (data.on_bad_row in ("raise", "skip"), f"data.on_bad_row={data.on_bad_row}: must be raise or skip"),
+        (data.rows is None or data.rows > 0, f"data.rows={data.rows}: must be above 0, or null for all"),
+        (data.holdout >= 0, f"data.holdout={data.holdout}: must be 0 or more"),
+        (evaluation.pairs >= 2, f"eval.pairs={evaluation.pairs}: a rank correlation needs at least 2"),
+        (train.steps >= 0, f"train.steps={train.steps}: must be 0 (evaluate only) or more"),
+        (train.epochs >= 1, f"train.epochs={train.epochs}: must be 1 or more"),
+        (train.accumulation >= 1, f"train.accumulation={train.accumulation}: must be 1 or more"),
+        (
+            micro_batch * max(train.accumulation, 1) == train.batch_size,
+            f"train.batch_size={train.batch_size} is not a multiple of train.accumulation={train.accumulation}",
+        ),
+        (
+            micro_batch >= 2,
+            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves {micro_batch} "
+            "triplets to choose among: in-batch negatives need at least 2",
+        ),
+        (train.weight_decay >= 0, f"train.weight_decay={train.weight_decay}: must be 0 or more"),
+        (train.max_grad_norm > 0, f"train.max_grad_norm={train.max_grad_norm}: must be above 0 (.inf for no clipping)"),
+        (train.eval_every >= 0, f"train.eval_every={train.eval_every}: must be 0 (never) or more"),
+        (train.checkpoint_every >= 1, f"train.checkpoint_every={train.checkpoint_every}: must be 1 or more"),
+    ]
