@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from cft import minicpm
 from cft.errors import UserError
 from cft.prefix_tree import ATTENTION_NAME
 from cft.settings import Attention, LoraSettings, ModelSettings
@@ -87,7 +88,11 @@ def load_backbone(model: ModelSettings, files: ModelFiles, *, dtype: torch.dtype
 def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if minicpm.is_minicpm(folder):
+            return minicpm.load(folder, dtype), tokenizer
         trunk = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except UserError:
+        raise
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model.path={model.path}: transformers cannot load it ({error})") from error
     return trunk, tokenizer

@@ -26,13 +26,13 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """Mean score over the sets, the paper's "overall"."""
-        return float(np.mean(list(self.scores.values())))
+        """Mean score over the sets, the paper's "overall"; NaN without sets."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else float("nan")
 
     @property
     def deviation(self) -> float:
         """Population standard deviation over the sets, as the paper gives it."""
-        return float(np.std(list(self.scores.values())))
+        return float(np.std(list(self.scores.values()))) if self.scores else float("nan")
 
     @property
     def triplet_accuracy(self) -> float | None:
@@ -44,8 +44,8 @@ class Evaluation:
     def record(self) -> dict:
         """The numbers as plain data."""
         return {
-            "mean": self.mean,
-            "standard_deviation": self.deviation,
+            "mean": self.mean if self.scores else None,
+            "standard_deviation": self.deviation if self.scores else None,
             "sets": {name: {"spearman": self.scores[name], "pairs": len(self.cosines[name])} for name in self.scores},
             "triplet_accuracy": self.triplet_accuracy,
             "held_out_triplets": len(self.positives),

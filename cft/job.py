@@ -3,9 +3,9 @@
 Every stage has a folder named by what determines its result, so that a stage done once is never done again, by this
 job or by another that shares it:
 
-    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/           the base model's scores
-    OUTPUTS/MODEL-DATA-DIGEST/                                   a training: adapter, contract, history, log, record
-    OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/           its scores, table and pictures
+    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
+    OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
+    OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
 """
 
 import gc
@@ -13,14 +13,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from cft import checkpoint, figures, report
+from cft import checkpoint, figures, report, results
 from cft.backbone import ADAPTER_FOLDER, add_lora, save_weights, trainable
 from cft.data import TrainingData, load_training_data
 from cft.embedder import Embedder
@@ -31,7 +30,7 @@ from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
 from cft.settings import Config, Precision, check
 from cft.sources import ModelFiles, fetch
-from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
+from cft.store import append_line, digest, held, plain, replacing, write_json, write_text
 from cft.sts import load_eval_sets
 from cft.tracking import Tracker, tracking
 from cft.trainer import plan_steps, train
@@ -41,8 +40,6 @@ log = logging.getLogger(__name__)
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
 RECIPE = 1
 
-METRICS = "metrics.json"
-COSINES = "cosines.npz"
 FINISHED = "training.json"
 
 
@@ -132,11 +129,16 @@ class _Job:
         log.info("loading %s (%s)", self.config.model.name, self.config.model.path)
         return Embedder.base(self.config.model, files=self.files, device=self.device, dtype=self._dtype)
 
+    @cached_property
+    def tuned(self) -> Embedder:
+        """The trained model as anybody else would load it: out of its folder, held to its contract."""
+        return Embedder.load(self.folder, device=self.device)
+
     def run(self) -> str:
         """All stages in turn."""
         before = self.evaluation(self.base_folder, lambda: self.base, "the base model")
         if not self.trains:
-            folder = self.evaluation_folder(self.base_folder)
+            folder = self.report_folder(self.base_folder)
             table = report.rows(before, None)
             _say_table(self.config, table, "the base model alone (train.steps=0)")
             write_text(folder / "table.md", report.as_markdown(table) + "\n")
@@ -147,7 +149,7 @@ class _Job:
                 log.info("already trained: %s holds the result of this very configuration", self.folder)
             else:
                 self.train(tracker)
-            after = self.evaluation(self.folder, lambda: Embedder.load(self.folder, device=self.device), "the result")
+            after = self.evaluation(self.folder, lambda: self.tuned, "the result")
             pictures = self.write_report(before, after)
             tracker.finish(
                 {f"before/{name}": score for name, score in before.scores.items()}
@@ -215,46 +217,68 @@ class _Job:
         self.release()
 
     def release(self) -> None:
-        """Let go of the base model: the next job of a sweep needs the memory."""
+        """Let go of the models: what comes next needs the memory."""
         self.__dict__.pop("base", None)
+        self.__dict__.pop("tuned", None)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def evaluation_folder(self, owner: Path) -> Path:
-        """Where an embedder's scores on this job's evaluation data are kept."""
+    def evaluation(self, owner: Path, embedder: Callable[[], Embedder], what: str) -> Evaluation:
+        """Scores of an embedder on the sets and on the held-out triplets: stored ones, or made now and stored."""
+        by_set = self._stage(owner, self.config.eval.name, self.sets, [], embedder, what)
+        if not self.holdout:
+            return by_set
+        in_order = self._stage(owner, "triplets", {}, self.holdout, embedder, what)
+        return replace(by_set, positives=in_order.positives, negatives=in_order.negatives)
+
+    def _stage(
+        self,
+        owner: Path,
+        name: str,
+        sets: dict[str, list[ScoredPair]],
+        triplets: list[Triplet],
+        embedder: Callable[[], Embedder],
+        what: str,
+    ) -> Evaluation:
+        folder = self._stage_folder(owner, name, sets, triplets)
+        stored = results.read(folder)
+        if stored:
+            log.info("already evaluated %s on %s: %s", what, name, folder)
+            return stored
+        prompted = embedder().with_template(self.config.prompt.eval_template)
+        found = evaluate(prompted, sets, triplets, progress=f"evaluating {what} on {name}")
+        results.write(folder, found, prompted.contract)
+        return found
+
+    def _stage_folder(
+        self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]
+    ) -> Path:
         facts = {
             "recipe": RECIPE,
             "template": self.config.prompt.eval_template,
-            "sets": self.sets,
-            "holdout": self.holdout,
+            "sets": sets,
+            "triplets": triplets,
         }
-        return owner / "evaluations" / f"{self.config.eval.name}-{digest(facts)}"
+        return owner / "evaluations" / f"{name}-{digest(facts)}"
+
+    def report_folder(self, owner: Path) -> Path:
+        """Where an embedder's scores on the sets, their table and their pictures are kept."""
+        return self._stage_folder(owner, self.config.eval.name, self.sets, [])
 
     @property
     def holdout(self) -> list[Triplet]:
         """Held-out triplets, none when nothing is trained."""
         return self.data.holdout if self.data else []
 
-    def evaluation(self, owner: Path, load: Callable[[], Embedder], what: str) -> Evaluation:
-        """Scores of an embedder: stored ones, or made now and stored."""
-        folder = self.evaluation_folder(owner)
-        if (folder / METRICS).exists():
-            log.info("already evaluated %s: %s", what, folder)
-            return _read_evaluation(folder)
-        embedder = load().with_template(self.config.prompt.eval_template)
-        found = evaluate(embedder, self.sets, self.holdout, progress=f"evaluating {what}")
-        _write_evaluation(folder, found, embedder)
-        return found
-
     def write_report(self, before: Evaluation, after: Evaluation) -> dict[str, Path]:
         """Print and save the before/after table and its pictures; returns the pictures by name."""
-        folder = self.evaluation_folder(self.folder)
+        folder = self.report_folder(self.folder)
         table = report.rows(before, after)
         title = f"{self.config.model.name} on {self.config.data.name}, before and after {self.steps} steps"
         _say_table(self.config, table, title)
         write_text(folder / "table.md", f"# {title}\n\n{report.as_markdown(table)}\n")
-        write_json(self.folder / METRICS, {"before": before.record(), "after": after.record()})
+        write_json(self.folder / results.METRICS, {"before": before.record(), "after": after.record()})
         pictures = figures.save(figures.scores(before, after), folder, "scores")
         if len(after.negatives):
             pictures += figures.save(figures.similarities(before, after), folder, "similarities")
@@ -277,29 +301,6 @@ def _wants_bf16(precision: Precision, device: torch.device) -> bool:
     if precision is Precision.auto:
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision is Precision.bf16
-
-
-def _write_evaluation(folder: Path, found: Evaluation, embedder: Embedder) -> None:
-    """Keep scores and cosines; the file METRICS comes last and says that all is there."""
-    with replacing(folder / COSINES) as part, part.open("wb") as stream:
-        np.savez(
-            stream,
-            positives=found.positives,
-            negatives=found.negatives,
-            **{f"set/{name}": cosines for name, cosines in found.cosines.items()},
-        )
-    write_json(folder / METRICS, {**found.record(), "contract": asdict(embedder.contract)})
-
-
-def _read_evaluation(folder: Path) -> Evaluation:
-    record = read_json(folder / METRICS)
-    with np.load(folder / COSINES, allow_pickle=False) as arrays:
-        return Evaluation(
-            scores={name: row["spearman"] for name, row in record["sets"].items()},
-            cosines={name: arrays[f"set/{name}"] for name in record["sets"]},
-            positives=arrays["positives"],
-            negatives=arrays["negatives"],
-        )
 
 
 @contextmanager

@@ -13,19 +13,14 @@ def rows(before: Evaluation, after: Evaluation | None) -> list[tuple[str, ...]]:
     for name, score in before.scores.items():
         tuned = None if after is None else after.scores[name]
         table.append((name, str(len(before.cosines[name])), f"{score:.2f}", *_change(score, tuned)))
-    table.append(
-        (
-            "mean over sets",
-            "",
-            f"{before.mean:.2f} ± {before.deviation:.2f}",
-            "" if after is None else f"{after.mean:.2f} ± {after.deviation:.2f}",
-            "" if after is None else f"{after.mean - before.mean:+.2f}",
-        )
-    )
+    if len(before.scores) > 1:
+        overall = (f"{e.mean:.2f} ± {e.deviation:.2f}" if e else "" for e in (before, after))
+        table.append(("mean over sets", "", *overall, f"{after.mean - before.mean:+.2f}" if after else ""))
     if before.triplet_accuracy is not None:
         tuned = None if after is None or after.triplet_accuracy is None else 100 * after.triplet_accuracy
         share = 100 * before.triplet_accuracy
-        table.append(("held-out triplets in order, %", str(len(before.positives)), f"{share:.2f}", *_change(share, tuned)))
+        count = str(len(before.positives))
+        table.append(("held-out triplets in order, %", count, f"{share:.2f}", *_change(share, tuned)))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 import hydra
@@ -10,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from tqdm import tqdm
 
 from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
 from cft.errors import UserError
@@ -25,8 +27,7 @@ class _JobFailed(CompactHydraException):
 
 def main() -> None:
     """Run the command line and end with status 0, 1 (a defect) or 2 (something the user can mend)."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
-    log.setLevel(logging.INFO)
+    _set_up_console()
     arguments = get_args_parser().parse_args()
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
@@ -49,6 +50,23 @@ def main() -> None:
         users = failures and all(isinstance(failure, UserError) for failure in failures)
         sys.exit(USER_ERROR_STATUS if users else stop.code)
     _summarize(results)
+
+
+class _Console(logging.Handler):
+    """Writes messages above a progress bar, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def _set_up_console() -> None:
+    handler = _Console()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log.setLevel(logging.INFO)
+    # Notes of libraries to their developers, which a user of ours can do nothing about.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*", module="peft")
 
 
 def _job(composed: DictConfig, failures: list[BaseException], results: list[tuple[str, str]]) -> None:

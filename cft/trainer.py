@@ -1,11 +1,13 @@
 """Contrastive fine-tuning: the loop from triplets to trained weights."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -83,7 +85,7 @@ def train(
         with tqdm(rows, desc="training", unit="step", initial=start, total=steps) as bar:
             for step, chosen in enumerate(bar, start=start):
                 batch = [data.triplets[row] for row in chosen]
-                row = _step(accelerator, embedder, optimizer, batch, config, step=step, steps=steps)
+                row = _step(accelerator, embedder, optimizer, batch, config, rows=chosen, step=step, steps=steps)
                 note(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
@@ -115,10 +117,11 @@ def _step(
     batch: list[Triplet],
     config: Config,
     *,
+    rows: np.ndarray,
     step: int,
     steps: int,
 ) -> dict:
-    """One update of the weights; returns its row of the history."""
+    """One update of the weights on `batch`, whose row numbers are `rows`; returns its row of the history."""
     began = time.perf_counter()
     settings = config.train
     # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
@@ -133,12 +136,12 @@ def _step(
         micro = batch[start : start + size]
         with accelerator.autocast():
             part, layout_tokens, layout_nodes = contrast(embedder, micro, config.loss)
-        _require_finite(part.loss.item(), "loss", step, micro)
+        _require_finite(part.loss.item(), "loss", step, rows[start : start + size])
         accelerator.backward(part.loss / settings.accumulation)
         parts.append(part)
         tokens, nodes = tokens + layout_tokens, nodes + layout_nodes
     norm = accelerator.clip_grad_norm_(trainable(embedder.model).values(), settings.max_grad_norm)
-    _require_finite(float(norm), "gradient", step, batch)
+    _require_finite(float(norm), "gradient", step, rows)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     count = len(parts)
@@ -198,11 +201,11 @@ def _develop(embedder: Embedder, data: TrainingData, step: int) -> dict:
     return row
 
 
-def _require_finite(value: float, what: str, step: int, batch: Sequence[Triplet]) -> None:
-    if value == value and abs(value) != float("inf"):
+def _require_finite(value: float, what: str, step: int, rows: np.ndarray) -> None:
+    """Stop before a broken update: weights that are NaN once stay NaN."""
+    if math.isfinite(value):
         return
     raise UserError(
-        f"the {what} of step {step + 1} is {value}; its {len(batch)} triplets begin with the anchor "
-        f"{batch[0].anchor[:80]!r}. The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
-        "train.precision=fp32"
+        f"the {what} of step {step + 1} is {value}; triplets {', '.join(str(row + 1) for row in rows)} of the training "
+        "data made it. The last checkpoint is kept. Lower lr, raise loss.temperature, or set train.precision=fp32"
     )

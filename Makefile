@@ -1,0 +1,42 @@
+# Every target makes the environment first if it is missing. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check fix sts clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.made  ## make the environment in .venv with the tested versions
+
+demo: install  ## fine-tune SmolLM2-135M on generated scenes and show before and after (minutes on 2 cores)
+	$(BIN)/python -m cft.run
+
+test: install  ## run the tests (minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install  ## run the tests that want the real SmolLM2 weights or real data
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: install  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: install  ## repair what lint and formatting can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads them from files instead of the hub
+	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts $(if $(STS),eval.folder=$(STS))
+
+clean:  ## remove caches of the tools (outputs/ and .venv stay)
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

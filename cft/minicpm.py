@@ -1,0 +1,85 @@
+"""MiniCPM without its remote code: the same arithmetic, held by transformers' Granite classes.
+
+MiniCPM is Llama with three constants, which Granite has too under other names: embeddings are multiplied by
+`scale_emb`, each residual branch by `scale_depth / sqrt(layers)`, and logits divided by `hidden / dim_model_base`.
+Source: Hu et al. 2024, arXiv 2404.06395, and the checkpoint's own configuration.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import GraniteConfig, GraniteModel
+
+from cft.errors import UserError
+
+# Names with the same meaning in both configurations.
+_SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "initializer_range",
+)
+
+
+def is_minicpm(folder: Path) -> bool:
+    """Whether a model's folder holds a MiniCPM checkpoint."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "minicpm"
+
+
+def granite_config(minicpm: dict) -> GraniteConfig:
+    """MiniCPM's configuration in Granite's words.
+
+    Raises:
+        UserError: if it has a feature that Granite has not.
+    """
+    if minicpm.get("rope_scaling"):
+        raise UserError("this MiniCPM scales its rotary positions, which is not supported")
+    heads = minicpm["num_attention_heads"]
+    return GraniteConfig(
+        **{key: minicpm[key] for key in _SHARED if minicpm.get(key) is not None},
+        embedding_multiplier=minicpm["scale_emb"],
+        residual_multiplier=minicpm["scale_depth"] / math.sqrt(minicpm["num_hidden_layers"]),
+        attention_multiplier=(minicpm["hidden_size"] // heads) ** -0.5,
+        logits_scaling=minicpm["hidden_size"] / minicpm["dim_model_base"],
+        rope_parameters={"rope_type": "default", "rope_theta": minicpm.get("rope_theta", 10_000.0)},
+        tie_word_embeddings=minicpm.get("tie_word_embeddings", True),
+    )
+
+
+def load(folder: Path, dtype: torch.dtype) -> GraniteModel:
+    """Load a MiniCPM checkpoint's trunk; every tensor but the language-model head's must find its place.
+
+    Args:
+        folder: config.json and one or several *.safetensors, named as Llama names its tensors.
+        dtype: of the weights in memory.
+
+    Raises:
+        UserError: if a setting or tensor is missing, or a tensor is left over.
+    """
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        trunk = GraniteModel(granite_config(settings)).to(dtype)
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
+    tensors = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(shard).items():
+            if not (name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")):
+                tensors[name.removeprefix("model.")] = tensor
+    outcome = trunk.load_state_dict(tensors, strict=False)
+    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
+    if odd:
+        raise UserError(f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing or left over ({odd[0]})")
+    return trunk

@@ -1,0 +1,39 @@
+"""Scores of one embedder on one body of evaluation data, kept in a folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from cft.contract import Contract
+from cft.evaluator import Evaluation
+from cft.store import read_json, replacing, write_json
+
+METRICS = "metrics.json"
+COSINES = "cosines.npz"
+
+
+def write(folder: Path, found: Evaluation, contract: Contract) -> None:
+    """Keep scores, the cosine of every pair, and the contract they were made under; METRICS is written last."""
+    with replacing(folder / COSINES) as part, part.open("wb") as stream:
+        np.savez(
+            stream,
+            positives=found.positives,
+            negatives=found.negatives,
+            **{f"set/{name}": cosines for name, cosines in found.cosines.items()},
+        )
+    write_json(folder / METRICS, {**found.record(), "contract": asdict(contract)})
+
+
+def read(folder: Path) -> Evaluation | None:
+    """What `write` kept; None if it did not get to its end."""
+    if not (folder / METRICS).exists():
+        return None
+    record = read_json(folder / METRICS)
+    with np.load(folder / COSINES, allow_pickle=False) as arrays:
+        return Evaluation(
+            scores={name: row["spearman"] for name, row in record["sets"].items()},
+            cosines={name: arrays[f"set/{name}"] for name in record["sets"]},
+            positives=arrays["positives"],
+            negatives=arrays["negatives"],
+        )

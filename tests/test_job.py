@@ -1,0 +1,264 @@
+"""A whole job on a tiny random model: what it leaves, that it resumes, and that it is not done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cft import checkpoint, job, trainer
+from cft.config import check_overrides
+from cft.embedder import Embedder
+from cft.errors import UserError
+from test_config import composed
+
+QUICK = [
+    "model=tiny",
+    "logger=none",
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.eval_every=3",
+    "train.checkpoint_every=2",
+    "data.rows=200",
+    "data.holdout=20",
+    "eval.pairs=40",
+    "lora.dropout=0.1",
+]
+
+
+def settings(folder: Path, *overrides: str):
+    return composed(*QUICK, f"outputs={folder}", *overrides)
+
+
+def run_folder(outputs: Path) -> Path:
+    (found,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
+    return found
+
+
+def adapter_bytes(outputs: Path) -> bytes:
+    return (run_folder(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The outputs of an undisturbed job."""
+    outputs = tmp_path_factory.mktemp("undisturbed")
+    job.run(settings(outputs))
+    return outputs
+
+
+def test_a_job_leaves_a_complete_record(finished):
+    folder = run_folder(finished)
+    for name in (
+        "config.json contract.json adapter/adapter_model.safetensors adapter/adapter_config.json metrics.json "
+        "history.jsonl log.txt environment.json data.json training.json training.png training.svg"
+    ).split():
+        assert (folder / name).stat().st_size > 0, name
+    assert not (folder / checkpoint.FILE_NAME).exists()
+    assert not list(folder.rglob("*.part"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["before"]["sets"]["scenes"]["pairs"] == 40
+    assert metrics["after"]["mean"] != metrics["before"]["mean"], "training must have changed the scores"
+    (evaluation,) = folder.glob("evaluations/scenes-*")
+    for name in ("metrics.json", "cosines.npz", "table.md", "scores.png", "scores.svg", "similarities.png"):
+        assert (evaluation / name).stat().st_size > 0, name
+    with np.load(evaluation / "cosines.npz", allow_pickle=False) as arrays:
+        assert arrays["set/scenes"].shape == (40,) and np.isfinite(arrays["set/scenes"]).all()
+
+
+def test_the_history_has_every_step_and_the_development_scores(finished):
+    rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["event"] == "step"]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if row["event"] == "dev"] == [3, 6]
+    assert all(row["candidates"] == 16 and 0 < row["nodes"] <= row["tokens"] for row in steps)
+    assert steps[0]["lr"] == 0.0 and steps[1]["lr"] == pytest.approx(5e-4)
+
+
+def test_the_stored_embedder_gives_the_stored_scores(finished):
+    folder = run_folder(finished)
+    embedder = Embedder.load(folder)
+    vectors = embedder.encode(["A man is playing.", "A man plays."])
+    assert vectors.shape == (2, 32)
+    record = json.loads((folder / "contract.json").read_text())
+    assert record["suffix_ids"] == [1] and record["model"] == "random:llama" and len(record["adapter"]) == 64
+
+
+def test_a_finished_job_is_not_done_again(finished, monkeypatch):
+    before = adapter_bytes(finished)
+    monkeypatch.setattr(job, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(job, "evaluate", lambda *a, **k: pytest.fail("evaluated again"))
+    assert job.run(settings(finished)).startswith("mean ")
+    assert adapter_bytes(finished) == before
+
+
+def test_a_prompt_at_evaluation_never_retrains(finished, monkeypatch):
+    monkeypatch.setattr(job, "train", lambda *a, **k: pytest.fail("trained again"))
+    job.run(settings(finished, "prompt=prompt2"))
+    assert len(list(run_folder(finished).glob("evaluations/scenes-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["lr=1e-4", "seed=1", "loss=in_batch", "loss.temperature=0.1", "lora.rank=4", "train.steps=5", "data.rows=199"],
+)
+def test_what_changes_the_result_changes_the_folder(override, tmp_path):
+    one, other = (job._Job(settings(tmp_path, *extra)).folder for extra in ([], [override]))
+    assert one != other
+
+
+@pytest.mark.parametrize("override", ["train.checkpoint_every=3", "prompt=prompt1", "logger.project=x", "eval.pairs=50"])
+def test_what_does_not_change_the_result_keeps_the_folder(override, tmp_path):
+    one, other = (job._Job(settings(tmp_path, *extra)).folder for extra in ([], [override]))
+    assert one == other
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 5])
+def test_a_training_stopped_after_any_step_ends_with_the_same_bytes(finished, tmp_path, monkeypatch, stop_after):
+    real = trainer._step
+    done = []
+
+    def stop(*arguments, **keywords):
+        if len(done) == stop_after:
+            raise KeyboardInterrupt
+        done.append(keywords["step"])
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(settings(tmp_path))
+    monkeypatch.setattr(trainer, "_step", real)
+    torch.manual_seed(999)  # the global random state must not matter
+    job.run(settings(tmp_path))
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    one, other = ((run_folder(o) / "metrics.json").read_bytes() for o in (tmp_path, finished))
+    assert one == other
+    strip = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (run_folder(o) / "history.jsonl").open()]
+        for o in (tmp_path, finished)
+    ]
+    assert strip[0] == strip[1]
+
+
+def test_a_killed_process_is_continued_by_the_same_command(finished, tmp_path):
+    command = [sys.executable, "-m", "cft.run", *QUICK, f"outputs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(f"tiny-*/{checkpoint.FILE_NAME}")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "already trained" in again.stdout and "scenes" in again.stdout
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
+    real = trainer._step
+
+    def stop(*arguments, **keywords):
+        if keywords["step"] == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(settings(tmp_path))
+    path = run_folder(tmp_path) / checkpoint.FILE_NAME
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged .* delete it to start this training over"):
+        job.run(settings(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_rows(tmp_path, monkeypatch):
+    real = trainer.contrast
+
+    def broken(*arguments, **keywords):
+        part, tokens, nodes = real(*arguments, **keywords)
+        return part._replace(loss=part.loss * float("nan")), tokens, nodes
+
+    monkeypatch.setattr(trainer, "contrast", broken)
+    with pytest.raises(UserError, match=r"the loss of step 1 is nan; triplets \d+, \d+"):
+        job.run(settings(tmp_path))
+    assert not (run_folder(tmp_path) / "training.json").exists()
+
+
+def test_the_golden_run(finished):
+    """Guards the numbers of a tiny seeded run; they may only change with job.RECIPE."""
+    rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["event"] == "step"]
+    metrics = json.loads((run_folder(finished) / "metrics.json").read_text())
+    assert job.RECIPE == 1
+    assert losses == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
+    assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.5)
+
+
+GOLDEN_LOSSES = [0.0] * 6
+GOLDEN_BEFORE = 0.0
+
+
+@pytest.mark.parametrize("overrides", [["lora=none"], ["train.accumulation=2"], ["train.gradient_checkpointing=true"]])
+def test_other_ways_to_train_run_to_the_end(tmp_path, overrides):
+    job.run(settings(tmp_path, *overrides))
+    folder = run_folder(tmp_path)
+    assert (folder / "training.json").exists()
+    assert Embedder.load(folder).encode(["a"]).shape == (1, 32)
+
+
+def test_without_steps_only_the_base_model_is_scored(tmp_path):
+    assert job.run(settings(tmp_path, "train.steps=0")).startswith("mean ")
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("base-tiny-")
+    assert list(folder.glob("evaluations/scenes-*/table.md"))
+
+
+def test_too_few_triplets_for_a_batch_are_refused(tmp_path):
+    with pytest.raises(UserError, match="5 training triplets do not fill one batch of train.batch_size=8"):
+        job.run(settings(tmp_path, "data.rows=5"))
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="device=tpu: must be auto, cpu or cuda"):
+        job.run(settings(tmp_path, "device=tpu"))
+
+
+def test_a_sweep_runs_every_job_and_reports_a_failing_one_at_once(tmp_path):
+    overrides = [*QUICK, f"outputs={tmp_path}", "data.rows=200,5,199"]
+    check_overrides(overrides)
+    result = subprocess.run(
+        [sys.executable, "-m", "cft.run", "-m", *overrides], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 2, "a job failed for a reason that the user can mend"
+    assert len(list(tmp_path.glob("tiny-*/training.json"))) == 2
+    assert "5 training triplets do not fill one batch" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.count("before and after 6 steps") == 2
+    assert not list(Path.cwd().glob("multirun"))
+
+
+def test_a_sweep_over_the_learning_rate_gives_a_run_each_and_one_wandb_group(tmp_path):
+    overrides = [*QUICK, f"outputs={tmp_path}", "logger=wandb_offline", "lr=1e-5,5e-5,1e-4"]
+    result = subprocess.run(
+        [sys.executable, "-m", "cft.run", "-m", *overrides],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"WANDB_MODE": "offline"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("tiny-*/training.json"))) == 3
+    assert result.stdout.count("lr=") >= 3
+    runs = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 3
+    (sweep,) = (tmp_path / "sweeps").iterdir()
+    assert all(sweep.name.encode() in run.read_bytes() for run in runs)
