@@ -176,14 +176,12 @@ def add_lora(trunk: torch.nn.Module, lora: LoraSettings, *, seed: int) -> torch.
     """
     if lora.rank == 0:
         return trunk.requires_grad_(True)
-    targets: str | list[str] = list(lora.targets)
-    if targets == ["all-linear"]:
-        targets = linear_layers(trunk)
+    targets = linear_layers(trunk) if lora.targets == ["all-linear"] else list(lora.targets)
     _check_targets(trunk, targets)
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
         lora_dropout=lora.dropout,
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
         target_modules=targets,
@@ -242,7 +240,7 @@ def load_weights(trunk: torch.nn.Module, folder: Path) -> torch.nn.Module:
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
     model = get_peft_model(trunk, config)
-    outcome = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    outcome: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
     missing = [name for name in outcome.missing_keys if "lora_" in name]
     if outcome.unexpected_keys or missing:
         odd = ", ".join([*outcome.unexpected_keys, *missing][:3])

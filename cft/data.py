@@ -25,7 +25,7 @@ NLI_FILE = "nli_for_simcse.csv"
 _LARGEST_HOLDOUT_SHARE = 10
 
 _SCENES_TRIPLETS = 6000
-_SCENES_DEV_PAIRS = 300
+_SCENES_DEV_PAIRS = 200
 
 
 @dataclass(frozen=True)

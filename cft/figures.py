@@ -47,7 +47,9 @@ def similarities(before: Evaluation, after: Evaluation) -> Figure:
     bins = np.linspace(min(0.0, lowest), 1.0, 51)
     for axes, evaluation, title in zip(panels, (before, after), ("before", "after"), strict=True):
         axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
-        axes.hist(evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)")
+        axes.hist(
+            evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)"
+        )
         axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
         axes.set_ylabel("triplets")
         _clean(axes)

@@ -9,22 +9,26 @@ import difflib
 import gzip
 import json
 import math
-import sys
+import reprlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_LINES = (".jsonl", ".ndjson")
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 
-Row = TypeVar("Row")
+# The csv module refuses texts above 131,072 characters by itself; this is the most that every platform takes.
+_LONGEST_CELL = 2**31 - 1
+_MOST_COLUMNS_TOLD = 20
+
+_Converted = TypeVar("_Converted")
 
 
 class BadRows(str, Enum):
@@ -46,24 +50,47 @@ class _BadRow(Exception):
     """A reason why one row cannot be used."""
 
 
+class _RawRow(NamedTuple):
+    """One data row: its number from 1, its first line if the format has lines, and its cells by column.
+
+    A row that has no cells to speak of holds the reason instead.
+    """
+
+    number: int
+    line: int | None
+    cells: dict[str, Any] | _BadRow
+
+
 @dataclass(frozen=True)
 class _Source:
-    """A file, and the name of the config key that named it."""
+    """A file, what is wanted from it, and the words that errors about it need.
+
+    key: the config key that named the file. columns: each needed column and the config key that names it, or "".
+    column_advice, row_advice: what to do about a missing column and a bad row.
+    """
 
     path: Path
     key: str
+    columns: dict[str, str]
+    column_advice: str
+    row_advice: str
 
-    def place(self, number: int, line: int | None) -> str:
+    @property
+    def ending(self) -> str:
+        """The file's format, such as `.csv.gz`."""
+        for ending in _ENDINGS:
+            if self.path.name.lower().endswith(ending):
+                return ending
+        raise self.fail(f"unknown kind of file; these are read: {', '.join(_ENDINGS)}")
+
+    def place(self, row: _RawRow) -> str:
         """A row as messages call it."""
-        return f"data row {number} ({self.path.name}{'' if line is None else f':{line}'})"
+        line = "" if row.line is None else f":{row.line}"
+        return f"data row {row.number} ({self.path.name}{line})"
 
     def fail(self, problem: str) -> UserError:
         """An error about the file as a whole."""
         return UserError(f"{self.key}={self.path}: {problem}")
-
-
-# One data row: its number from 1, its line, and its cells by column; None for cells marks a broken row with a reason.
-_Numbered = tuple[int, int | None, dict[str, Any] | _BadRow]
 
 
 def read_triplets(
@@ -79,7 +106,8 @@ def read_triplets(
 
     Args:
         path: the file.
-        anchor: column of the anchor. positive: column of its positive.
+        anchor: column of the anchor.
+        positive: column of its positive.
         negatives: columns of hard negatives: none, one or several. A cell may hold a list of texts (JSONL, Parquet);
             empty cells of the second column and later mean that the row has fewer negatives.
         on_bad_row: stop at a bad row, or leave it out.
@@ -91,14 +119,22 @@ def read_triplets(
     Raises:
         UserError: naming the file, row, column and remedy.
     """
-    columns = {anchor: "data.anchor_column", positive: "data.positive_column"}
-    columns |= {name: "data.negative_columns" for name in negatives}
+    assert not isinstance(negatives, str), "a text is a sequence of texts too, but not of columns"
+    source = _Source(
+        Path(path),
+        key,
+        {name: "data.negative_columns" for name in negatives}
+        | {positive: "data.positive_column", anchor: "data.anchor_column"},
+        column_advice="Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file",
+        row_advice="mend or drop it, or set data.on_bad_row=skip",
+    )
 
     def triplet(cells: dict[str, Any]) -> Triplet:
-        found = [text for place, name in enumerate(negatives) for text in _negatives(cells, name, first=place == 0)]
-        return Triplet(_text(cells, anchor, "anchor"), _text(cells, positive, "positive"), tuple(found))
+        return Triplet(
+            _text(cells, anchor, "anchor"), _text(cells, positive, "positive"), _all_negatives(cells, negatives)
+        )
 
-    return _read(_Source(Path(path), key), columns, triplet, on_bad_row)
+    return _read(source, triplet, on_bad_row)
 
 
 def read_scored_pairs(
@@ -110,36 +146,53 @@ def read_scored_pairs(
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
 ) -> tuple[list[ScoredPair], list[Skipped]]:
-    """Read pairs of sentences with scores on any scale; arguments and errors as in `read_triplets`."""
+    """Read pairs of sentences with scores on any scale.
+
+    Args:
+        path: the file.
+        sentence1: column of the first sentence.
+        sentence2: column of the second sentence.
+        score: column of the score, a finite number.
+        on_bad_row: stop at a bad row, or leave it out.
+        key: the config key that named the file, for messages.
+
+    Returns:
+        The pairs, texts verbatim, and the rows that were left out.
+
+    Raises:
+        UserError: naming the file, row, column and remedy.
+    """
+    source = _Source(
+        Path(path),
+        key,
+        dict.fromkeys((sentence1, sentence2, score), ""),
+        column_advice=f"Scored pairs need the columns {sentence1!r}, {sentence2!r} and {score!r}",
+        # No config key leaves evaluation rows out: scores on other rows than everybody's compare with nothing.
+        row_advice="mend or drop it",
+    )
 
     def pair(cells: dict[str, Any]) -> ScoredPair:
-        return ScoredPair(_text(cells, sentence1, sentence1), _text(cells, sentence2, sentence2), _number(cells, score))
+        return ScoredPair(
+            _text(cells, sentence1, "sentence1"), _text(cells, sentence2, "sentence2"), _number(cells, score, "score")
+        )
 
-    return _read(_Source(Path(path), key), dict.fromkeys((sentence1, sentence2, score), ""), pair, on_bad_row)
+    return _read(source, pair, on_bad_row)
+
+
+# Reading: from a file to numbered rows
 
 
 def _read(
-    source: _Source, columns: dict[str, str], convert: Callable[[dict[str, Any]], Row], on_bad_row: BadRows
-) -> tuple[list[Row], list[Skipped]]:
-    """Convert every row of a file; `columns` gives each needed column the config key that names it."""
-    _check_path(source)
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
+    source: _Source, convert: Callable[[dict[str, Any]], _Converted], on_bad_row: BadRows
+) -> tuple[list[_Converted], list[Skipped]]:
+    """Convert every row of a file, and word what goes wrong with the file itself."""
     try:
-        for number, line, cells in _rows(source, columns):
-            try:
-                if isinstance(cells, _BadRow):
-                    raise cells
-                rows.append(convert(cells))
-            except _BadRow as reason:
-                where = source.place(number, line)
-                if on_bad_row is BadRows.RAISE:
-                    raise UserError(f"{where} {reason}; mend or drop it, or set data.on_bad_row=skip") from None
-                skipped.append(Skipped(where, str(reason)))
+        _check_path(source)
+        rows, skipped = _convert_rows(source, convert, on_bad_row)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise source.fail(f"not a whole gzip file ({error}); fetch or compress it again") from error
     except OSError as error:
-        raise source.fail(f"cannot be read ({error})") from error
+        raise source.fail(f"cannot be read ({error.strerror or error})") from error
     if not rows and skipped:
         reasons = "; ".join(f"{row.where} {row.reason}" for row in skipped[:3])
         raise source.fail(f"none of its {len(skipped)} rows can be used: {reasons}")
@@ -148,159 +201,263 @@ def _read(
     return rows, skipped
 
 
+def _convert_rows(
+    source: _Source, convert: Callable[[dict[str, Any]], _Converted], on_bad_row: BadRows
+) -> tuple[list[_Converted], list[Skipped]]:
+    rows: list[_Converted] = []
+    skipped: list[Skipped] = []
+    for row in _rows(source):
+        try:
+            if isinstance(row.cells, _BadRow):
+                raise row.cells
+            rows.append(convert(row.cells))
+        except _BadRow as reason:
+            if on_bad_row is BadRows.RAISE:
+                raise UserError(f"{source.place(row)} {reason}; {source.row_advice}") from None
+            skipped.append(Skipped(source.place(row), str(reason)))
+    return rows, skipped
+
+
 def _check_path(source: _Source) -> None:
-    path = source.path
+    path, folder = source.path, source.path.parent
     if path.is_dir():
         raise source.fail("is a folder; name a file in it")
     if not path.exists():
-        folder = path.parent
-        siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
+        if not folder.is_dir():
+            raise source.fail(f"no such file, nor is there a folder {folder}")
+        near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir() if entry.is_file()], n=1)
         raise source.fail("no such file" + (f"; did you mean {folder / near[0]}?" if near else ""))
-    if not path.name.lower().endswith(_ENDINGS):
-        raise source.fail(f"unknown kind of file; these are read: {', '.join(_ENDINGS)}")
+    if path.stat().st_size == 0:
+        raise source.fail("is empty")
 
 
-def _rows(source: _Source, columns: dict[str, str]) -> Iterator[_Numbered]:
-    name = source.path.name.lower()
-    if name.endswith(".parquet"):
-        yield from _parquet_rows(source, columns)
-        return
-    kind = Path(name.removesuffix(".gz")).suffix
-    opener: Any = gzip.open if name.endswith(".gz") else open
-    # utf-8-sig takes a byte order mark away; newline="" leaves line ends inside quotes to the csv module.
-    with opener(source.path, "rt", encoding="utf-8-sig", newline="" if kind in _DELIMITERS else None) as stream:
-        if kind in _DELIMITERS:
-            yield from _delimited_rows(source, stream, _DELIMITERS[kind], columns)
-        else:
-            yield from _json_rows(source, stream, columns)
+def _rows(source: _Source) -> Iterator[_RawRow]:
+    return _parquet_rows(source) if source.ending == ".parquet" else _text_rows(source)
 
 
-def _delimited_rows(source: _Source, stream: TextIO, delimiter: str, columns: dict[str, str]) -> Iterator[_Numbered]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts above 131,072 characters
+def _text_rows(source: _Source) -> Iterator[_RawRow]:
+    delimiter = _DELIMITERS.get(source.ending.removesuffix(".gz"))
+    try:
+        with _open_text(source) as stream:
+            if delimiter is None:
+                yield from _json_rows(source, stream)
+            else:
+                yield from _delimited_rows(source, stream, delimiter)
+    except UnicodeDecodeError as error:
+        line = _undecodable_line(source)
+        raise source.fail(f"line {line} is not valid UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _open_text(source: _Source, errors: str = "strict") -> TextIO:
+    """Open a text file without its byte order mark, leaving line ends inside quotes to the csv module."""
+    if source.ending.endswith(".gz"):
+        return gzip.open(source.path, "rt", encoding="utf-8-sig", errors=errors, newline="")
+    return source.path.open(encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _undecodable_line(source: _Source) -> int:
+    """The first line that is not UTF-8.
+
+    Decoding runs ahead of the lines by a buffer, so that the failing read itself cannot tell. Read once more, with
+    each bad byte turned into a surrogate, which valid UTF-8 never gives.
+    """
+    with _open_text(source, errors="surrogateescape") as stream:
+        return next(line for line, text in enumerate(stream, start=1) if _has_surrogate(text))
+
+
+def _delimited_rows(source: _Source, stream: TextIO, delimiter: str) -> Iterator[_RawRow]:
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     number, start = 0, 1
     try:
-        header = next(reader, None)
+        # A blank line is no row, neither here nor below.
+        header = next(filter(None, reader), None)
         if header is None:
             raise source.fail("is empty")
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise source.fail(f"has the column {twice[0]!r} more than once; rename one")
-        _check_columns(source, header, columns)
+        _check_columns(source, header)
         start = reader.line_num + 1
         for cells in reader:
-            if cells:  # a blank line is no row
+            if cells:
                 number += 1
-                yield number, start, _named(header, cells)
+                yield _RawRow(number, start, _by_column(header, cells))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise source.fail(f"line {start}: broken quoting ({error}); quote texts with \" and double quotes in them") from error
-    except UnicodeDecodeError as error:
-        raise _undecodable(source, start, error) from error
+        raise source.fail(
+            f"the row that starts on line {start} has broken quoting ({error}); "
+            'put a text that begins with " in quotes and double the quotes within'
+        ) from error
 
 
-def _named(header: list[str], cells: list[str]) -> dict[str, Any] | _BadRow:
-    if len(cells) != len(header):
-        return _BadRow(f"has {len(cells)} cells where the header has {len(header)} columns")
-    return dict(zip(header, cells, strict=True))
+def _by_column(header: list[str], cells: list[str]) -> dict[str, Any] | _BadRow:
+    if len(cells) == len(header):
+        return dict(zip(header, cells, strict=True))
+    amount = "many" if len(cells) > len(header) else "few"
+    return _BadRow(f"has too {amount} cells: {len(cells)} where the header has {len(header)}")
 
 
-def _json_rows(source: _Source, stream: TextIO, columns: dict[str, str]) -> Iterator[_Numbered]:
-    number = line = 0
+def _json_rows(source: _Source, stream: TextIO) -> Iterator[_RawRow]:
+    number, checked = 0, False
+    for line, text in enumerate(stream, start=1):
+        if not text.strip():
+            continue
+        number += 1
+        cells = _json_object(text)
+        if not checked and isinstance(cells, dict):
+            _check_keys(source, cells)
+            checked = True
+        yield _RawRow(number, line, cells)
+
+
+def _json_object(text: str) -> dict[str, Any] | _BadRow:
     try:
-        for line, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            number += 1
-            try:
-                cells = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield number, line, _BadRow(f"is not valid JSON ({error})")
-                continue
-            if not isinstance(cells, dict):
-                yield number, line, _BadRow(f"is a JSON {type(cells).__name__}, not an object of named texts")
-                continue
-            if number == 1:
-                _check_columns(source, list(cells), columns)
-            yield number, line, cells
-    except UnicodeDecodeError as error:
-        raise _undecodable(source, line + 1, error) from error
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return _BadRow(f"is not valid JSON ({error.msg} at character {error.pos + 1}); a line holds one object")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        return _BadRow(f"is not JSON that can be read ({error})")
+    return value if isinstance(value, dict) else _BadRow(f"is not a JSON object but {_described(value)}")
 
 
-def _parquet_rows(source: _Source, columns: dict[str, str]) -> Iterator[_Numbered]:
+def _check_keys(source: _Source, first: dict[str, Any]) -> None:
+    """Refuse a file of which no object has a needed key.
+
+    Objects may leave out keys, so that one which the first lacks is looked for in the whole file: without it in any,
+    the column's name is wrong; with it in some, rows are judged one by one.
+    """
+    if source.columns.keys() <= first.keys():
+        return
+    with _open_text(source) as stream:
+        objects = (cells for cells in map(_json_object, stream) if isinstance(cells, dict))
+        found = dict.fromkeys(key for cells in objects for key in cells)
+    _check_columns(source, list(found))
+
+
+def _parquet_rows(source: _Source) -> Iterator[_RawRow]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    try:
-        with parquet.ParquetFile(source.path) as table:
-            _check_columns(source, table.schema_arrow.names, columns)
-            number = 0
-            for batch in table.iter_batches(columns=list(columns)):
-                for cells in batch.to_pylist():
+    number = 0
+    # Opened here, for then an OSError inside comes from the content (pyarrow raises it for pages it cannot read).
+    with source.path.open("rb") as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            _check_columns(source, table.schema_arrow.names)
+            for batch in table.iter_batches(columns=list(source.columns)):
+                for cells in zip(*batch.columns, strict=True):
                     number += 1
-                    yield number, None, cells
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        raise source.fail(f"not a whole Parquet file of texts ({str(error).splitlines()[0]})") from error
+                    values = (cell.as_py() for cell in cells)
+                    yield _RawRow(number, None, dict(zip(batch.schema.names, values, strict=True)))
+        except UnicodeDecodeError as error:
+            raise source.fail(f"data row {number} is not valid UTF-8 ({error.reason}); write it as UTF-8") from error
+        except (arrow.ArrowException, OSError) as error:
+            cause = str(error).strip().splitlines()[0]
+            raise source.fail(f"not a whole Parquet file ({cause}); fetch or write it again") from error
 
 
-def _check_columns(source: _Source, found: list[str], columns: dict[str, str]) -> None:
-    for name, key in columns.items():
-        if name in found:
-            continue
-        near = difflib.get_close_matches(name, found, n=1)
-        named = f" ({key} names it)" if key else ""
-        guess = f" Did you mean {near[0]!r}?" if near else ""
-        raise source.fail(f"has no column {name!r}{named}; its columns are {', '.join(map(repr, found))}.{guess}")
+def _check_columns(source: _Source, found: list[str]) -> None:
+    for name in found:
+        if found.count(name) > 1:
+            raise source.fail(f"has the column {name!r} more than once; rename one")
+    for name, key in source.columns.items():
+        if name not in found:
+            named = f" ({key} names it)" if key else ""
+            near = difflib.get_close_matches(name, found, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise source.fail(
+                f"has no column {name!r}{named}; its columns are {_listed(found)}.{guess} {source.column_advice}."
+            )
 
 
-def _undecodable(source: _Source, line: int, error: UnicodeDecodeError) -> UserError:
-    return source.fail(f"not valid UTF-8 at or after line {line} ({error.reason}); save it as UTF-8")
+def _listed(names: list[str]) -> str:
+    told = ", ".join(map(repr, names[:_MOST_COLUMNS_TOLD]))
+    more = len(names) - _MOST_COLUMNS_TOLD
+    return f"{told} and {more} more" if more > 0 else told
+
+
+# Validation: from cells to texts and numbers, the same for every format
 
 
 def _text(cells: dict[str, Any], column: str, role: str) -> str:
-    what = f"{role!r}" if role == column else f"{role!r} (column {column!r})"
+    what = _called(role, column)
+    return _checked_text(_cell(cells, column, what), what)
+
+
+def _all_negatives(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for place, column in enumerate(columns):
+        if place == 0 or not _is_blank(cells.get(column)):
+            found += _negatives(cells, column)
+    return tuple(found)
+
+
+def _negatives(cells: dict[str, Any], column: str) -> list[str]:
+    """The hard negatives of one cell, which holds a text or a list of texts."""
+    what = _called("negative", column)
+    value = _cell(cells, column, what)
+    if value == []:
+        raise _BadRow(f"has an empty list as {what}")
+    return [_checked_text(text, what) for text in (value if isinstance(value, list) else [value])]
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _number(cells: dict[str, Any], column: str, role: str) -> float:
+    what = _called(role, column)
+    value = _cell(cells, column, what)
+    number = _as_float(value)
+    if not math.isfinite(number):
+        raise _BadRow(f"has {_described(value)} as {what}, which is not a finite number")
+    return number
+
+
+def _as_float(value: Any) -> float:
+    """A float, or NaN for what is no number.
+
+    Python reads true as 1 and "4_4", as often a slip for 4.4, as 44: neither is a score.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str) or "_" in str(value):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _cell(cells: dict[str, Any], column: str, what: str) -> Any:
     if column not in cells:
         raise _BadRow(f"has no {what}")
-    return _checked(cells[column], what)
-
-
-def _checked(value: Any, what: str) -> str:
-    if value is None:
+    if cells[column] is None:
         raise _BadRow(f"has no {what}: the cell is null")
+    return cells[column]
+
+
+def _checked_text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise _BadRow(f"has a {type(value).__name__} ({str(value)[:40]}) where {what} should be a text")
+        raise _BadRow(f"has {_described(value)} as {what}, which is not a text")
     if not value.strip():
         raise _BadRow(f"has an empty {what}")
     if "\0" in value:
         raise _BadRow(f"has a NUL byte in {what}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _BadRow(f"has half a character (an unpaired surrogate) in {what}") from None
+    if _has_surrogate(value):
+        raise _BadRow(f"has half a character (an unpaired surrogate) in {what}")
     return value
 
 
-def _negatives(cells: dict[str, Any], column: str, *, first: bool) -> list[str]:
-    value = cells.get(column)
-    what = f"'negative' (column {column!r})"
-    if not first and (value is None or value == ""):
-        return []
-    if isinstance(value, list):
-        if first and not value:
-            raise _BadRow(f"has an empty list as {what}")
-        return [_checked(text, what) for text in value]
-    if column not in cells:
-        raise _BadRow(f"has no {what}")
-    return [_checked(value, what)]
-
-
-def _number(cells: dict[str, Any], column: str) -> float:
-    value = cells.get(column)
+def _has_surrogate(text: str) -> bool:
     try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _BadRow(f"has {str(value)[:40]!r} as {column!r}, which is not a finite number")
-    return number
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _called(role: str, column: str) -> str:
+    """A cell as messages call it, by what it is for and by where it is."""
+    return f"{role!r}" if role == column else f"{role!r} (column {column!r})"
+
+
+def _described(value: Any) -> str:
+    """A value and its type, cut short."""
+    return "null" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"

@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +28,9 @@ from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
-from cft.settings import Config, Precision, check
+from cft.settings import Config, LoggerKind, Precision, check
 from cft.sources import ModelFiles, fetch
-from cft.store import append_line, digest, held, plain, replacing, write_json, write_text
+from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.sts import load_eval_sets
 from cft.tracking import Tracker, tracking
 from cft.trainer import plan_steps, train
@@ -160,16 +160,16 @@ class _Job:
         self.release()
         return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({self.folder})"
 
-    def tracker(self) -> "contextmanager":
-        """Whoever follows this job."""
-        finished = (self.folder / FINISHED).exists()
-        settings = replace(self.config.logger, kind="none") if finished else self.config.logger
+    def tracker(self) -> AbstractContextManager[Tracker]:
+        """Whoever follows this job; nobody, if it only shows what it finds."""
+        scores = self.report_folder(self.folder)
+        finished = (self.folder / FINISHED).exists() and results.read(scores) is not None
         return tracking(
-            settings,
+            replace(self.config.logger, kind=LoggerKind.none) if finished else self.config.logger,
             name=self.folder.name,
             folder=self.outputs,
             config=plain(self.config),
-            identity=self.folder.name,
+            identity=digest([self.folder.name, scores.name]),
         )
 
     def train(self, tracker: Tracker) -> None:
@@ -251,9 +251,7 @@ class _Job:
         results.write(folder, found, prompted.contract)
         return found
 
-    def _stage_folder(
-        self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]
-    ) -> Path:
+    def _stage_folder(self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]) -> Path:
         facts = {
             "recipe": RECIPE,
             "template": self.config.prompt.eval_template,
@@ -278,13 +276,24 @@ class _Job:
         title = f"{self.config.model.name} on {self.config.data.name}, before and after {self.steps} steps"
         _say_table(self.config, table, title)
         write_text(folder / "table.md", f"# {title}\n\n{report.as_markdown(table)}\n")
-        write_json(self.folder / results.METRICS, {"before": before.record(), "after": after.record()})
+        self._note_scores(folder.name, before, after)
         pictures = figures.save(figures.scores(before, after), folder, "scores")
         if len(after.negatives):
             pictures += figures.save(figures.similarities(before, after), folder, "similarities")
         pictures += [path for path in sorted(self.folder.glob("training.*")) if path.suffix in (".png", ".svg")]
         _say_files(folder, pictures, trained=self.folder)
         return {path.stem: path for path in pictures if path.suffix == ".png"}
+
+    def _note_scores(self, evaluation: str, before: Evaluation, after: Evaluation) -> None:
+        """Enter one evaluation into the run's own summary, beside those made under other prompts or on other data."""
+        path = self.folder / results.METRICS
+        known = read_json(path) if path.exists() else {}
+        known[evaluation] = {
+            "prompt": self.config.prompt.eval_template,
+            "before": before.record(),
+            "after": after.record(),
+        }
+        write_json(path, known)
 
 
 def _device(name: str) -> torch.device:
@@ -308,12 +317,15 @@ def _log_file(path: Path) -> Iterator[None]:
     """Copy what is reported into the run's own log, with times."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger("cft")
-    root.addHandler(handler)
+    package = logging.getLogger("cft")
+    level = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        package.removeHandler(handler)
+        package.setLevel(level)
         handler.close()
 
 

@@ -58,7 +58,7 @@ def granite_config(minicpm: dict) -> GraniteConfig:
     )
 
 
-def load(folder: Path, dtype: torch.dtype) -> GraniteModel:
+def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """Load a MiniCPM checkpoint's trunk; every tensor but the language-model head's must find its place.
 
     Args:
@@ -70,7 +70,7 @@ def load(folder: Path, dtype: torch.dtype) -> GraniteModel:
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        trunk = GraniteModel(granite_config(settings)).to(dtype)
+        trunk: torch.nn.Module = GraniteModel(granite_config(settings))
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
     tensors = {}
@@ -81,5 +81,7 @@ def load(folder: Path, dtype: torch.dtype) -> GraniteModel:
     outcome = trunk.load_state_dict(tensors, strict=False)
     odd = [*outcome.missing_keys, *outcome.unexpected_keys]
     if odd:
-        raise UserError(f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing or left over ({odd[0]})")
-    return trunk
+        raise UserError(
+            f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing or left over ({odd[0]})"
+        )
+    return trunk.to(dtype)

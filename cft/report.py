@@ -9,7 +9,7 @@ HEADER = ("set", "pairs", "before", "after", "change")
 
 def rows(before: Evaluation, after: Evaluation | None) -> list[tuple[str, ...]]:
     """Cells of the before/after table; without an `after` the last two columns stay empty."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for name, score in before.scores.items():
         tuned = None if after is None else after.scores[name]
         table.append((name, str(len(before.cosines[name])), f"{score:.2f}", *_change(score, tuned)))

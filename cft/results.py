@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,8 @@ COSINES = "cosines.npz"
 def write(folder: Path, found: Evaluation, contract: Contract) -> None:
     """Keep scores, the cosine of every pair, and the contract they were made under; METRICS is written last."""
     with replacing(folder / COSINES) as part, part.open("wb") as stream:
-        np.savez(
-            stream,
-            positives=found.positives,
-            negatives=found.negatives,
-            **{f"set/{name}": cosines for name, cosines in found.cosines.items()},
-        )
+        arrays: dict[str, Any] = {f"set/{name}": cosines for name, cosines in found.cosines.items()}
+        np.savez(stream, positives=found.positives, negatives=found.negatives, **arrays)
     write_json(folder / METRICS, {**found.record(), "contract": asdict(contract)})
 
 

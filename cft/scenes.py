@@ -17,7 +17,7 @@ The data shows that training works at all. It says nothing about English.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cft.errors import UserError
 from cft.lexicon import LEXICONS, SOMETHING, Action, Lexicon, Noun, Place, Trait, Verb, article
@@ -26,7 +26,7 @@ from cft.records import ScoredPair, Triplet
 SPLITS = ("train", "dev", "test")
 
 # Far below the number of scenes each lexicon can make, so that drawing anew after a repeat always ends.
-MOST_ROWS = {"train": 100_000, "dev": 10_000, "test": 10_000}
+MOST_ROWS = {"train": 50_000, "dev": 10_000, "test": 10_000}
 
 SOME = 0
 """The count of a plural of unknown size, "some plumbers", which any count above one entails."""
@@ -202,7 +202,11 @@ def _fill(rng: random.Random, lexicon: Lexicon, scene: Scene, slot: str) -> Scen
         bearer = {"trait": scene.actor.families, "manner": scene.action.manners}
         families = bearer.get(slot, scene.object.families if scene.object else ())
         options = [trait for family in families for trait in lexicon.family(family)]
-    return replace(scene, **{slot: _pick(rng, options)}) if options else scene
+    return _with(scene, slot, _pick(rng, options)) if options else scene
+
+
+def _with(scene: Scene, slot: str, value: Any) -> Scene:
+    return replace(scene, **{slot: value})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,10 +282,11 @@ def render(scene: Scene, wording: Wording) -> str:
         "place": wording.word("place", scene.place.phrases) if scene.place else "",
         "time": wording.word("time", scene.time.words) if scene.time else "",
     }
-    # A caption has no finite verb, and an opening phrase would leave it dangling.
-    front = "" if wording.frame == "caption" else adverbial.pop(wording.front, "")
+    # A caption has no finite verb, so it cannot say "not", and an opening phrase would leave it dangling.
+    frame = "progressive" if scene.negated and wording.frame == "caption" else wording.frame
+    front = "" if frame == "caption" else adverbial.pop(wording.front, "")
     clause = _clause(scene, wording)
-    body = _framed(clause, wording.frame, scene.negated and not _denied_by_subject(scene, wording))
+    body = _framed(clause, frame, scene.negated and not _denied_by_subject(scene, wording))
     words = [body, clause.complement, clause.late_adverb, *adverbial.values()]
     sentence = " ".join(word for word in (f"{front}," if front else "", *words) if word)
     return f"{sentence[0].upper()}{sentence[1:]}."
@@ -318,7 +323,7 @@ def _clause(scene: Scene, wording: Wording) -> _Clause:
     acted_on = "anything" if is_indefinite else _object_phrase(scene.object, scene, wording)
     if voice == "converse" and scene.action.converse:
         return _Clause(acted_on, False, wording.word("action", scene.action.converse), actor)
-    passives = [verb for verb in scene.action.verbs if verb.participle]
+    passives = [option for option in scene.action.verbs if option.participle]
     if voice == "passive" and passives and not is_indefinite:
         verb = _passive(wording.word("action", passives), manner)
         return _Clause(acted_on, scene.object.kind == "many", verb, f"by {actor}")
@@ -389,7 +394,7 @@ def _drop(slot: str) -> _Change:
     """Make the change that no longer says what is in the slot."""
 
     def change(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | None:
-        return None if getattr(scene, slot) is None else replace(scene, **{slot: None})
+        return None if getattr(scene, slot) is None else _with(scene, slot, None)
 
     return change
 
@@ -443,6 +448,11 @@ def _other_object(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene |
     return replace(scene, object=thing, object_trait=scene.object_trait if suits else None)
 
 
+def _other_thing(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | None:
+    """Apply the same action to another thing; not to another actor, since a nurse may be a neighbor too."""
+    return None if scene.object is None or scene.object.is_animate else _other_object(rng, lexicon, scene)
+
+
 def _other_place(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | None:
     if scene.place is None:
         return None
@@ -455,7 +465,8 @@ def _other_place(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | 
 def _other_count(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | None:
     if scene.has_swappable_roles or scene.count == SOME:
         return None
-    return replace(scene, count=_pick(rng, [count for count in (1, 2, 3, 4, 5) if count != scene.count]))
+    # Never down to one: where there are two boys there is, strictly, a boy.
+    return replace(scene, count=_pick(rng, [count for count in (2, 3, 4, 5) if count != scene.count]))
 
 
 def _other_outfit(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene | None:
@@ -474,7 +485,7 @@ def _other_modifier(slot: str) -> _Change:
             return None
         traits = lexicon.times if slot == "time" else lexicon.family(old.family)
         rivals = [trait for trait in traits if trait.family == old.family and trait is not old]
-        return replace(scene, **{slot: _pick(rng, rivals)})
+        return _with(scene, slot, _pick(rng, rivals))
 
     return change
 
@@ -493,7 +504,9 @@ def _other_action(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Scene |
         return None
     same_object = [action for action in options if scene.object and scene.object.name in action.objects]
     action = _pick(rng, same_object if same_object and _chance(rng, 0.7) else options)
-    keeps_object = action in same_object or (scene.has_swappable_roles and scene.object.kind in action.agents)
+    keeps_object = action in same_object or (
+        scene.has_swappable_roles and scene.object is not None and scene.object.kind in action.agents
+    )
     return replace(
         scene,
         action=action,
@@ -585,13 +598,13 @@ def grade(first: Scene, second: Scene) -> float:
 
 def _shared(first: Scene, second: Scene) -> float:
     """Steps 1 to 4 of `grade`."""
-    credits = {slot: _credit(slot, getattr(first, slot), getattr(second, slot)) for slot in _WEIGHTS}
+    credit = {slot: _credit(slot, getattr(first, slot), getattr(second, slot)) for slot in _WEIGHTS}
     earned = weights = 0.0
     for slot, weight in _WEIGHTS.items():
         mentions = (getattr(first, slot) is not None) + (getattr(second, slot) is not None)
         bearer = _BEARERS.get(slot)
         weights += weight * mentions / 2
-        earned += weight * credits[slot] * (credits[bearer] if bearer else 1.0)
+        earned += weight * credit[slot] * (credit[bearer] if bearer else 1.0)
     return 5 * earned / weights
 
 
@@ -630,7 +643,7 @@ def _triplet(rng: random.Random, lexicon: Lexicon) -> Triplet | None:
     anchor, wording = _draw_scene(rng, lexicon), _draw_wording(rng)
     if anchor.count != SOME and _chance(rng, 0.06):
         # Without denied anchors, "not" alone would mark a negative. Nothing may be dropped from a denied scene:
-        # "no boy is eating soup" does not follow from "no boy is eating soup quickly".
+        # that a boy is not eating does not follow from his not eating quickly.
         anchor, wording = replace(anchor, negated=True), wording._replace(denial="not")
         positive, negative = anchor, replace(anchor, negated=False)
         spoken = wording
@@ -638,7 +651,7 @@ def _triplet(rng: random.Random, lexicon: Lexicon) -> Triplet | None:
         positive = _change(rng, lexicon, anchor, _ENTAILING, _pick(rng, (0, 1, 1, 2, 2, 3)))
         # A negative of the positive also contradicts the anchor, which says more.
         base = positive if _chance(rng, 0.25) else anchor
-        changes = _pick(rng, (_CONTRADICTING, _CONTRADICTING, (*_MINOR, _other_object)))
+        changes = _pick(rng, (_CONTRADICTING, _CONTRADICTING, (*_MINOR, _other_thing)))
         negative = _change(rng, lexicon, base, changes, 1)
         spoken = wording if _chance(rng, 0.75) else _reworded(rng, wording)
     if grade(anchor, negative) >= grade(anchor, positive):
@@ -659,9 +672,11 @@ def _graded_pair(rng: random.Random, lexicon: Lexicon) -> ScoredPair | None:
     first = _draw_scene(rng, lexicon)
     if first.count != SOME and _chance(rng, 0.06):
         first = replace(first, negated=True)
-    second = _scene_to_compare(rng, lexicon, first)
-    while min(int(grade(first, second)), 4) != band:
-        second = _scene_to_compare(rng, lexicon, first)
+    # About one draw in five lands in the band, so a hundred misses mean that this scene cannot reach it.
+    candidates = (_scene_to_compare(rng, lexicon, first) for _ in range(100))
+    second = next((scene for scene in candidates if min(int(grade(first, scene)), 4) == band), None)
+    if second is None:
+        return None
     wording = _draw_wording(rng)._replace(denial="not")
     rewords = _chance(rng, 0.8 if band >= 3 else 0.3)
     texts = [render(first, wording), render(second, _reworded(rng, wording) if rewords else wording)]
@@ -682,7 +697,8 @@ def _scene_to_compare(rng: random.Random, lexicon: Lexicon, scene: Scene) -> Sce
         return _change(rng, lexicon, changed, (*_MINOR, *_ENTAILING), _pick(rng, (0, 1, 2)))
     if recipe == "contradiction":
         wider = _change(rng, lexicon, scene, _ENTAILING, _pick(rng, (0, 0, 1, 2)))
-        return _change(rng, lexicon, wider, _CONTRADICTING, 1)
+        # Two denials do not contradict each other, whatever they deny.
+        return _change(rng, lexicon, wider, (_negate,) if scene.negated else _CONTRADICTING, 1)
     if recipe == "one part":
         return _draw_scene_sharing_one_part(rng, lexicon, scene)
     return scene if recipe == "same" else replace(_draw_scene(rng, lexicon), negated=scene.negated)

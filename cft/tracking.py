@@ -52,9 +52,7 @@ class WandbTracker(Tracker):
 
 
 @contextmanager
-def tracking(
-    settings: LoggerSettings, *, name: str, folder: Path, config: dict, identity: str
-) -> Iterator[Tracker]:
+def tracking(settings: LoggerSettings, *, name: str, folder: Path, config: dict, identity: str) -> Iterator[Tracker]:
     """Follow one job, and end its W&B run however the job ends.
 
     Args:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -67,7 +68,9 @@ def train(
     settings = config.train
     with _accelerator(embedder.device, bf16) as accelerator:
         if settings.gradient_checkpointing:
-            embedder.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            cast(Any, embedder.model).gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         model = accelerator.prepare_model(embedder.model)
         embedder = Embedder(model, embedder.backbone, embedder.contract)
         weights = trainable(model)
@@ -159,9 +162,7 @@ def _step(
     }
 
 
-def contrast(
-    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings
-) -> tuple[ContrastiveLoss, int, int]:
+def contrast(embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings) -> tuple[ContrastiveLoss, int, int]:
     """The loss of one batch: all its texts through the model as one prefix tree.
 
     Args:

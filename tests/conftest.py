@@ -58,5 +58,3 @@ def with_own_attention(trunk: torch.nn.Module) -> torch.nn.Module:
     """The same model with transformers' own attention instead of the tree's."""
     trunk.set_attn_implementation("sdpa")
     return trunk
-
-

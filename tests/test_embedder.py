@@ -135,7 +135,9 @@ def test_weights_that_were_exchanged_are_refused(tmp_path):
     tuned(tmp_path)
     other = tmp_path / "other"
     tuned(other, rank=2)
-    (other / ADAPTER_FOLDER / "adapter_model.safetensors").replace(tmp_path / ADAPTER_FOLDER / "adapter_model.safetensors")
+    (other / ADAPTER_FOLDER / "adapter_model.safetensors").replace(
+        tmp_path / ADAPTER_FOLDER / "adapter_model.safetensors"
+    )
     with pytest.raises(UserError, match="are not those the contract was written for"):
         Embedder.load(tmp_path)
 
@@ -165,7 +167,9 @@ def test_a_maximum_length_without_room_for_text_is_refused():
 
 
 def test_unknown_lora_targets_list_the_models_own_layers(tiny):
-    with pytest.raises(UserError, match=r"no linear layer named 'q_prj'; it has .*k_proj.*v_proj.*Did you mean q_proj\?"):
+    with pytest.raises(
+        UserError, match=r"no linear layer named 'q_prj'; it has .*k_proj.*v_proj.*Did you mean q_proj\?"
+    ):
         add_lora(tiny.model, LoraSettings(targets=["q_prj"]), seed=0)
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from test_config import composed
 
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate, spearman
 from cft.records import ScoredPair, Triplet
-from test_config import composed
 
 # Spearman x 100 that MTEB publishes for all-MiniLM-L6-v2, to two decimals.
 PUBLISHED = {

@@ -40,9 +40,7 @@ def write(folder: Path, ending: str, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "ending", [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet"]
-)
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet"])
 def test_every_format_gives_the_same_triplets(tmp_path, ending):
     found, skipped = read_triplets(write(tmp_path, ending, ROWS), **COLUMNS)
     assert found == [Triplet(row["sent0"], row["sent1"], (row["hard_neg"],)) for row in ROWS]
@@ -92,19 +90,39 @@ def test_a_text_of_a_million_characters_is_read(tmp_path):
 
 
 BAD_ROWS = [
-    (".csv", 'sent0,sent1,hard_neg\na,b,c\n"x\ny",,c\n', "data row 2 (rows.csv:3) has an empty 'positive' (column 'sent1')"),
+    (
+        ".csv",
+        'sent0,sent1,hard_neg\na,b,c\n"x\ny",,c\n',
+        "data row 2 (rows.csv:3) has an empty 'positive' (column 'sent1')",
+    ),
     (".csv", "sent0,sent1,hard_neg\na,b\n", "data row 1 (rows.csv:2) has 2 cells where the header has 3 columns"),
     (".csv", "sent0,sent1,hard_neg\na,b,c,d\n", "data row 1 (rows.csv:2) has 4 cells where the header has 3"),
     (".csv", "sent0,sent1,hard_neg\na,b,\n", "has an empty 'negative' (column 'hard_neg')"),
     (".csv", "sent0,sent1,hard_neg\n  ,b,c\n", "has an empty 'anchor' (column 'sent0')"),
-    (".jsonl", '{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": \n', "data row 2 (rows.jsonl:2) is not valid JSON"),
+    (
+        ".jsonl",
+        '{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": \n',
+        "data row 2 (rows.jsonl:2) is not valid JSON",
+    ),
     (".jsonl", '["a", "b"]\n', "is a JSON list, not an object"),
-    (".jsonl", '{"sent0": 3, "sent1": "b", "hard_neg": "c"}\n', "has a int (3) where 'anchor' (column 'sent0') should be"),
-    (".jsonl", '{"sent0": null, "sent1": "b", "hard_neg": "c"}\n', "has no 'anchor' (column 'sent0'): the cell is null"),
+    (
+        ".jsonl",
+        '{"sent0": 3, "sent1": "b", "hard_neg": "c"}\n',
+        "has a int (3) where 'anchor' (column 'sent0') should be",
+    ),
+    (
+        ".jsonl",
+        '{"sent0": null, "sent1": "b", "hard_neg": "c"}\n',
+        "has no 'anchor' (column 'sent0'): the cell is null",
+    ),
     (".jsonl", '{"sent0": "a\\u0000", "sent1": "b", "hard_neg": "c"}\n', "has a NUL byte in 'anchor'"),
     (".jsonl", '{"sent0": "\\ud800", "sent1": "b", "hard_neg": "c"}\n', "an unpaired surrogate) in 'anchor'"),
     (".jsonl", '{"sent0": "a", "sent1": "b", "hard_neg": []}\n', "has an empty list as 'negative'"),
-    (".jsonl", '{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": "a"}\n', "data row 2 (rows.jsonl:2) has no 'negative'"),
+    (
+        ".jsonl",
+        '{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": "a"}\n',
+        "data row 2 (rows.jsonl:2) has no 'negative'",
+    ),
 ]
 
 

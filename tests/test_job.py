@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_config import composed
 
 from cft import checkpoint, job, trainer
 from cft.config import check_overrides
 from cft.embedder import Embedder
 from cft.errors import UserError
-from test_config import composed
 
 QUICK = [
     "model=tiny",
@@ -45,6 +46,12 @@ def adapter_bytes(outputs: Path) -> bytes:
     return (run_folder(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def scores(outputs: Path) -> dict:
+    """The only entry of the run's summary."""
+    (entry,) = json.loads((run_folder(outputs) / "metrics.json").read_text()).values()
+    return entry
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The outputs of an undisturbed job."""
@@ -62,7 +69,7 @@ def test_a_job_leaves_a_complete_record(finished):
         assert (folder / name).stat().st_size > 0, name
     assert not (folder / checkpoint.FILE_NAME).exists()
     assert not list(folder.rglob("*.part"))
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = scores(finished)
     assert metrics["before"]["sets"]["scenes"]["pairs"] == 40
     assert metrics["after"]["mean"] != metrics["before"]["mean"], "training must have changed the scores"
     (evaluation,) = folder.glob("evaluations/scenes-*")
@@ -98,10 +105,15 @@ def test_a_finished_job_is_not_done_again(finished, monkeypatch):
     assert adapter_bytes(finished) == before
 
 
-def test_a_prompt_at_evaluation_never_retrains(finished, monkeypatch):
+def test_a_prompt_at_evaluation_never_retrains(finished, tmp_path, monkeypatch):
+    outputs = tmp_path / "copy"
+    shutil.copytree(finished, outputs)
     monkeypatch.setattr(job, "train", lambda *a, **k: pytest.fail("trained again"))
-    job.run(settings(finished, "prompt=prompt2"))
-    assert len(list(run_folder(finished).glob("evaluations/scenes-*"))) == 2
+    job.run(settings(outputs, "prompt=prompt2"))
+    assert len(list(run_folder(outputs).glob("evaluations/scenes-*"))) == 2
+    entries = json.loads((run_folder(outputs) / "metrics.json").read_text()).values()
+    assert {entry["prompt"] for entry in entries} == {"{text}", "This sentence {text} means: "}
+    assert len({entry["after"]["mean"] for entry in entries}) == 2
 
 
 @pytest.mark.parametrize(
@@ -113,7 +125,9 @@ def test_what_changes_the_result_changes_the_folder(override, tmp_path):
     assert one != other
 
 
-@pytest.mark.parametrize("override", ["train.checkpoint_every=3", "prompt=prompt1", "logger.project=x", "eval.pairs=50"])
+@pytest.mark.parametrize(
+    "override", ["train.checkpoint_every=3", "prompt=prompt1", "logger.project=x", "eval.pairs=50"]
+)
 def test_what_does_not_change_the_result_keeps_the_folder(override, tmp_path):
     one, other = (job._Job(settings(tmp_path, *extra)).folder for extra in ([], [override]))
     assert one == other
@@ -140,7 +154,10 @@ def test_a_training_stopped_after_any_step_ends_with_the_same_bytes(finished, tm
     one, other = ((run_folder(o) / "metrics.json").read_bytes() for o in (tmp_path, finished))
     assert one == other
     strip = [
-        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (run_folder(o) / "history.jsonl").open()]
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (run_folder(o) / "history.jsonl").open()
+        ]
         for o in (tmp_path, finished)
     ]
     assert strip[0] == strip[1]
@@ -197,7 +214,7 @@ def test_the_golden_run(finished):
     """Guards the numbers of a tiny seeded run; they may only change with job.RECIPE."""
     rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
-    metrics = json.loads((run_folder(finished) / "metrics.json").read_text())
+    metrics = scores(finished)
     assert job.RECIPE == 1
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
     assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.5)

@@ -115,7 +115,9 @@ def test_a_checkpoint_with_a_tensor_missing_or_left_over_is_refused(tmp_path):
     tensors = random_tensors(config)
     lost = tensors.pop("model.norm.weight")
     write_checkpoint(tmp_path, config, tensors, 1)
-    with pytest.raises(UserError, match=r"no whole MiniCPM checkpoint: 1 tensors are missing or left over \(norm.weight"):
+    with pytest.raises(
+        UserError, match=r"no whole MiniCPM checkpoint: 1 tensors are missing or left over \(norm.weight"
+    ):
         Embedder.base(ModelSettings(name="minicpm", path=str(tmp_path)))
     write_checkpoint(tmp_path, config, tensors | {"model.norm.weight": lost, "model.extra": lost.clone()}, 1)
     with pytest.raises(UserError, match="extra"):
