@@ -11,6 +11,7 @@ import json
 import math
 import reprlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -355,9 +356,9 @@ def _parquet_rows(source: _Source) -> Iterator[_RawRow]:
 
 
 def _check_columns(source: _Source, found: list[str]) -> None:
-    for name in found:
-        if found.count(name) > 1:
-            raise source.fail(f"has the column {name!r} more than once; rename one")
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        raise source.fail(f"has the column {twice[0]!r} more than once; rename one")
     for name, key in source.columns.items():
         if name not in found:
             named = f" ({key} names it)" if key else ""

@@ -672,14 +672,16 @@ def _graded_pair(rng: random.Random, lexicon: Lexicon) -> ScoredPair | None:
     first = _draw_scene(rng, lexicon)
     if first.count != SOME and _chance(rng, 0.06):
         first = replace(first, negated=True)
-    # About one draw in five lands in the band, so a hundred misses mean that this scene cannot reach it.
+    # A hundred misses are rare (one scene in hundreds, for one band); giving up on those keeps every call finite.
     candidates = (_scene_to_compare(rng, lexicon, first) for _ in range(100))
     second = next((scene for scene in candidates if min(int(grade(first, scene)), 4) == band), None)
-    if second is None:
-        return None
+    if second is None or (first.negated and second.negated and second.count == SOME):
+        return None  # "no queens are sewing" denies more than "three queens are not", which no grade accounts for
     wording = _draw_wording(rng)._replace(denial="not")
-    rewords = _chance(rng, 0.8 if band >= 3 else 0.3)
-    texts = [render(first, wording), render(second, _reworded(rng, wording) if rewords else wording)]
+    spoken = _reworded(rng, wording) if _chance(rng, 0.8 if band >= 3 else 0.3) else wording
+    if first.negated:
+        spoken = spoken._replace(denial="not")
+    texts = [render(first, wording), render(second, spoken)]
     if _chance(rng, 0.5):
         texts.reverse()
     return ScoredPair(texts[0], texts[1], grade(first, second)) if _are_fit(texts) else None

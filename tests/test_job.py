@@ -224,7 +224,7 @@ GOLDEN_LOSSES = [0.0] * 6
 GOLDEN_BEFORE = 0.0
 
 
-@pytest.mark.parametrize("overrides", [["lora=none"], ["train.accumulation=2"], ["train.gradient_checkpointing=true"]])
+@pytest.mark.parametrize("overrides", [["lora=none"], ["train.accumulation=2"], ["train.gradient_checkpointing=true"], ["train.precision=bf16"]])
 def test_other_ways_to_train_run_to_the_end(tmp_path, overrides):
     job.run(settings(tmp_path, *overrides))
     folder = run_folder(tmp_path)
