@@ -176,8 +176,7 @@ def add_lora(trunk: torch.nn.Module, lora: LoraSettings, *, seed: int) -> torch.
     """
     if lora.rank == 0:
         return trunk.requires_grad_(True)
-    targets = linear_layers(trunk) if lora.targets == ["all-linear"] else list(lora.targets)
-    _check_targets(trunk, targets)
+    targets = check_targets(trunk, lora)
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=lora.rank,
@@ -191,15 +190,23 @@ def add_lora(trunk: torch.nn.Module, lora: LoraSettings, *, seed: int) -> torch.
         return get_peft_model(trunk, config)
 
 
-def _check_targets(trunk: torch.nn.Module, targets: list[str]) -> None:
+def check_targets(trunk: torch.nn.Module, lora: LoraSettings) -> list[str]:
+    """The layers that `lora.targets` means in this model.
+
+    Raises:
+        UserError: if a target is no linear layer of the model, listing those that are.
+    """
     layers = linear_layers(trunk)
-    for target in targets:
+    if lora.targets == ["all-linear"]:
+        return layers
+    for target in lora.targets:
         if target not in layers:
             near = difflib.get_close_matches(target, layers, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
                 f"lora.targets: this model has no linear layer named {target!r}; it has {', '.join(layers)}.{hint}"
             )
+    return list(lora.targets)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

