@@ -217,8 +217,8 @@ def test_the_golden_run(finished):
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     metrics = scores(finished)
     assert RECIPE == 1
-    assert losses == pytest.approx(GOLDEN_LOSSES, abs=2e-4)
-    assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.5)
+    assert losses == pytest.approx(GOLDEN_LOSSES, abs=5e-5)
+    assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.1)
 
 
 GOLDEN_LOSSES = [2.81427, 2.73241, 2.76147, 2.71052, 2.74188, 2.78329]
