@@ -23,7 +23,7 @@ from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 
 # The csv module refuses texts above 131,072 characters by itself; this is the most that every platform takes.
 _LONGEST_CELL = 2**31 - 1
@@ -79,10 +79,10 @@ class _Source:
     @property
     def ending(self) -> str:
         """The file's format, such as `.csv.gz`."""
-        for ending in _ENDINGS:
+        for ending in ENDINGS:
             if self.path.name.lower().endswith(ending):
                 return ending
-        raise self.fail(f"unknown kind of file; these are read: {', '.join(_ENDINGS)}")
+        raise self.fail(f"unknown kind of file; these are read: {', '.join(ENDINGS)}")
 
     def place(self, row: _RawRow) -> str:
         """A row as messages call it."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cft import scenes
 from cft.errors import UserError
-from cft.files import read_scored_pairs
+from cft.files import ENDINGS, read_scored_pairs
 from cft.records import ScoredPair
 from cft.settings import EvalSettings, EvalSource
 from cft.sources import OFFLINE_HINT, hub_answers
@@ -40,7 +40,6 @@ NINE_SETS = {
 DEV_SET = HubSet(
     "STSBenchmark-dev", "mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831", split="validation"
 )
-_ENDINGS = (".jsonl.gz", ".jsonl", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
 def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[ScoredPair]]:
@@ -67,7 +66,7 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
 def _file_of(name: str, folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"eval.folder={folder}: no such folder")
-    for ending in _ENDINGS:
+    for ending in ENDINGS:
         if (folder / f"{name}{ending}").exists():
             return folder / f"{name}{ending}"
     raise UserError(

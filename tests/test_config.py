@@ -113,7 +113,7 @@ def test_scenes_bring_the_quick_training_unless_another_is_asked_for():
         ("schedule.warmup_ratio=1", "schedule.warmup_ratio=1.0: a share of the steps"),
         ("data=files", "data.train is not set"),
         ("train.batch_size=1", "in-batch negatives need at least 2"),
-        ("train.accumulation=7", "train.batch_size=60 is not a multiple of train.accumulation=7"),
+        ("train.accumulation=7", "train.batch_size=32 is not a multiple of train.accumulation=7"),
         ("lora.dropout=1", "lora.dropout=1.0: must be at least 0 and below 1"),
         ("data.on_bad_row=ignore", "data.on_bad_row=ignore: must be raise or skip"),
         ("lr=[", "cannot read the command line"),

@@ -450,10 +450,10 @@ def test_a_missing_score_column_is_named_with_what_scored_pairs_need(tmp_path):
 
 def test_a_missing_file_is_named_with_its_key_and_the_nearest_there_is(tmp_path):
     near = write(tmp_path, ".csv", ROWS)
-    (tmp_path / "row.cs").mkdir()  # nearer, but no file
+    (tmp_path / "rows11.csv").mkdir()  # nearer, but no file
     with pytest.raises(UserError) as error:
-        read_scored_pairs(tmp_path / "row.csv", key="data.dev")
-    assert str(error.value) == f"data.dev={tmp_path / 'row.csv'}: no such file; did you mean {near}?"
+        read_scored_pairs(tmp_path / "rows1.csv", key="data.dev")
+    assert str(error.value) == f"data.dev={tmp_path / 'rows1.csv'}: no such file; did you mean {near}?"
 
 
 def test_a_missing_file_that_resembles_no_other_is_named_alone(tmp_path):
