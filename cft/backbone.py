@@ -3,9 +3,10 @@
 import difflib
 import hashlib
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -187,7 +188,14 @@ def add_lora(trunk: torch.nn.Module, lora: LoraSettings, *, seed: int) -> torch.
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(trunk, config)
+        return _with_adapter(trunk, config)
+
+
+def _with_adapter(trunk: torch.nn.Module, config: LoraConfig) -> torch.nn.Module:
+    """PEFT's model; it asks transformers about checkpointing by a name that transformers is giving up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+        return get_peft_model(cast(Any, trunk), config)
 
 
 def check_targets(trunk: torch.nn.Module, lora: LoraSettings) -> list[str]:
@@ -246,7 +254,8 @@ def load_weights(trunk: torch.nn.Module, folder: Path) -> torch.nn.Module:
         return trunk
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    model = get_peft_model(trunk, config)
+    config.base_model_name_or_path = None  # which base model this is, the contract has checked
+    model = _with_adapter(trunk, config)
     outcome: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
     missing = [name for name in outcome.missing_keys if "lora_" in name]
     if outcome.unexpected_keys or missing:

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import warnings
 from pathlib import Path
 
 import hydra
@@ -64,9 +63,6 @@ def _set_up_console() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO)
-    # Notes of libraries to their developers, which a user of ours can do nothing about.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*", module="peft")
 
 
 def _job(composed: DictConfig, failures: list[BaseException], results: list[tuple[str, str]]) -> None:
