@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,7 @@ def train(
     settings = config.train
     with _accelerator(embedder.device, bf16) as accelerator:
         if settings.gradient_checkpointing:
-            cast(Any, embedder.model).gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            _recompute_activations(embedder.model)
         model = accelerator.prepare_model(embedder.model)
         embedder = Embedder(model, embedder.backbone, embedder.contract)
         weights = trainable(model)
@@ -98,6 +97,13 @@ def train(
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
         model.eval()
     return history
+
+
+def _recompute_activations(model: torch.nn.Module) -> None:
+    """Gradient checkpointing, in the form that works with frozen embeddings."""
+    with warnings.catch_warnings():  # the call's newer name is not in all the versions that cft runs with
+        warnings.simplefilter("ignore", FutureWarning)
+        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @contextmanager
