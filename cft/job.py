@@ -20,7 +20,7 @@ from cft.environment import describe
 from cft.evaluator import Evaluation, evaluate
 from cft.plan import FINISHED, Plan, make_plan
 from cft.schedule import warmup_steps
-from cft.settings import Config, LoggerKind
+from cft.settings import Config, DataSource, LoggerKind
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
 from cft.trainer import train
@@ -182,7 +182,8 @@ def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
     pictures.append(plan.folder / "training.png")
-    _say_files(folder, pictures, trained=plan.folder)
+    _say_files(folder, pictures)
+    _say_next(plan)
     return {path.stem: path for path in pictures if path.suffix == ".png"}
 
 
@@ -245,11 +246,17 @@ def _say_table(config: Config, table: list[tuple[str, ...]], title: str) -> None
     log.info("\n%s (Spearman x 100, prompt %r)\n\n%s\n", title, config.prompt.eval_template, report.as_text(table))
 
 
-def _say_files(folder: Path, pictures: list[Path], trained: Path | None = None) -> None:
-    """Name what was written and the next thing to try."""
+def _say_files(folder: Path, pictures: list[Path]) -> None:
+    """Name the table and pictures that were written."""
     lines = ["written:", f"  table     {folder / 'table.md'}"]
     lines += [f"  picture   {path}" for path in pictures if path.suffix == ".png"]
-    if trained:
-        lines.append(f"  embedder  {trained} (adapter/, contract.json, history.jsonl, log.txt)")
-        lines.append("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     log.info("\n".join(lines))
+
+
+def _say_next(plan: Plan) -> None:
+    """Name the embedder and what to do with it, or, after the demo, what to try on real text."""
+    log.info("  embedder  %s (adapter/, contract.json, history.jsonl, log.txt)", plan.folder)
+    if plan.config.data.source is DataSource.scenes:
+        log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
+    else:
+        log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.folder)

@@ -1,6 +1,7 @@
 """The command line: `python -m cft.run [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -30,12 +31,14 @@ def main() -> None:
     arguments = get_args_parser().parse_args()
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
-    failures: list[BaseException] = []
+    failures: list[UserError] = []
     results: list[tuple[str, str]] = []
+
+    started_by = os.getpid()
 
     @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
     def job(composed: DictConfig) -> None:
-        _job(composed, failures, results)
+        _job(composed, failures, results, started_by)
 
     try:
         if not (asks_only or elsewhere):
@@ -44,11 +47,10 @@ def main() -> None:
     except UserError as error:
         _report(error)
         sys.exit(USER_ERROR_STATUS)
-    except SystemExit as stop:
+    finally:
         _summarize(results)
-        users = failures and all(isinstance(failure, UserError) for failure in failures)
-        sys.exit(USER_ERROR_STATUS if users else stop.code)
-    _summarize(results)
+    if failures:
+        sys.exit(USER_ERROR_STATUS)
 
 
 class _Console(logging.Handler):
@@ -65,7 +67,7 @@ def _set_up_console() -> None:
     log.setLevel(logging.INFO)
 
 
-def _job(composed: DictConfig, failures: list[BaseException], results: list[tuple[str, str]]) -> None:
+def _job(composed: DictConfig, failures: list[UserError], results: list[tuple[str, str]], started_by: int) -> None:
     """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs."""
     from cft import job
 
@@ -80,9 +82,10 @@ def _job(composed: DictConfig, failures: list[BaseException], results: list[tupl
     except UserError as error:
         _report(error)
         failures.append(error)
-        raise _JobFailed(f"{len(failures)} job(s) failed; the causes are given above") from None
-    except Exception as error:
-        failures.append(error)
+        if os.getpid() != started_by:  # a launcher's own process: only an exception tells the first one
+            raise _JobFailed("the cause is given above") from None
+        return
+    except Exception:
         if sweeping:
             log.exception("job %s failed", context.job.num)
         raise
