@@ -32,7 +32,7 @@ def main() -> None:
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
     failures: list[UserError] = []
-    results: list[tuple[str, str]] = []
+    results: list[tuple[list[str], str]] = []
 
     started_by = os.getpid()
 
@@ -67,7 +67,9 @@ def _set_up_console() -> None:
     log.setLevel(logging.INFO)
 
 
-def _job(composed: DictConfig, failures: list[UserError], results: list[tuple[str, str]], started_by: int) -> None:
+def _job(
+    composed: DictConfig, failures: list[UserError], results: list[tuple[list[str], str]], started_by: int
+) -> None:
     """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs."""
     from cft import job
 
@@ -76,7 +78,7 @@ def _job(composed: DictConfig, failures: list[UserError], results: list[tuple[st
     try:
         config = to_config(composed)
         if sweeping:
-            log.info("\n# job %s: %s", context.job.num, context.job.override_dirname)
+            log.info("\n# job %s: %s", context.job.num, " ".join(context.overrides.task))
             config.logger.group = config.logger.group or Path(context.sweep.dir).name
         outcome = job.run(config)
     except UserError as error:
@@ -89,15 +91,17 @@ def _job(composed: DictConfig, failures: list[UserError], results: list[tuple[st
         if sweeping:
             log.exception("job %s failed", context.job.num)
         raise
-    results.append((context.job.override_dirname if sweeping else "", outcome))
+    results.append((list(context.overrides.task), outcome))
 
 
-def _summarize(results: list[tuple[str, str]]) -> None:
-    """After a sweep, one line a job."""
-    if len(results) > 1:
-        log.info("\nall jobs")
-        for overrides, outcome in results:
-            log.info("  %s  ->  %s", overrides, outcome)
+def _summarize(results: list[tuple[list[str], str]]) -> None:
+    """After a sweep, one line a job: what set it apart, and what came out."""
+    if len(results) < 2:
+        return
+    log.info("\nall jobs")
+    common = set.intersection(*(set(overrides) for overrides, _ in results))
+    for overrides, outcome in results:
+        log.info("  %s  ->  %s", " ".join(entry for entry in overrides if entry not in common), outcome)
 
 
 def _report(error: UserError) -> None:
