@@ -19,6 +19,7 @@ from cft.errors import UserError
 log = logging.getLogger("cft")
 
 USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
 
 class _JobFailed(CompactHydraException):
@@ -26,7 +27,7 @@ class _JobFailed(CompactHydraException):
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect) or 2 (something the user can mend)."""
+    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (interrupted)."""
     _set_up_console()
     arguments = get_args_parser().parse_args()
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
@@ -47,6 +48,9 @@ def main() -> None:
     except UserError as error:
         _report(error)
         sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ncft: interrupted; the same command goes on from the last checkpoint\n")
+        sys.exit(INTERRUPTED_STATUS)
     finally:
         _summarize(results)
     if failures:

@@ -181,6 +181,26 @@ def test_a_killed_process_is_continued_by_the_same_command(finished, tmp_path):
     assert "already trained" in again.stdout and "scenes" in again.stdout
 
 
+def test_an_interrupted_job_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "cft.run", *QUICK, "train.steps=25", f"outputs={tmp_path}"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts a job in the background has it ignore SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(f"tiny-*/{checkpoint.FILE_NAME}")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from the last checkpoint" in errors and "Traceback" not in errors
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
     real = trainer._step
 
