@@ -24,7 +24,7 @@ NLI_FILE = "nli_for_simcse.csv"
 # A small file keeps at least nine tenths of its rows for training.
 _LARGEST_HOLDOUT_SHARE = 10
 
-_SCENES_TRIPLETS = 6000
+_SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
 
 

@@ -145,12 +145,12 @@ def _step(
         micro = batch[start : start + size]
         with accelerator.autocast():
             part, layout_tokens, layout_nodes = contrast(embedder, micro, config.loss)
-        _require_finite(part.loss.item(), "loss", step, rows[start : start + size])
+        _require_finite(part.loss.item(), "loss", step, rows[start : start + size], micro)
         accelerator.backward(part.loss / settings.accumulation)
         parts.append(part)
         tokens, nodes = tokens + layout_tokens, nodes + layout_nodes
     norm = accelerator.clip_grad_norm_(trainable(embedder.model).values(), settings.max_grad_norm)
-    _require_finite(float(norm), "gradient", step, rows)
+    _require_finite(float(norm), "gradient", step, rows, batch)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     count = len(parts)
@@ -208,11 +208,14 @@ def _develop(embedder: Embedder, data: TrainingData, step: int) -> dict:
     return row
 
 
-def _require_finite(value: float, what: str, step: int, rows: np.ndarray) -> None:
+def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch: Sequence[Triplet]) -> None:
     """Stop before a broken update: weights that are NaN once stay NaN."""
     if math.isfinite(value):
         return
+    numbers = ", ".join(str(row + 1) for row in rows)
+    anchors = "; ".join(repr(row.anchor[:40]) for row in batch[:3])
     raise UserError(
-        f"the {what} of step {step + 1} is {value}; triplets {', '.join(str(row + 1) for row in rows)} of the training "
-        "data made it. The last checkpoint is kept. Lower lr, raise loss.temperature, or set train.precision=fp32"
+        f"the {what} of step {step + 1} is {value}; triplets {numbers} made it (counted without the holdout; their "
+        f"anchors begin {anchors}). The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
+        "train.precision=fp32"
     )
