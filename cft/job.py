@@ -76,7 +76,7 @@ def _score_base(plan: Plan, models: _Models) -> str:
     """Only evaluate the base model."""
     before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
     folder = plan.scores_folder(plan.base_folder)
-    table = report.rows(before, None)
+    table = report.scores(before)
     _say_table(plan.config, table, "the base model alone (train.steps=0)")
     write_text(folder / "table.md", report.as_markdown(table) + "\n")
     _say_files(folder, [])
@@ -173,7 +173,7 @@ def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what:
 def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str, Path]:
     """Print and save the before/after table and its pictures; returns the pictures by name."""
     config, folder = plan.config, plan.scores_folder(plan.folder)
-    table = report.rows(before, after)
+    table = report.comparison(before, after)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.steps} steps"
     _say_table(config, table, title)
     write_text(folder / "table.md", f"# {title}\n\n{report.as_markdown(table)}\n")

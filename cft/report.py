@@ -1,47 +1,60 @@
-"""What a job found, as a table for people: before and after, set by set."""
+"""What a job found, as a table for people: a score, or before and after, set by set."""
 
 from collections.abc import Sequence
 
 from cft.evaluator import Evaluation
 
-HEADER = ("set", "pairs", "before", "after", "change")
+Row = tuple[str, ...]
 
 
-def rows(before: Evaluation, after: Evaluation | None) -> list[tuple[str, ...]]:
-    """Cells of the before/after table; without an `after` the last two columns stay empty."""
-    table: list[tuple[str, ...]] = []
+def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
+    """The before/after table, its header first."""
+    table: list[Row] = [("set", "pairs", "before", "after", "change")]
     for name, score in before.scores.items():
-        tuned = None if after is None else after.scores[name]
-        table.append((name, str(len(before.cosines[name])), f"{score:.2f}", *_change(score, tuned)))
+        table.append((name, str(len(before.cosines[name])), *_change(score, after.scores[name])))
     if len(before.scores) > 1:
-        overall = (f"{e.mean:.2f} ± {e.deviation:.2f}" if e else "" for e in (before, after))
-        table.append(("mean over sets", "", *overall, f"{after.mean - before.mean:+.2f}" if after else ""))
-    if before.triplet_accuracy is not None:
-        tuned = None if after is None or after.triplet_accuracy is None else 100 * after.triplet_accuracy
-        share = 100 * before.triplet_accuracy
-        count = str(len(before.positives))
-        table.append(("held-out triplets in order, %", count, f"{share:.2f}", *_change(share, tuned)))
+        table.append((_MEAN, "", _overall(before), _overall(after), f"{after.mean - before.mean:+.2f}"))
+    if before.triplet_accuracy is not None and after.triplet_accuracy is not None:
+        shares = _change(100 * before.triplet_accuracy, 100 * after.triplet_accuracy)
+        table.append(("held-out triplets in order, %", str(len(before.positives)), *shares))
     return table
 
 
-def _change(before: float, after: float | None) -> tuple[str, str]:
-    return ("", "") if after is None else (f"{after:.2f}", f"{after - before:+.2f}")
+def scores(found: Evaluation) -> list[Row]:
+    """The table of one evaluation, its header first."""
+    table: list[Row] = [("set", "pairs", "score")]
+    table += [(name, str(len(found.cosines[name])), f"{score:.2f}") for name, score in found.scores.items()]
+    if len(found.scores) > 1:
+        table.append((_MEAN, "", _overall(found)))
+    return table
 
 
-def as_text(table: Sequence[tuple[str, ...]]) -> str:
+_MEAN = "mean over sets"
+
+
+def _overall(found: Evaluation) -> str:
+    return f"{found.mean:.2f} ± {found.deviation:.2f}"
+
+
+def _change(before: float, after: float) -> Row:
+    return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
+
+
+def as_text(table: Sequence[Row]) -> str:
     """The table for a terminal."""
-    cells = [HEADER, *table]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    header, *rows = table
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
 
-    def line(row: tuple[str, ...]) -> str:
+    def line(row: Row) -> str:
         first = row[0].ljust(widths[0])
         return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(HEADER), rule, *map(line, table)])
+    return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def as_markdown(table: Sequence[tuple[str, ...]]) -> str:
+def as_markdown(table: Sequence[Row]) -> str:
     """The table for a README."""
-    lines = ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in table)])
+    header, *rows = table
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

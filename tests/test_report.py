@@ -20,7 +20,8 @@ AFTER = evaluation({"STS12": 76.38, "BIOSSES": 80.38})
 
 
 def test_a_row_a_set_then_the_mean_with_its_deviation_then_the_triplets():
-    rows = report.rows(BEFORE, AFTER)
+    header, *rows = report.comparison(BEFORE, AFTER)
+    assert header == ("set", "pairs", "before", "after", "change")
     assert rows[0] == ("STS12", "30", "7.27", "76.38", "+69.11")
     assert rows[1] == ("BIOSSES", "30", "18.03", "80.38", "+62.35")
     assert rows[2] == ("mean over sets", "", "12.65 ± 5.38", "78.38 ± 2.00", "+65.73")
@@ -28,16 +29,22 @@ def test_a_row_a_set_then_the_mean_with_its_deviation_then_the_triplets():
 
 
 def test_one_set_has_no_mean_and_an_evaluation_alone_has_no_after():
-    assert [row[0] for row in report.rows(evaluation({"x": 1.0}, triplets=0), None)] == ["x"]
-    assert report.rows(BEFORE, None)[0] == ("STS12", "30", "7.27", "", "")
+    one = evaluation({"x": 1.0}, triplets=0)
+    assert [row[0] for row in report.comparison(one, one)] == ["set", "x"]
+    assert report.scores(one) == [("set", "pairs", "score"), ("x", "30", "1.00")]
+    assert report.scores(BEFORE)[1:] == [
+        ("STS12", "30", "7.27"),
+        ("BIOSSES", "30", "18.03"),
+        ("mean over sets", "", "12.65 ± 5.38"),
+    ]
 
 
 def test_the_text_table_is_aligned_and_the_markdown_table_has_every_cell():
-    rows = report.rows(BEFORE, AFTER)
+    rows = report.comparison(BEFORE, AFTER)
     lines = report.as_text(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     markdown = report.as_markdown(rows).splitlines()
-    assert len(markdown) == len(rows) + 2 and all(line.count("|") == 6 for line in markdown)
+    assert len(markdown) == len(rows) + 1 and all(line.count("|") == 6 for line in markdown)
 
 
 HISTORY = [{"event": "step", "step": n, "loss": 1 / n} for n in (1, 2, 3)]
