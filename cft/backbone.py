@@ -212,7 +212,8 @@ def check_targets(trunk: torch.nn.Module, lora: LoraSettings) -> list[str]:
             near = difflib.get_close_matches(target, layers, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"lora.targets: this model has no linear layer named {target!r}; it has {', '.join(layers)}.{hint}"
+                f"lora.targets: this model has no linear layer named {target!r}; it has {', '.join(layers)}.{hint} "
+                "lora=all_linear takes them all"
             )
     return list(lora.targets)
 

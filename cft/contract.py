@@ -66,6 +66,8 @@ class Contract:
         Raises:
             UserError: if there is none, or it lacks a field or has one too many.
         """
+        if not (folder / FILE_NAME).exists():
+            raise UserError(f"{folder} holds no trained embedder: name the folder that the run named at its end")
         record: dict[str, Any] = read_json(folder / FILE_NAME)
         names = {entry.name for entry in fields(cls)}
         if set(record) != names:

@@ -177,6 +177,8 @@ class Embedder:
         Raises:
             UserError: if a text is empty, or the model gives NaN or infinity for one.
         """
+        if isinstance(texts, str):
+            raise UserError("encode takes a list of texts: put the one text into a list")
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return np.empty((0, 0), dtype=np.float32)

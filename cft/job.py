@@ -234,6 +234,12 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
         warmup_steps(config.schedule, steps),
         "bf16" if plan.bf16 else "float32",
     )
+    if steps < config.train.steps:
+        log.info(
+            "that is all of the data, train.epochs=%d time(s): raise it to come to train.steps=%d",
+            config.train.epochs,
+            config.train.steps,
+        )
     log.info(
         "each anchor chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives",
         micro + hard,

@@ -27,6 +27,9 @@ RECIPE = 1
 
 FINISHED = "training.json"
 
+# Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
+DATA_SEED = 0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -137,14 +140,14 @@ def make_plan(config: Config) -> Plan:
     check(config)
     device = choose_device(config.device)
     # Data first: a bad row should be named before gigabytes of weights are fetched.
-    data = load_training_data(config.data, seed=config.seed) if config.train.steps else None
+    data = load_training_data(config.data, seed=DATA_SEED) if config.train.steps else None
     return Plan(
         config=config,
         device=device,
         bf16=wants_bf16(config.train.precision, device),
         data=data,
         steps=plan_steps(config.train, len(data.triplets)) if data else 0,
-        sets=load_eval_sets(config.eval, seed=config.seed),
+        sets=load_eval_sets(config.eval, seed=DATA_SEED),
         files=fetch(config.model),
     )
 

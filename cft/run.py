@@ -49,7 +49,7 @@ def main() -> None:
         _report(error)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
-        sys.stderr.write("\ncft: interrupted; the same command goes on from the last checkpoint\n")
+        sys.stderr.write("\ncft: interrupted; the same command goes on from the last checkpoint, if there is one yet\n")
         sys.exit(INTERRUPTED_STATUS)
     finally:
         _summarize(results)

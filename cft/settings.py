@@ -244,6 +244,18 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             "data.train is not set: name your file, as in data.train=triplets.csv",
         ),
         (
+            data.train is None or data.source is DataSource.files,
+            f"data.train={data.train} would not be read: add data=files",
+        ),
+        (
+            data.dev is None or data.source is not DataSource.scenes,
+            f"data.dev={data.dev} would not be read: scenes bring their own development pairs",
+        ),
+        (
+            evaluation.folder is None or evaluation.source is EvalSource.sts,
+            f"eval.folder={evaluation.folder} would not be read: add eval=sts",
+        ),
+        (
             not loss.hard_negatives or bool(data.negative_columns) or data.source is DataSource.scenes,
             "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch",
         ),

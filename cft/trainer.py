@@ -41,7 +41,7 @@ def plan_steps(train: TrainSettings, rows: int) -> int:
     if per_epoch == 0:
         raise UserError(
             f"{rows} training triplets do not fill one batch of train.batch_size={train.batch_size}; "
-            f"bring more, or set train.batch_size={max(rows, 2)} or less"
+            + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
         )
     return min(train.steps, train.epochs * per_epoch)
 
@@ -91,7 +91,8 @@ def train(
                 note(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
-                if settings.eval_every and done % settings.eval_every == 0 and (data.dev or data.holdout):
+                due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
+                if due and (data.dev or data.holdout):
                     note(_develop(embedder, data, done))
                 if done % settings.checkpoint_every == 0 or done == steps:
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)

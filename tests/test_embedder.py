@@ -59,6 +59,11 @@ def test_small_token_budgets_change_nothing(tiny):
     assert np.abs(tiny.encode(texts) - tiny.encode(texts, token_budget=50)).max() < 1e-6
 
 
+def test_one_text_instead_of_a_list_is_refused(tiny):
+    with pytest.raises(UserError, match="put the one text into a list"):
+        tiny.encode("abc")
+
+
 def test_encoding_nothing_gives_nothing(tiny):
     assert tiny.encode([]).shape == (0, 0)
 
@@ -143,7 +148,7 @@ def test_weights_that_were_exchanged_are_refused(tmp_path):
 
 
 def test_a_folder_without_a_contract_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*contract.json"):
+    with pytest.raises(UserError, match="holds no trained embedder: name the folder"):
         Embedder.load(tmp_path)
 
 

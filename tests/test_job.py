@@ -126,6 +126,19 @@ def test_what_changes_the_result_changes_the_folder(override, tmp_path):
     assert one != other
 
 
+def test_another_seed_trains_anew_on_the_same_data(tmp_path):
+    one, other = (make_plan(settings(tmp_path, f"seed={seed}")) for seed in (0, 1))
+    assert one.data == other.data and one.sets == other.sets
+    assert one.scores_folder(one.base_folder) == other.scores_folder(other.base_folder)
+    assert one.folder != other.folder
+
+
+def test_the_last_step_is_always_followed_by_a_look_at_the_development_data(tmp_path):
+    job.run(settings(tmp_path, "train.eval_every=100"))
+    rows = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["event"] == "dev"] == [6]
+
+
 @pytest.mark.parametrize(
     "override", ["train.checkpoint_every=3", "prompt=prompt1", "logger.project=x", "eval.pairs=50"]
 )
