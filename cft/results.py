@@ -28,9 +28,11 @@ def read(folder: Path) -> Evaluation | None:
         return None
     record = read_json(folder / METRICS)
     with np.load(folder / COSINES, allow_pickle=False) as arrays:
+        # JSON is written with its keys sorted; the arrays keep the order that the sets were asked for in
+        names = [name.removeprefix("set/") for name in arrays.files if name.startswith("set/")]
         return Evaluation(
-            scores={name: row["spearman"] for name, row in record["sets"].items()},
-            cosines={name: arrays[f"set/{name}"] for name in record["sets"]},
+            scores={name: record["sets"][name]["spearman"] for name in names},
+            cosines={name: arrays[f"set/{name}"] for name in names},
             positives=arrays["positives"],
             negatives=arrays["negatives"],
         )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_config import composed
 
+from cft import results
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate, spearman
@@ -81,6 +82,14 @@ def test_the_overall_score_is_the_mean_and_the_population_deviation():
     found = Evaluation({str(n): score for n, score in enumerate(gemma)}, {}, none, none)
     assert (round(found.mean, 2), round(found.deviation, 2)) == (81.56, 4.83)
     assert found.triplet_accuracy is None
+
+
+def test_stored_scores_keep_the_order_of_their_sets(tmp_path, tiny):
+    sets = {name: [ScoredPair("a", "ab", 3), ScoredPair("a", "c", 0)] for name in ("STS12", "BIOSSES")}
+    found = evaluate(tiny, sets)
+    results.write(tmp_path, found, tiny.contract)
+    stored = results.read(tmp_path)
+    assert list(stored.scores) == ["STS12", "BIOSSES"] and stored.scores == found.scores
 
 
 @pytest.mark.slow
