@@ -96,19 +96,6 @@ def append_line(path: Path, value: Any) -> None:
         stream.write(json.dumps(plain(value), sort_keys=True) + "\n")
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Read a file of JSON lines; a last line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
     """Be the one process at work in a directory; the system lets go when the process ends, however it ends.

@@ -7,7 +7,7 @@ import pytest
 
 from cft.errors import UserError
 from cft.settings import Pooling
-from cft.store import append_line, digest, held, read_json, read_lines, replacing, write_json
+from cft.store import digest, held, read_json, replacing, write_json
 
 
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
@@ -29,14 +29,6 @@ def test_a_damaged_json_file_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"a":')
     with pytest.raises(UserError, match=r"cannot read .*x\.json"):
         read_json(tmp_path / "x.json")
-
-
-def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path):
-    append_line(tmp_path / "h", {"a": 1})
-    append_line(tmp_path / "h", {"a": 2})
-    with (tmp_path / "h").open("a") as stream:
-        stream.write('{"a": 3')
-    assert read_lines(tmp_path / "h") == [{"a": 1}, {"a": 2}]
 
 
 def _hold(folder, taken, done):
