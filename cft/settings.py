@@ -158,6 +158,7 @@ class EvalSettings:
     source: EvalSource = EvalSource.scenes
     folder: str | None = None
     sets: list[str] = field(default_factory=list)
+    rows: int | None = None
     pairs: int = 1000
 
 
@@ -262,6 +263,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (data.on_bad_row in ("raise", "skip"), f"data.on_bad_row={data.on_bad_row}: must be raise or skip"),
         (data.rows is None or data.rows > 0, f"data.rows={data.rows}: must be above 0, or null for all"),
         (data.holdout >= 0, f"data.holdout={data.holdout}: must be 0 or more"),
+        (
+            evaluation.rows is None or evaluation.rows >= 2,
+            f"eval.rows={evaluation.rows}: a rank correlation needs at least 2 pairs a set; null takes all",
+        ),
         (evaluation.pairs >= 2, f"eval.pairs={evaluation.pairs}: a rank correlation needs at least 2"),
         (train.steps >= 0, f"train.steps={train.steps}: must be 0 (evaluate only) or more"),
         (train.epochs >= 1, f"train.epochs={train.epochs}: must be 1 or more"),

@@ -54,6 +54,17 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
     """
     if settings.source is EvalSource.scenes:
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
+    return {name: thin_out(pairs, settings.rows) for name, pairs in _read_sets(settings).items()}
+
+
+def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
+    """At most `rows` pairs, taken at even distances so that every part of a set is represented; None takes all."""
+    if rows is None or len(pairs) <= rows:
+        return pairs
+    return [pairs[index * len(pairs) // rows] for index in range(rows)]
+
+
+def _read_sets(settings: EvalSettings) -> dict[str, list[ScoredPair]]:
     if settings.folder is not None:
         folder = Path(settings.folder).expanduser()
         return {name: read_scored_pairs(_file_of(name, folder))[0] for name in settings.sets}

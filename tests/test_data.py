@@ -9,8 +9,9 @@ from cft import data as data_module
 from cft import sts
 from cft.data import batches, load_training_data
 from cft.errors import UserError
+from cft.records import ScoredPair
 from cft.settings import DataSettings, DataSource, EvalSettings, EvalSource
-from cft.sts import NINE_SETS, load_eval_sets
+from cft.sts import NINE_SETS, load_eval_sets, thin_out
 
 
 def triplet_file(folder, count: int):
@@ -121,3 +122,9 @@ def test_a_folder_gives_any_sets_by_the_names_of_its_files(tmp_path):
     settings.folder = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder"):
         load_eval_sets(settings, seed=0)
+
+
+def test_a_set_is_thinned_out_at_even_distances():
+    pairs = [ScoredPair(f"a {i}", f"b {i}", float(i)) for i in range(10)]
+    assert [pair.score for pair in thin_out(pairs, 4)] == [0, 2, 5, 7]
+    assert thin_out(pairs, None) == thin_out(pairs, 10) == thin_out(pairs, 11) == pairs
