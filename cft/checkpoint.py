@@ -65,6 +65,15 @@ def load(
         raise UserError(f"{path} is damaged ({error}); delete it to start this training over") from error
 
 
+def step_of(folder: Path) -> int:
+    """Steps that the saved state has behind it; 0 if nothing readable was saved."""
+    try:
+        with safe_open(folder / FILE_NAME, framework="pt") as stream:
+            return int(stream.metadata()["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return 0
+
+
 def remove(folder: Path) -> None:
     """Delete the state of a training that is finished."""
     (folder / FILE_NAME).unlink(missing_ok=True)

@@ -27,6 +27,8 @@ from cft.trainer import train
 
 log = logging.getLogger(__name__)
 
+HISTORY = "history.jsonl"
+
 
 def run(config: Config) -> str:
     """Do one job, or what is left of it.
@@ -61,7 +63,7 @@ class _Models:
     @cached_property
     def tuned(self) -> Embedder:
         """The trained model as anybody else would load it: out of its folder, held to its contract."""
-        return Embedder.load(self._plan.folder, device=self._plan.device)
+        return Embedder.load(self._plan.result, device=self._plan.device)
 
     def release(self) -> None:
         """Let go of both: what comes next needs the memory."""
@@ -90,33 +92,33 @@ def _train_and_score(plan: Plan, models: _Models) -> str:
     before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
     with held(plan.folder), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
         if plan.is_trained:
-            log.info("already trained: %s holds the result of this very configuration", plan.folder)
+            log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:
             _train(plan, models.base, tracker)
         models.release()
-        after = _evaluation(plan, plan.folder, lambda: models.tuned, "the result")
+        after = _evaluation(plan, plan.result, lambda: models.tuned, "the result")
         pictures = _write_report(plan, before, after)
         scores = {f"before/{name}": score for name, score in before.scores.items()}
         scores |= {f"after/{name}": score for name, score in after.scores.items()}
         tracker.finish(scores | {"before/mean": before.mean, "after/mean": after.mean}, pictures)
-    return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.folder})"
+    return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
 
 
 def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     """Whoever follows this job; nobody, if it only shows what it finds."""
-    scores = plan.scores_folder(plan.folder)
+    scores = plan.scores_folder(plan.result)
     finished = plan.is_trained and results.read(scores) is not None
     return tracking(
         replace(plan.config.logger, kind=LoggerKind.none) if finished else plan.config.logger,
         name=plan.folder.name,
         folder=plan.outputs,
         config=plain(plan.config),
-        identity=digest([plan.folder.name, scores.name]),
+        identity=digest([plan.folder.name, *([plan.until] if plan.until < plan.steps else []), scores.name]),
     )
 
 
 def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
-    """Train, and leave adapter, contract and record; the file FINISHED comes last and says that all is there."""
+    """Train as far as this job needs, and leave record, adapter and contract."""
     config, data, folder = plan.config, plan.data, plan.folder
     assert data is not None
     write_json(folder / "config.json", config)
@@ -126,13 +128,54 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
 
     model = add_lora(base.model, config.lora, seed=config.seed).to(plan.device)
     embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
-    _say_plan(plan, data, model)
-    began = time.perf_counter()
-    history = train(embedder, data, config, folder=folder, steps=plan.steps, bf16=plan.bf16, watch=tracker.watch)
+    wanted = {step for step in (*config.train.keep, plan.until) if step < plan.steps}
 
-    weights = save_weights(model, folder / ADAPTER_FOLDER, config.model.path)
+    def keep(step: int) -> None:
+        if step in wanted and not plan.has_kept(step):
+            _save(plan, embedder, plan.step_folder(step))
+
+    _say_plan(plan, data, model)
+    work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
+    began = time.perf_counter()
+    history = train(
+        embedder,
+        data,
+        config,
+        folder=work,
+        steps=plan.steps,
+        until=plan.until,
+        bf16=plan.bf16,
+        watch=tracker.watch,
+        reached=keep,
+    )
+    if plan.until == plan.steps:
+        _finish(plan, embedder, history, seconds=time.perf_counter() - began)
+    if work != folder:
+        checkpoint.remove(work)
+        work.rmdir()
+
+
+def _is_past(plan: Plan) -> bool:
+    """Whether the training went past the step that is wanted now and did not keep it."""
+    past = plan.is_finished or checkpoint.step_of(plan.folder) >= plan.until
+    if past and plan.until < plan.steps:
+        log.info("step %d was not kept: training again up to there; train.keep=[%d] keeps it", plan.until, plan.until)
+        return True
+    return False
+
+
+def _save(plan: Plan, embedder: Embedder, folder: Path) -> str:
+    """Write the trained weights and then their contract; returns the weights' digest."""
+    weights = save_weights(embedder.model, folder / ADAPTER_FOLDER, plan.config.model.path)
     embedder.save(folder, weights)
-    with replacing(folder / "history.jsonl") as part:
+    return weights
+
+
+def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: float) -> None:
+    """Leave a whole training's result; the file FINISHED comes last and says that all is there."""
+    folder = plan.folder
+    weights = _save(plan, embedder, folder)
+    with replacing(folder / HISTORY) as part:
         for row in history:
             append_line(part, row)
     figures.save(figures.training(history), folder, "training")
@@ -143,7 +186,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
             "facts": plan.training_facts,
             "steps": plan.steps,
             "final_loss": losses[-1],
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(seconds, 1),
             "weights": weights,
         },
     )
@@ -172,16 +215,17 @@ def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what:
 
 def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str, Path]:
     """Print and save the before/after table and its pictures; returns the pictures by name."""
-    config, folder = plan.config, plan.scores_folder(plan.folder)
+    config, folder = plan.config, plan.scores_folder(plan.result)
     table = report.comparison(before, after)
-    title = f"{config.model.name} on {config.data.name}, before and after {plan.steps} steps"
+    title = f"{config.model.name} on {config.data.name}, before and after {plan.until} steps"
     _say_table(config, table, title)
     write_text(folder / "table.md", f"# {title}\n\n{report.as_markdown(table)}\n")
     _note_scores(plan, folder.name, before, after)
     pictures = figures.save(figures.scores(before, after), folder, "scores")
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
-    pictures.append(plan.folder / "training.png")
+    if plan.is_finished:
+        pictures.append(plan.folder / "training.png")
     _say_files(folder, pictures)
     _say_next(plan)
     return {path.stem: path for path in pictures if path.suffix == ".png"}
@@ -189,7 +233,7 @@ def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str
 
 def _note_scores(plan: Plan, evaluation: str, before: Evaluation, after: Evaluation) -> None:
     """Enter one evaluation into the run's own summary, beside those made under other prompts or on other data."""
-    path = plan.folder / results.METRICS
+    path = plan.result / results.METRICS
     known = read_json(path) if path.exists() else {}
     known[evaluation] = {
         "prompt": plan.config.prompt.eval_template,
@@ -224,9 +268,9 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
     hard = round(micro * negatives) if config.loss.hard_negatives else 0
     count = sum(weight.numel() for weight in trainable(model).values())
     log.info(
-        "training %s weights for %d steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s",
+        "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s",
         f"{count:,}",
-        steps,
+        steps if plan.until == steps else f"the first {plan.until} of {steps}",
         config.train.batch_size,
         len(data.triplets),
         f", {data.skipped} bad rows skipped" if data.skipped else "",
@@ -261,8 +305,8 @@ def _say_files(folder: Path, pictures: list[Path]) -> None:
 
 def _say_next(plan: Plan) -> None:
     """Name the embedder and what to do with it, or, after the demo, what to try on real text."""
-    log.info("  embedder  %s (adapter/, contract.json, history.jsonl, log.txt)", plan.folder)
+    log.info("  embedder  %s (adapter/, contract.json)", plan.result)
     if plan.config.data.source is DataSource.scenes:
         log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:
-        log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.folder)
+        log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.result)

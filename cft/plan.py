@@ -6,6 +6,7 @@ job or by another that shares it:
     OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
     OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
     OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
+    OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from cft import contract
 from cft.data import TrainingData, load_training_data
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
@@ -107,9 +109,32 @@ class Plan:
         return self.outputs / f"{self.config.model.name}-{self.config.data.name}-{digest(self.training_facts)}"
 
     @property
-    def is_trained(self) -> bool:
-        """Whether the training is finished already."""
+    def until(self) -> int:
+        """The step whose weights are scored."""
+        return self.config.eval.step or self.steps
+
+    @property
+    def result(self) -> Path:
+        """Where the embedder to be scored is kept: the training's folder, or an earlier step's folder within."""
+        return self.step_folder(self.until)
+
+    def step_folder(self, step: int) -> Path:
+        """Where the weights after a step are kept."""
+        return self.folder if step == self.steps else self.folder / "steps" / f"{step:06}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training came to its last step already."""
         return (self.folder / FINISHED).exists()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights to be scored are there already."""
+        return self.is_finished if self.until == self.steps else self.has_kept(self.until)
+
+    def has_kept(self, step: int) -> bool:
+        """Whether an earlier step's weights are there; their contract is written last."""
+        return (self.step_folder(step) / contract.FILE_NAME).exists()
 
     def scores_folder(self, owner: Path) -> Path:
         """Where an embedder's scores on the sets, with table and pictures, are kept; `owner` is its own folder."""
@@ -141,12 +166,19 @@ def make_plan(config: Config) -> Plan:
     device = choose_device(config.device)
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = load_training_data(config.data, seed=DATA_SEED) if config.train.steps else None
+    steps = plan_steps(config.train, len(data.triplets)) if data else 0
+    late = [step for step in (*config.train.keep, config.eval.step or 0) if step > steps]
+    if late:
+        raise UserError(
+            f"train.keep or eval.step asks for step {late[0]}, but the data end the training at step {steps}: raise "
+            "train.epochs, or ask for an earlier step"
+        )
     return Plan(
         config=config,
         device=device,
         bf16=wants_bf16(config.train.precision, device),
         data=data,
-        steps=plan_steps(config.train, len(data.triplets)) if data else 0,
+        steps=steps,
         sets=load_eval_sets(config.eval, seed=DATA_SEED),
         files=fetch(config.model),
     )

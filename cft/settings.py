@@ -160,6 +160,7 @@ class EvalSettings:
     sets: list[str] = field(default_factory=list)
     rows: int | None = None
     pairs: int = 1000
+    step: int | None = None
 
 
 @dataclass
@@ -186,6 +187,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False
     eval_every: int = 100
     checkpoint_every: int = 20
+    keep: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -267,6 +269,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             evaluation.rows is None or evaluation.rows >= 2,
             f"eval.rows={evaluation.rows}: a rank correlation needs at least 2 pairs a set; null takes all",
         ),
+        (
+            evaluation.step is None or 1 <= evaluation.step <= train.steps,
+            f"eval.step={evaluation.step}: must be a step of the training, 1 to train.steps={train.steps}, or null for "
+            "the last",
+        ),
         (evaluation.pairs >= 2, f"eval.pairs={evaluation.pairs}: a rank correlation needs at least 2"),
         (train.steps >= 0, f"train.steps={train.steps}: must be 0 (evaluate only) or more"),
         (train.epochs >= 1, f"train.epochs={train.epochs}: must be 1 or more"),
@@ -283,5 +290,9 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (train.weight_decay >= 0, f"train.weight_decay={train.weight_decay}: must be 0 or more"),
         (train.max_grad_norm > 0, f"train.max_grad_norm={train.max_grad_norm}: must be above 0 (.inf for no clipping)"),
         (train.eval_every >= 0, f"train.eval_every={train.eval_every}: must be 0 (never) or more"),
+        (
+            all(1 <= step <= train.steps for step in train.keep),
+            f"train.keep={train.keep}: must be steps of the training, 1 to train.steps={train.steps}",
+        ),
         (train.checkpoint_every >= 1, f"train.checkpoint_every={train.checkpoint_every}: must be 1 or more"),
     ]

@@ -47,7 +47,16 @@ def plan_steps(train: TrainSettings, rows: int) -> int:
 
 
 def train(
-    embedder: Embedder, data: TrainingData, config: Config, *, folder: Path, steps: int, bf16: bool, watch: Watcher
+    embedder: Embedder,
+    data: TrainingData,
+    config: Config,
+    *,
+    folder: Path,
+    steps: int,
+    until: int,
+    bf16: bool,
+    watch: Watcher,
+    reached: Callable[[int], None],
 ) -> list[dict]:
     """Train an embedder's trainable weights in place, from its last checkpoint in `folder` if there is one.
 
@@ -56,9 +65,11 @@ def train(
         data: triplets, holdout and development pairs.
         config: the job.
         folder: where checkpoints go.
-        steps: what `plan_steps` gave.
+        steps: what `plan_steps` gave: the schedule is laid over them.
+        until: the step to stop after, `steps` for all; a later call goes on from there.
         bf16: run the model in bfloat16 where torch's autocast allows it.
         watch: called with every row of the history as it arises.
+        reached: called with the number of every step once its update is done, before a checkpoint goes past it.
 
     Returns:
         The history: a row a step (`event` "step") and a row a development evaluation ("dev").
@@ -83,8 +94,8 @@ def train(
             watch(row)
 
         model.train()
-        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=steps)
-        with tqdm(rows, desc="training", unit="step", initial=start, total=steps) as bar:
+        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=until)
+        with tqdm(rows, desc="training", unit="step", initial=start, total=until) as bar:
             for step, chosen in enumerate(bar, start=start):
                 batch = [data.triplets[row] for row in chosen]
                 row = _step(accelerator, embedder, optimizer, batch, config, rows=chosen, step=step, steps=steps)
@@ -94,7 +105,8 @@ def train(
                 due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
                 if due and (data.dev or data.holdout):
                     note(_develop(embedder, data, done))
-                if done % settings.checkpoint_every == 0 or done == steps:
+                reached(done)
+                if done % settings.checkpoint_every == 0 or done in (until, steps):
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
         model.eval()
     return history

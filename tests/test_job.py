@@ -324,3 +324,37 @@ def test_a_sweep_over_the_learning_rate_gives_a_run_each_and_one_wandb_group(tmp
     assert len(runs) == 3
     (sweep,) = (tmp_path / "sweeps").iterdir()
     assert all(sweep.name.encode() in run.read_bytes() for run in runs)
+
+
+def step_adapter(outputs: Path, step: int) -> bytes:
+    return (run_folder(outputs) / "steps" / f"{step:06}" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_an_earlier_step_is_scored_and_the_training_goes_on_from_there(tmp_path, finished, monkeypatch):
+    done = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda *a, **k: done.append(k["step"]) or step(*a, **k))
+    outcome = job.run(settings(tmp_path, "eval.step=3"))
+    assert done == [0, 1, 2], "no further than asked"
+    assert "steps/000003" in outcome and not (run_folder(tmp_path) / "training.json").exists()
+    job.run(settings(tmp_path))
+    assert done == [0, 1, 2, 3, 4, 5], "no step twice"
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    assert step_adapter(tmp_path, 3) != adapter_bytes(tmp_path)
+    job.run(settings(tmp_path, "eval.step=3"))
+    assert len(done) == 6
+
+
+def test_a_step_that_was_not_kept_is_trained_again_and_is_the_same_as_one_that_was(tmp_path, finished):
+    kept, again = tmp_path / "kept", tmp_path / "again"
+    job.run(settings(kept, "train.keep=[2,5]"))
+    shutil.copytree(finished, again)
+    job.run(settings(again, "eval.step=5"))
+    assert step_adapter(again, 5) == step_adapter(kept, 5) != step_adapter(kept, 2)
+    assert adapter_bytes(again) == adapter_bytes(kept) == adapter_bytes(finished)
+    assert not list(again.rglob("again"))
+
+
+def test_a_step_beyond_the_data_is_refused(tmp_path):
+    with pytest.raises(UserError, match="asks for step 30, but the data end the training at step 25"):
+        job.run(settings(tmp_path, "train.steps=50", "eval.step=30"))
