@@ -60,12 +60,32 @@ def check_overrides(overrides: list[str]) -> None:
         raise UserError(f"cannot read the command line: {error}") from error
     for override in parsed:
         _check_names(override)
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        for job in _jobs(parsed):
-            try:
-                to_config(compose(CONFIG_NAME, overrides=job))
-            except HydraException as error:
-                raise UserError(_cause(error)) from error
+    for job in _jobs(parsed):
+        _compose(job)
+
+
+def compose_config(overrides: list[str]) -> Config:
+    """The configuration of one job, without a command line.
+
+    Args:
+        overrides: as they would be typed, such as `model=phi2` or `lr=1e-5`; no sweeps.
+
+    Raises:
+        UserError: as `check_overrides` does, or if an override has several values.
+    """
+    check_overrides(overrides)
+    several = [o.input_line for o in OverridesParser.create().parse_overrides(overrides) if o.is_sweep_override()]
+    if several:
+        raise UserError(f"{several[0]}: one value is wanted here, not several")
+    return _compose(overrides)
+
+
+def _compose(overrides: list[str]) -> Config:
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return to_config(compose(CONFIG_NAME, overrides=overrides))
+    except HydraException as error:
+        raise UserError(_cause(error)) from error
 
 
 def _jobs(parsed: list[Override]) -> list[list[str]]:

@@ -8,30 +8,35 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cft import checkpoint, figures, report, results
+from cft import checkpoint, figures, pairs, report, results
 from cft.backbone import ADAPTER_FOLDER, add_lora, check_targets, save_weights, trainable
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
 from cft.evaluator import Evaluation, evaluate
-from cft.plan import FINISHED, Plan, make_plan
+from cft.plan import FINISHED, Inputs, Plan, make_plan
+from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
 from cft.settings import Config, DataSource, LoggerKind
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
-from cft.trainer import train
+from cft.trainer import Watcher, train
 
 log = logging.getLogger(__name__)
 
 HISTORY = "history.jsonl"
 
 
-def run(config: Config) -> str:
+def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> str:
     """Do one job, or what is left of it.
+
+    Args:
+        config: the job.
+        inputs: what other jobs loaded already.
+        watch: called with every row of the training's history as it arises.
 
     Returns:
         One line that says what came out.
@@ -39,10 +44,10 @@ def run(config: Config) -> str:
     Raises:
         UserError: for whatever the user can mend.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, inputs)
     models = _Models(plan)
     try:
-        return _train_and_score(plan, models) if plan.data else _score_base(plan, models)
+        return _train_and_score(plan, models, watch) if plan.data else _score_base(plan, models)
     finally:
         models.release()
 
@@ -85,7 +90,7 @@ def _score_base(plan: Plan, models: _Models) -> str:
     return f"mean {before.mean:.2f}"
 
 
-def _train_and_score(plan: Plan, models: _Models) -> str:
+def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
     """Evaluate, train and evaluate again."""
     if not plan.is_trained and plan.config.lora.rank:
         check_targets(models.base.model, plan.config.lora)  # before minutes go into evaluating the base model
@@ -94,7 +99,7 @@ def _train_and_score(plan: Plan, models: _Models) -> str:
         if plan.is_trained:
             log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:
-            _train(plan, models.base, tracker)
+            _train(plan, models.base, tracker, watch)
         models.release()
         after = _evaluation(plan, plan.result, lambda: models.tuned, "the result")
         pictures = _write_report(plan, before, after)
@@ -117,7 +122,7 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     )
 
 
-def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
+def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) -> None:
     """Train as far as this job needs, and leave record, adapter and contract."""
     config, data, folder = plan.config, plan.data, plan.folder
     assert data is not None
@@ -134,6 +139,11 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
         if step in wanted and not plan.has_kept(step):
             _save(plan, embedder, plan.step_folder(step))
 
+    def note(row: dict) -> None:
+        tracker.watch(row)
+        if watch:
+            watch(row)
+
     _say_plan(plan, data, model)
     work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
     began = time.perf_counter()
@@ -145,7 +155,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker) -> None:
         steps=plan.steps,
         until=plan.until,
         bf16=plan.bf16,
-        watch=tracker.watch,
+        watch=note,
         reached=keep,
     )
     if plan.until == plan.steps:
@@ -196,17 +206,21 @@ def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: flo
 def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) -> Evaluation:
     """Scores of an embedder on the sets and on the held-out triplets: stored ones, or made now and stored."""
 
-    def stage(folder: Path, *data: Any) -> Evaluation:
-        stored = results.read(folder)
-        if stored:
-            log.info("already evaluated %s: %s", what, folder)
-            return stored
-        prompted = embedder().with_template(plan.config.prompt.eval_template)
-        found = evaluate(prompted, *data, progress=f"evaluating {what} on {folder.name.rsplit('-', 1)[0]}")
-        results.write(folder, found, prompted.contract)
-        return found
+    def stage(folder: Path, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]) -> Evaluation:
+        with held(folder, wait=True):  # another job may be making the same scores at this moment
+            stored = results.read(folder)
+            if stored:
+                log.info("already evaluated %s: %s", what, folder)
+                return stored
+            began = time.perf_counter()
+            prompted = embedder().with_template(plan.config.prompt.eval_template)
+            caption = f"evaluating {what} on {folder.name.rsplit('-', 1)[0]}"
+            found = evaluate(prompted, sets, triplets, progress=caption)
+            results.write(folder, found, prompted.contract, seconds=time.perf_counter() - began)
+            return found
 
-    by_set = stage(plan.scores_folder(owner), plan.sets)
+    by_set = stage(plan.scores_folder(owner), plan.sets, [])
+    pairs.write_once(plan.scores_folder(owner), plan.sets, plan.data if owner != plan.base_folder else None)
     if not plan.holdout:
         return by_set
     in_order = stage(plan.triplets_folder(owner), {}, plan.holdout)

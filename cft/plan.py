@@ -9,8 +9,10 @@ job or by another that shares it:
     OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +20,7 @@ from cft import contract
 from cft.data import TrainingData, load_training_data
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
-from cft.settings import Config, Precision, check
+from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, Precision, check
 from cft.sources import ModelFiles, fetch
 from cft.store import digest
 from cft.sts import load_eval_sets
@@ -156,16 +158,47 @@ class Plan:
         return owner / "evaluations" / f"{name}-{digest(facts)}"
 
 
-def make_plan(config: Config) -> Plan:
+class Inputs:
+    """Data and base models, each loaded once for all the jobs that share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def _once(self, settings: Any, load: Callable[[], Any]) -> Any:
+        name = f"{type(settings).__name__}-{digest(settings)}"
+        if name not in self._known:
+            self._known[name] = load()
+        return self._known[name]
+
+    def data(self, settings: DataSettings) -> TrainingData:
+        """Training data."""
+        return self._once(settings, lambda: load_training_data(settings, seed=DATA_SEED))
+
+    def sets(self, settings: EvalSettings) -> dict[str, list[ScoredPair]]:
+        """Scored pairs; the same ones for every step that is scored on them."""
+        settings = replace(settings, step=None)
+        return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
+
+    def files(self, settings: ModelSettings) -> ModelFiles:
+        """A base model's files."""
+        return self._once(settings, lambda: fetch(settings))
+
+
+def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
     """Load a job's data and fetch its base model, so that its folders are known.
+
+    Args:
+        config: the job.
+        inputs: what other jobs loaded already.
 
     Raises:
         UserError: for whatever the user can mend.
     """
     check(config)
+    inputs = inputs or Inputs()
     device = choose_device(config.device)
     # Data first: a bad row should be named before gigabytes of weights are fetched.
-    data = load_training_data(config.data, seed=DATA_SEED) if config.train.steps else None
+    data = inputs.data(config.data) if config.train.steps else None
     steps = plan_steps(config.train, len(data.triplets)) if data else 0
     late = [step for step in (*config.train.keep, config.eval.step or 0) if step > steps]
     if late:
@@ -179,8 +212,8 @@ def make_plan(config: Config) -> Plan:
         bf16=wants_bf16(config.train.precision, device),
         data=data,
         steps=steps,
-        sets=load_eval_sets(config.eval, seed=DATA_SEED),
-        files=fetch(config.model),
+        sets=inputs.sets(config.eval),
+        files=inputs.files(config.model),
     )
 
 

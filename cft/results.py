@@ -14,12 +14,12 @@ METRICS = "metrics.json"
 COSINES = "cosines.npz"
 
 
-def write(folder: Path, found: Evaluation, contract: Contract) -> None:
-    """Keep scores, the cosine of every pair, and the contract they were made under; METRICS is written last."""
+def write(folder: Path, found: Evaluation, contract: Contract, *, seconds: float) -> None:
+    """Keep scores, the cosine of every pair, the contract they were made under and the time; METRICS comes last."""
     with replacing(folder / COSINES) as part, part.open("wb") as stream:
         arrays: dict[str, Any] = {f"set/{name}": cosines for name, cosines in found.cosines.items()}
         np.savez(stream, positives=found.positives, negatives=found.negatives, **arrays)
-    write_json(folder / METRICS, {**found.record(), "contract": asdict(contract)})
+    write_json(folder / METRICS, {**found.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
 
 
 def read(folder: Path) -> Evaluation | None:

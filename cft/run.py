@@ -11,15 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
+from cft.console import INTERRUPTED_STATUS, USER_ERROR_STATUS, report_error, set_up_console
 from cft.errors import UserError
 
 log = logging.getLogger("cft")
-
-USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
 
 class _JobFailed(CompactHydraException):
@@ -28,7 +25,7 @@ class _JobFailed(CompactHydraException):
 
 def main() -> None:
     """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (interrupted)."""
-    _set_up_console()
+    set_up_console()
     arguments = get_args_parser().parse_args()
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
@@ -46,7 +43,7 @@ def main() -> None:
             check_overrides(arguments.overrides)
         job()
     except UserError as error:
-        _report(error)
+        report_error(error)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
         sys.stderr.write("\ncft: interrupted; the same command goes on from the last checkpoint, if there is one yet\n")
@@ -55,20 +52,6 @@ def main() -> None:
         _summarize(results)
     if failures:
         sys.exit(USER_ERROR_STATUS)
-
-
-class _Console(logging.Handler):
-    """Writes messages above a progress bar, not into it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-
-
-def _set_up_console() -> None:
-    handler = _Console()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    log.setLevel(logging.INFO)
 
 
 def _job(
@@ -86,7 +69,7 @@ def _job(
             config.logger.group = config.logger.group or Path(context.sweep.dir).name
         outcome = job.run(config)
     except UserError as error:
-        _report(error)
+        report_error(error)
         failures.append(error)
         if os.getpid() != started_by:  # a launcher's own process: only an exception tells the first one
             raise _JobFailed("the cause is given above") from None
@@ -106,10 +89,6 @@ def _summarize(results: list[tuple[list[str], str]]) -> None:
     common = set.intersection(*(set(overrides) for overrides, _ in results))
     for overrides, outcome in results:
         log.info("  %s  ->  %s", " ".join(entry for entry in overrides if entry not in common), outcome)
-
-
-def _report(error: UserError) -> None:
-    sys.stderr.write(f"cft: {error}\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ The dataclasses are what `conf/*.yaml` fills; each key is explained there. Below
 or OmegaConf: modules take these, or plain values out of them.
 """
 
-from dataclasses import dataclass, field
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from typing import Any
 
 from cft.errors import UserError
 
@@ -207,6 +209,27 @@ class Config:
     seed: int = 0
     device: str = "auto"
     outputs: str = "outputs"
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """Settings out of what JSON kept of them, the way back from `store.plain`.
+
+    Args:
+        kind: the type wanted, such as Config.
+        value: dicts, lists and plain values.
+
+    Raises:
+        UserError: if a key is unknown or missing: the record is of another version of cft.
+    """
+    if is_dataclass(kind):
+        types = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != {entry.name for entry in fields(kind)}:
+            odd = sorted(set(value) ^ set(types)) if isinstance(value, dict) else [repr(value)]
+            raise UserError(f"a record of other settings than this version of cft has: {', '.join(odd)}")
+        return typing.cast(Any, kind)(**{name: from_plain(types[name], entry) for name, entry in value.items()})
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    return value
 
 
 def check(config: Config) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cft.errors import UserError
+
+log = logging.getLogger(__name__)
 
 DIGEST_LENGTH = 12
 
@@ -97,8 +100,12 @@ def append_line(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[None]:
+def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Be the one process at work in a directory; the system lets go when the process ends, however it ends.
+
+    Args:
+        directory: made if it is missing.
+        wait: for the process that is at work there, instead of giving up.
 
     Raises:
         UserError: if another process is at work there, naming it.
@@ -110,9 +117,11 @@ def held(directory: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
-            raise UserError(
-                f"process {stream.read().strip() or 'unknown'} is at work in {directory}; wait for it, or stop it"
-            ) from None
+            holder = f"process {stream.read().strip() or 'unknown'} is at work in {directory}"
+            if not wait:
+                raise UserError(f"{holder}; wait for it, or stop it") from None
+            log.info("%s: waiting for it", holder)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()

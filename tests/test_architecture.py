@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCES = sorted((Path(__file__).resolve().parents[1] / "cft").glob("*.py"))
-COMMAND_LINE = {"config.py", "run.py"}
+COMMAND_LINE = {"config.py", "run.py", "study_worker.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,31 @@
+"""What all commands have in common: messages on the terminal and the meaning of an exit status."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+from cft.errors import UserError
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
+
+
+class _Console(logging.Handler):
+    """Writes messages above a progress bar, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def set_up_console() -> None:
+    """Print the package's messages, without disturbing progress bars."""
+    handler = _Console()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("cft").setLevel(logging.INFO)
+
+
+def report_error(error: UserError) -> None:
+    """Print an error that the user can mend."""
+    sys.stderr.write(f"cft: {error}\n")

@@ -1,0 +1,134 @@
+"""Run studies: `python -m cft.study run|retry|plan EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
+
+A study is a file in experiments/ (each table and figure of the paper is one) laid out at a scale. Its plan is frozen
+when it starts; what is done, by this study or by any other job, is not done again.
+"""
+
+import argparse
+import itertools
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cft import experiment
+from cft.config import compose_config
+from cft.console import INTERRUPTED_STATUS, USER_ERROR_STATUS, report_error, set_up_console
+from cft.errors import UserError
+
+if TYPE_CHECKING:
+    from cft.study_plan import Study
+
+log = logging.getLogger(__name__)
+
+DEFAULT_OUTPUTS = "outputs"
+
+
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect), 2 (a cell failed or the user can mend it) or 130."""
+    set_up_console()
+    arguments = _parser().parse_intermixed_args()
+    try:
+        sys.exit(_main(arguments))
+    except UserError as error:
+        report_error(error)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ncft: interrupted; the same command goes on from there\n")
+        sys.exit(INTERRUPTED_STATUS)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cft.study",
+        description="Run studies: every table and figure of the paper, or a file of your own.",
+        epilog=f"experiments: {', '.join(experiment.known())}; scales: {', '.join(experiment.scales())}",
+    )
+    parser.add_argument("command", choices=("run", "retry", "plan"), help="retry: only what failed; plan: only say")
+    add_study_arguments(parser)
+    parser.add_argument("--seeds", default="", metavar="S,S,...", help="train every cell with each of these seeds")
+    parser.add_argument("--replan", action="store_true", help="take the files as they are now, not the frozen plan")
+    parser.add_argument(
+        "--launcher", metavar="NAME", help="run cells through a Hydra launcher: joblib, submitit_local, submitit_slurm"
+    )
+    return parser
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name studies; `split_arguments` reads them."""
+    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
+    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
+
+
+def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names of experiments ("all" is each of the paper's), and overrides."""
+    names = [entry for entry in what if "=" not in entry]
+    names = list(itertools.chain.from_iterable(experiment.known() if name == "all" else [name] for name in names))
+    return names, [entry for entry in what if "=" in entry]
+
+
+def outputs_of(overrides: list[str]) -> Path:
+    """The folder that `outputs=` names."""
+    given = [entry.split("=", 1)[1] for entry in overrides if entry.startswith("outputs=")]
+    return Path(given[-1] if given else DEFAULT_OUTPUTS)
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    names, overrides = split_arguments(arguments.what)
+    if not names:
+        raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")
+    launcher_overrides = [entry for entry in overrides if entry.startswith("hydra.")]
+    overrides = [entry for entry in overrides if not entry.startswith("hydra.")]
+    seeds = _seeds(arguments.seeds)
+    studies = [_study(name, arguments, overrides, seeds) for name in names]
+    studies = [study for study in studies if study.runs]
+    if not studies:
+        log.info("nothing to run; python -m cft.report %s shows it", " ".join(names))
+        return 0
+    from cft import study_runner  # torch takes seconds to import, and a typo should be told before
+
+    missing = study_runner.run(
+        studies,
+        only_failed=arguments.command == "retry",
+        only_say=arguments.command == "plan",
+        launcher=arguments.launcher,
+        launcher_overrides=launcher_overrides,
+    )
+    return USER_ERROR_STATUS if missing else 0
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(entry) for entry in text.split(",") if entry.strip()]
+    except ValueError as error:
+        raise UserError(f"--seeds {text}: must be whole numbers with commas between, as in 1,2,3") from error
+
+
+def _study(name: str, arguments: argparse.Namespace, overrides: list[str], seeds: list[int]) -> "Study":
+    """A study as it was frozen when it started, or frozen now."""
+    from cft import study_plan
+
+    told = experiment.load(name, arguments.scale, overrides)
+    fresh = study_plan.compose_study(told, overrides, seeds, compose_config)
+    if not fresh.runs:
+        return fresh
+    folder = study_plan.study_folder(fresh.outputs, fresh.name)
+    frozen = study_plan.load(folder)
+    changed = study_plan.differences(frozen, fresh) if frozen else []
+    if frozen and changed and not arguments.replan:
+        if any(study_plan.state_of(frozen.outputs, run).get("state") != study_plan.DONE for run in frozen.runs):
+            log.info(
+                "%s: going on with the plan that was frozen when it started; the files or the command line now say "
+                "other things for: %s (--replan takes those)",
+                fresh.name,
+                ", ".join(changed),
+            )
+            return frozen
+    if arguments.command != "plan":
+        fresh.save(folder)
+    return fresh
+
+
+if __name__ == "__main__":
+    main()
