@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import itertools
 import re
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -78,6 +80,19 @@ def compose_config(overrides: list[str]) -> Config:
     if several:
         raise UserError(f"{several[0]}: one value is wanted here, not several")
     return _compose(overrides)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, str]:
+    """Every setting by its dotted key, as people write it."""
+    found: dict[str, str] = {}
+    for entry in dataclasses.fields(config):
+        value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
+        if dataclasses.is_dataclass(value):
+            found |= flat(value, f"{key}.")
+        else:
+            value = value.value if isinstance(value, Enum) else value
+            found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
 
 
 def _compose(overrides: list[str]) -> Config:

@@ -17,12 +17,14 @@ class Evaluation:
 
     scores: Spearman x 100 of every set. cosines: of every pair, (pairs,) float32 a set, in the set's order.
     positives, negatives: cosines of held-out anchors with their positives and with their first hard negatives.
+    uniformity: of the held-out anchors, see `uniformity`; None without.
     """
 
     scores: dict[str, float]
     cosines: dict[str, np.ndarray]
     positives: np.ndarray
     negatives: np.ndarray
+    uniformity: float | None = None
 
     @property
     def mean(self) -> float:
@@ -41,6 +43,14 @@ class Evaluation:
             return None
         return float(np.mean(self.positives > self.negatives))
 
+    @property
+    def alignment(self) -> float | None:
+        """Mean squared distance between unit vectors of an anchor and its positive, lower is better; None without.
+
+        Source: Wang and Isola 2020, arXiv 2005.10242.
+        """
+        return float(np.mean(2 - 2 * self.positives)) if len(self.positives) else None
+
     def record(self) -> dict:
         """The numbers as plain data."""
         return {
@@ -49,6 +59,8 @@ class Evaluation:
             "sets": {name: {"spearman": self.scores[name], "pairs": len(self.cosines[name])} for name in self.scores},
             "triplet_accuracy": self.triplet_accuracy,
             "held_out_triplets": len(self.positives),
+            "alignment": self.alignment,
+            "uniformity": self.uniformity,
         }
 
 
@@ -91,7 +103,25 @@ def evaluate(
         cosines=by_set,
         positives=cosines(anchors, [row.positive for row in complete]),
         negatives=cosines(anchors, [row.negatives[0] for row in complete]),
+        uniformity=uniformity(vectors[[place[text] for text in dict.fromkeys(anchors)]]) if complete else None,
     )
+
+
+def uniformity(vectors: np.ndarray) -> float | None:
+    """How evenly unit vectors fill the sphere: log of the mean of exp(-2 d^2) over all pairs, d their distance.
+
+    Args:
+        vectors: (n, D), distinct texts.
+
+    Returns:
+        0 if all vectors are one, lower the more even; None for fewer than two.
+
+    Source: Wang and Isola 2020, arXiv 2005.10242, with t = 2.
+    """
+    if len(vectors) < 2:
+        return None
+    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)]
+    return float(np.log(np.mean(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)))))
 
 
 def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:

@@ -4,8 +4,10 @@ A file in experiments/ says what to run; a file in experiments/scales/ says with
 two are put together here into cells, each with the command-line overrides of its job.
 """
 
+import argparse
 import itertools
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import yaml
 
 from cft.errors import UserError
+
+DEFAULT_OUTPUTS = "outputs"
 
 LAYOUTS = {
     "config": "a row a setting: what the configuration says, beside the paper's value; nothing is run",
@@ -79,13 +83,14 @@ def scales() -> list[str]:
     return sorted(path.stem for path in (folder() / "scales").glob("*.yaml"))
 
 
-def load(name: str, scale: str, overrides: list[str] | None = None) -> Experiment:
+def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inputs: bool = True) -> Experiment:
     """Read an experiment and lay it out at a scale.
 
     Args:
         name: one of `known()`, or the path of a user's own file.
         scale: one of `scales()`, or the path of a user's own file.
         overrides: for all jobs, after everything the files say.
+        check_inputs: refuse if a file that the scale wants is not among the overrides.
 
     Raises:
         UserError: naming the file and what is wrong in it.
@@ -96,7 +101,8 @@ def load(name: str, scale: str, overrides: list[str] | None = None) -> Experimen
     )
     told, laid = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)
     values = {str(key): value for key, value in (laid.get("values") or {}).items()}
-    _require_inputs(laid, scale_path, overrides or [], told)
+    if check_inputs:
+        _require_inputs(laid, scale_path, overrides or [], told)
     layout = told.get("layout", "overall")
     if layout not in LAYOUTS:
         raise UserError(f"{path}: layout {layout!r} is not one of {', '.join(LAYOUTS)}")
@@ -129,6 +135,38 @@ def load(name: str, scale: str, overrides: list[str] | None = None) -> Experimen
         about_scale=laid.get("about", ""),
         rows=[(str(key), str(label), str(value)) for key, label, value in told.get("rows") or []],
     )
+
+
+def common_overrides(scale: str, overrides: list[str]) -> list[str]:
+    """Overrides of a scale for its ablations' model, a placeholder for every file that it wants and was not given.
+
+    Raises:
+        UserError: if the scale is unknown or cannot be read.
+    """
+    path = _find(scale, folder() / "scales", scales(), "scale")
+    laid = _read(path, _SCALE_KEYS)
+    fill = _Fill(path, laid.get("values") or {})
+    wanted = [f"{key}=FILE" for key in laid.get("wants") or {}]
+    return _last_wins([*wanted, *map(fill, laid.get("overrides") or []), *overrides])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name studies; `split_arguments` reads them."""
+    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
+    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
+
+
+def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names of experiments ("all" is each of the paper's), and overrides."""
+    names = [entry for entry in what if "=" not in entry]
+    names = list(itertools.chain.from_iterable(known() if name == "all" else [name] for name in names))
+    return names, [entry for entry in what if "=" in entry]
+
+
+def outputs_of(overrides: list[str]) -> Path:
+    """The folder that `outputs=` names."""
+    given = [entry.split("=", 1)[1] for entry in overrides if entry.startswith("outputs=")]
+    return Path(given[-1] if given else DEFAULT_OUTPUTS)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluator import Evaluation  # noqa: E402
 from cft.store import replacing  # noqa: E402
+
+HISTORY = "history.jsonl"
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
 ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
@@ -36,7 +39,7 @@ def scores(before: Evaluation, after: Evaluation) -> Figure:
     axes.set_xlabel("Spearman correlation with the given scores × 100")
     axes.set_title("Before and after contrastive fine-tuning", loc="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    _clean(axes)
+    clean(axes)
     return figure
 
 
@@ -52,7 +55,7 @@ def similarities(before: Evaluation, after: Evaluation) -> Figure:
         )
         axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
         axes.set_ylabel("triplets")
-        _clean(axes)
+        clean(axes)
     panels[-1].set_xlabel("cosine similarity with the anchor")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
@@ -68,7 +71,7 @@ def training(history: Sequence[dict]) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel("InfoNCE loss, nats")
     axes.set_ylim(bottom=0)
-    _clean(axes)
+    clean(axes)
     if dev:
         other = axes.twinx()
         other.plot([row["step"] for row in dev], [row["spearman"] for row in dev], "o-", color=AFTER)
@@ -77,10 +80,18 @@ def training(history: Sequence[dict]) -> Figure:
     return figure
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+    """No frame, a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#eceff2")
     axes.set_axisbelow(True)
+
+
+def development(training: Path) -> list[tuple[int, float]]:
+    """Steps and development scores of a finished training; empty while it is not finished or has none."""
+    path = training / HISTORY
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [(row["step"], row["spearman"]) for row in rows if row["event"] == "dev" and row["spearman"] is not None]
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

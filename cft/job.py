@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cft import checkpoint, figures, pairs, report, results
+from cft import checkpoint, figures, pairs, results, tables
 from cft.backbone import ADAPTER_FOLDER, add_lora, check_targets, save_weights, trainable
 from cft.data import TrainingData
 from cft.embedder import Embedder
@@ -26,8 +26,6 @@ from cft.tracking import Tracker, tracking
 from cft.trainer import Watcher, train
 
 log = logging.getLogger(__name__)
-
-HISTORY = "history.jsonl"
 
 
 def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> str:
@@ -83,9 +81,9 @@ def _score_base(plan: Plan, models: _Models) -> str:
     """Only evaluate the base model."""
     before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
     folder = plan.scores_folder(plan.base_folder)
-    table = report.scores(before)
+    table = tables.scores(before)
     _say_table(plan.config, table, "the base model alone (train.steps=0)")
-    write_text(folder / "table.md", report.as_markdown(table) + "\n")
+    write_text(folder / "table.md", tables.as_markdown(table) + "\n")
     _say_files(folder, [])
     return f"mean {before.mean:.2f}"
 
@@ -185,7 +183,7 @@ def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: flo
     """Leave a whole training's result; the file FINISHED comes last and says that all is there."""
     folder = plan.folder
     weights = _save(plan, embedder, folder)
-    with replacing(folder / HISTORY) as part:
+    with replacing(folder / figures.HISTORY) as part:
         for row in history:
             append_line(part, row)
     figures.save(figures.training(history), folder, "training")
@@ -224,16 +222,16 @@ def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what:
     if not plan.holdout:
         return by_set
     in_order = stage(plan.triplets_folder(owner), {}, plan.holdout)
-    return replace(by_set, positives=in_order.positives, negatives=in_order.negatives)
+    return replace(by_set, positives=in_order.positives, negatives=in_order.negatives, uniformity=in_order.uniformity)
 
 
 def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str, Path]:
     """Print and save the before/after table and its pictures; returns the pictures by name."""
     config, folder = plan.config, plan.scores_folder(plan.result)
-    table = report.comparison(before, after)
+    table = tables.comparison(before, after)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.until} steps"
     _say_table(config, table, title)
-    write_text(folder / "table.md", f"# {title}\n\n{report.as_markdown(table)}\n")
+    write_text(folder / "table.md", f"# {title}\n\n{tables.as_markdown(table)}\n")
     _note_scores(plan, folder.name, before, after)
     pictures = figures.save(figures.scores(before, after), folder, "scores")
     if len(after.negatives):
@@ -307,7 +305,7 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
 
 
 def _say_table(config: Config, table: list[tuple[str, ...]], title: str) -> None:
-    log.info("\n%s (Spearman x 100, prompt %r)\n\n%s\n", title, config.prompt.eval_template, report.as_text(table))
+    log.info("\n%s (Spearman x 100, prompt %r)\n\n%s\n", title, config.prompt.eval_template, tables.as_text(table))
 
 
 def _say_files(folder: Path, pictures: list[Path]) -> None:

@@ -154,6 +154,7 @@ class Plan:
             "template": self.config.prompt.eval_template,
             "sets": sets,
             "triplets": triplets,
+            **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / "evaluations" / f"{name}-{digest(facts)}"
 

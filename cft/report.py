@@ -1,60 +1,132 @@
-"""What a job found, as a table for people: a score, or before and after, set by set."""
+"""Show studies beside the paper: `python -m cft.report EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
 
-from collections.abc import Sequence
+Every report is also written into the study's folder: Markdown, one self-contained HTML page, CSV, LaTeX, SVG and PNG.
+"""
 
-from cft.evaluator import Evaluation
+import argparse
+import logging
+import sys
+from pathlib import Path
 
-Row = tuple[str, ...]
+from cft import experiment
+from cft.config import compose_config, flat
+from cft.console import USER_ERROR_STATUS, report_error, set_up_console
+from cft.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
+from cft.errors import UserError
+from cft.experiment import Experiment
+from cft.store import write_text
+from cft.tables import Row, as_csv, as_latex
 
+log = logging.getLogger(__name__)
 
-def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
-    """The before/after table, its header first."""
-    table: list[Row] = [("set", "pairs", "before", "after", "change")]
-    for name, score in before.scores.items():
-        table.append((name, str(len(before.cosines[name])), *_change(score, after.scores[name])))
-    if len(before.scores) > 1:
-        table.append((_MEAN, "", _overall(before), _overall(after), f"{after.mean - before.mean:+.2f}"))
-    if before.triplet_accuracy is not None and after.triplet_accuracy is not None:
-        shares = _change(100 * before.triplet_accuracy, 100 * after.triplet_accuracy)
-        table.append(("held-out triplets in order, %", str(len(before.positives)), *shares))
-    return table
-
-
-def scores(found: Evaluation) -> list[Row]:
-    """The table of one evaluation, its header first."""
-    table: list[Row] = [("set", "pairs", "score")]
-    table += [(name, str(len(found.cosines[name])), f"{score:.2f}") for name, score in found.scores.items()]
-    if len(found.scores) > 1:
-        table.append((_MEAN, "", _overall(found)))
-    return table
+FORMATS = ("text", "markdown", "csv", "latex")
 
 
-_MEAN = "mean over sets"
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect) or 2 (the user can mend it)."""
+    set_up_console()
+    parser = argparse.ArgumentParser(
+        prog="python -m cft.report", description="Show studies beside the paper's numbers."
+    )
+    experiment.add_arguments(parser)
+    parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed; all are written")
+    arguments = parser.parse_intermixed_args()
+    try:
+        names, overrides = experiment.split_arguments(arguments.what)
+        document, page = write(names, arguments.scale, overrides)
+    except UserError as error:
+        report_error(error)
+        sys.exit(USER_ERROR_STATUS)
+    sys.stdout.write(render(document, arguments.format))
+    if arguments.format == "text":
+        sys.stdout.write(
+            f"\nwritten: {page} (one page, opens without a network), with .md, .csv, .tex, .svg and .png beside\n"
+        )
 
 
-def _overall(found: Evaluation) -> str:
-    return f"{found.mean:.2f} ± {found.deviation:.2f}"
+def render(document: Document, form: str) -> str:
+    """A report in one of FORMATS; csv and latex hold its tables alone."""
+    if form == "text":
+        return to_text(document)
+    if form == "markdown":
+        return to_markdown(document, Path())
+    if form == "csv":
+        return "\n".join(as_csv(table.rows) for table in document.tables())
+    return "\n".join(as_latex(table.rows, table.caption) for table in document.tables())
 
 
-def _change(before: float, after: float) -> Row:
-    return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
+def write(names: list[str], scale: str, overrides: list[str]) -> tuple[Document, Path]:
+    """Write the reports of some studies, and of several one page for all.
+
+    Args:
+        names: of experiments. scale: of all. overrides: as given when they were run.
+
+    Returns:
+        The report, and the HTML page that holds it.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    if not names:
+        raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")
+    outputs = experiment.outputs_of(overrides)
+    reports = [_one(name, scale, overrides, outputs) for name in names]
+    if len(reports) == 1:
+        return reports[0]
+    blocks: list[Block] = [Heading(f"Studies at scale {Path(scale).stem}", 1)]
+    for document, _ in reports:
+        blocks += document.blocks
+    whole = Document(f"cft studies, scale {Path(scale).stem}", blocks)
+    page = outputs / "studies" / f"report-{Path(scale).stem}.html"
+    write_text(page, to_html(whole))
+    write_text(page.with_suffix(".md"), to_markdown(whole, page.parent))
+    return whole, page
 
 
-def as_text(table: Sequence[Row]) -> str:
-    """The table for a terminal."""
-    header, *rows = table
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+def _one(name: str, scale: str, overrides: list[str], outputs: Path) -> tuple[Document, Path]:
+    told = experiment.load(name, scale, overrides, check_inputs=False)
+    folder = outputs / "studies" / f"{told.name}-{told.scale}"
+    if told.layout == "config":
+        blocks = _configuration(told, scale, overrides)
+    else:
+        blocks = _study(name, scale, overrides, folder)
+    document = Document(told.title, blocks)
+    for table in document.tables():
+        write_text(folder / f"{table.name}.csv", as_csv(table.rows))
+        write_text(folder / f"{table.name}.tex", as_latex(table.rows, f"{told.title}. {table.caption}"))
+    write_text(folder / "report.md", to_markdown(document, folder))
+    write_text(folder / "report.html", to_html(document))
+    return document, folder / "report.html"
 
-    def line(row: Row) -> str:
-        first = row[0].ljust(widths[0])
-        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
 
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows)])
+def _configuration(told: Experiment, scale: str, overrides: list[str]) -> list[Block]:
+    """What the configuration says beside what the paper says."""
+    values = flat(compose_config(experiment.common_overrides(scale, overrides)))
+    rows: list[Row] = [("setting", "key", "here", "paper", "")]
+    for key, label, paper in told.rows:
+        if key not in values:
+            raise UserError(f"experiment {told.name}: rows name {key!r}, which is no key of the configuration")
+        here = values[key]
+        rows.append((label, key, here, paper, "same" if here == paper else "differs"))
+    caption = f"The configuration at this scale ({told.about_scale}) beside the paper's."
+    return [Heading(told.title), Text([told.question]), Table("configuration", caption, rows)]
 
 
-def as_markdown(table: Sequence[Row]) -> str:
-    """The table for a README."""
-    header, *rows = table
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def _study(name: str, scale: str, overrides: list[str], folder: Path) -> list[Block]:
+    from cft import findings, study_plan, study_report
+
+    frozen = study_plan.load(folder)
+    try:
+        given = overrides or (frozen.overrides if frozen else [])
+        seeds = frozen.seeds if frozen else []
+        fresh = study_plan.compose_study(experiment.load(name, scale, given), given, seeds, compose_config)
+    except UserError:
+        if frozen is None:
+            raise
+        fresh = frozen  # what was run can be shown whatever became of the files
+    stale = study_plan.differences(frozen, fresh) if frozen else []
+    return study_report.blocks(findings.collect(frozen or fresh, stale), folder)
+
+
+if __name__ == "__main__":
+    main()

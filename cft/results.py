@@ -35,4 +35,5 @@ def read(folder: Path) -> Evaluation | None:
             cosines={name: arrays[f"set/{name}"] for name in names},
             positives=arrays["positives"],
             negatives=arrays["negatives"],
+            uniformity=record.get("uniformity"),
         )

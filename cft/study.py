@@ -5,11 +5,8 @@ when it starts; what is done, by this study or by any other job, is not done aga
 """
 
 import argparse
-import itertools
 import logging
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cft import experiment
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from cft.study_plan import Study
 
 log = logging.getLogger(__name__)
-
-DEFAULT_OUTPUTS = "outputs"
 
 
 def main() -> None:
@@ -46,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"experiments: {', '.join(experiment.known())}; scales: {', '.join(experiment.scales())}",
     )
     parser.add_argument("command", choices=("run", "retry", "plan"), help="retry: only what failed; plan: only say")
-    add_study_arguments(parser)
+    experiment.add_arguments(parser)
     parser.add_argument("--seeds", default="", metavar="S,S,...", help="train every cell with each of these seeds")
     parser.add_argument("--replan", action="store_true", help="take the files as they are now, not the frozen plan")
     parser.add_argument(
@@ -55,27 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name studies; `split_arguments` reads them."""
-    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
-    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
-
-
-def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of experiments ("all" is each of the paper's), and overrides."""
-    names = [entry for entry in what if "=" not in entry]
-    names = list(itertools.chain.from_iterable(experiment.known() if name == "all" else [name] for name in names))
-    return names, [entry for entry in what if "=" in entry]
-
-
-def outputs_of(overrides: list[str]) -> Path:
-    """The folder that `outputs=` names."""
-    given = [entry.split("=", 1)[1] for entry in overrides if entry.startswith("outputs=")]
-    return Path(given[-1] if given else DEFAULT_OUTPUTS)
-
-
 def _main(arguments: argparse.Namespace) -> int:
-    names, overrides = split_arguments(arguments.what)
+    names, overrides = experiment.split_arguments(arguments.what)
     if not names:
         raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")
     launcher_overrides = [entry for entry in overrides if entry.startswith("hydra.")]
@@ -95,6 +71,11 @@ def _main(arguments: argparse.Namespace) -> int:
         launcher=arguments.launcher,
         launcher_overrides=launcher_overrides,
     )
+    if arguments.command != "plan":
+        from cft import report
+
+        document, page = report.write([*dict.fromkeys(names)], arguments.scale, overrides)
+        sys.stdout.write(report.render(document, "text") + f"\nreport: {page}\n")
     return USER_ERROR_STATUS if missing else 0
 
 

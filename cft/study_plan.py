@@ -147,6 +147,7 @@ def places(plan: Plan) -> dict[str, str | None]:
         "embedder": within(plan.result) if plan.data else None,
         "scores": within(plan.scores_folder(owner)),
         "triplets": within(plan.triplets_folder(owner)) if plan.holdout else None,
+        "triplets_before": within(plan.triplets_folder(plan.base_folder)) if plan.holdout else None,
     }
 
 

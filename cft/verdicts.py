@@ -85,7 +85,8 @@ class Resamples:
         values = np.array([self.values[one] - self.values[other] for one, other in pairs])
         drawn = [self.drawn[one] - self.drawn[other] for one, other in pairs]
         p = np.array([[_p_value(row) for row in rows] for rows in drawn])
-        corrected = holm(p.ravel()).reshape(p.shape) if p.size else p
+        asked = p[:, :1] if len(self.names) == 2 else p  # the mean over one set is no further question
+        corrected = np.broadcast_to(holm(asked.ravel()).reshape(asked.shape), p.shape) if p.size else p
         return [
             {
                 name: Difference(

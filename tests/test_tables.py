@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cft import figures, report
+from cft import figures, tables
 from cft.evaluator import Evaluation
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ AFTER = evaluation({"STS12": 76.38, "BIOSSES": 80.38})
 
 
 def test_a_row_a_set_then_the_mean_with_its_deviation_then_the_triplets():
-    header, *rows = report.comparison(BEFORE, AFTER)
+    header, *rows = tables.comparison(BEFORE, AFTER)
     assert header == ("set", "pairs", "before", "after", "change")
     assert rows[0] == ("STS12", "30", "7.27", "76.38", "+69.11")
     assert rows[1] == ("BIOSSES", "30", "18.03", "80.38", "+62.35")
@@ -30,9 +30,9 @@ def test_a_row_a_set_then_the_mean_with_its_deviation_then_the_triplets():
 
 def test_one_set_has_no_mean_and_an_evaluation_alone_has_no_after():
     one = evaluation({"x": 1.0}, triplets=0)
-    assert [row[0] for row in report.comparison(one, one)] == ["set", "x"]
-    assert report.scores(one) == [("set", "pairs", "score"), ("x", "30", "1.00")]
-    assert report.scores(BEFORE)[1:] == [
+    assert [row[0] for row in tables.comparison(one, one)] == ["set", "x"]
+    assert tables.scores(one) == [("set", "pairs", "score"), ("x", "30", "1.00")]
+    assert tables.scores(BEFORE)[1:] == [
         ("STS12", "30", "7.27"),
         ("BIOSSES", "30", "18.03"),
         ("mean over sets", "", "12.65 ± 5.38"),
@@ -40,10 +40,10 @@ def test_one_set_has_no_mean_and_an_evaluation_alone_has_no_after():
 
 
 def test_the_text_table_is_aligned_and_the_markdown_table_has_every_cell():
-    rows = report.comparison(BEFORE, AFTER)
-    lines = report.as_text(rows).splitlines()
+    rows = tables.comparison(BEFORE, AFTER)
+    lines = tables.as_text(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
-    markdown = report.as_markdown(rows).splitlines()
+    markdown = tables.as_markdown(rows).splitlines()
     assert len(markdown) == len(rows) + 1 and all(line.count("|") == 6 for line in markdown)
 
 

@@ -1,0 +1,99 @@
+"""Tables for people, and the same ones for a README, a spreadsheet and a paper."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+
+from cft.evaluator import Evaluation
+
+Row = tuple[str, ...]
+
+
+def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
+    """The before/after table, its header first."""
+    table: list[Row] = [("set", "pairs", "before", "after", "change")]
+    for name, score in before.scores.items():
+        table.append((name, str(len(before.cosines[name])), *_change(score, after.scores[name])))
+    if len(before.scores) > 1:
+        table.append((_MEAN, "", _overall(before), _overall(after), f"{after.mean - before.mean:+.2f}"))
+    if before.triplet_accuracy is not None and after.triplet_accuracy is not None:
+        shares = _change(100 * before.triplet_accuracy, 100 * after.triplet_accuracy)
+        table.append(("held-out triplets in order, %", str(len(before.positives)), *shares))
+    return table
+
+
+def scores(found: Evaluation) -> list[Row]:
+    """The table of one evaluation, its header first."""
+    table: list[Row] = [("set", "pairs", "score")]
+    table += [(name, str(len(found.cosines[name])), f"{score:.2f}") for name, score in found.scores.items()]
+    if len(found.scores) > 1:
+        table.append((_MEAN, "", _overall(found)))
+    return table
+
+
+_MEAN = "mean over sets"
+
+
+def _overall(found: Evaluation) -> str:
+    return f"{found.mean:.2f} ± {found.deviation:.2f}"
+
+
+def _change(before: float, after: float) -> Row:
+    return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
+
+
+def as_text(table: Sequence[Row]) -> str:
+    """The table for a terminal."""
+    header, *rows = table
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+
+    def line(row: Row) -> str:
+        first = row[0].ljust(widths[0])
+        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def as_markdown(table: Sequence[Row]) -> str:
+    """The table for a README."""
+    header, *rows = table
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def as_csv(table: Sequence[Row]) -> str:
+    """The table for a spreadsheet."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(table)
+    return stream.getvalue()
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "—": "---"}
+
+
+def as_latex(table: Sequence[Row], caption: str) -> str:
+    """The table for a paper that uses the booktabs package."""
+
+    def line(row: Row) -> str:
+        escaped = [re.sub(r"[&%$#_{}~^\\±—]", lambda found: _LATEX[found[0]], cell) for cell in row]
+        return " & ".join(escaped) + r" \\"
+
+    header, *rows = table
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            line(header),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\caption{{{line((caption,)).removesuffix(chr(92) * 2).strip()}}}",
+            r"\end{table}",
+        ]
+    )
