@@ -4,11 +4,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STS ?=
 
+# Of the paper's tables: at which scale (paper, small, smoke), with which seeds, on which files, and anything else.
+SCALE ?= paper
+SEEDS ?=
+TRIPLETS ?=
+DEV ?=
+ARGS ?=
+STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),data.train=$(TRIPLETS)) \
+	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
+STUDIES := table2 table3 table4 table5 table6 figure1
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix sts clean
+.PHONY: help install demo test test-slow check fix sts bench clean paper table1 $(STUDIES)
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +47,18 @@ fix: install  ## repair what lint and formatting can
 
 sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads them from files instead of the hub
 	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts $(if $(STS),eval.folder=$(STS))
+
+table1: install  ## the paper's training configuration beside the one that runs
+	$(BIN)/python -m cft.report table1 --scale $(SCALE)
+
+table2 table3 table4 table5 table6 figure1: install  ## one table or figure of the paper; SCALE=paper, small or smoke
+	$(BIN)/python -m cft.study run $@ $(STUDY_ARGS)
+
+paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
+	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
+
+bench: install  ## benchmarks: both sides in one go, and their ratio
+	$(BIN)/python benchmarks/bootstrap.py
 
 clean:  ## remove caches of the tools (outputs/ and .venv stay)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

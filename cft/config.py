@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import itertools
 import re
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +81,17 @@ def compose_config(overrides: list[str]) -> Config:
     return _compose(overrides)
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, str]:
-    """Every setting by its dotted key, as people write it."""
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Every setting by its dotted key, as YAML has it; settings as `store.plain` gives them."""
     found: dict[str, str] = {}
-    for entry in dataclasses.fields(config):
-        value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
-        if dataclasses.is_dataclass(value):
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
             found |= flat(value, f"{key}.")
+        elif isinstance(value, list):
+            found[key] = ", ".join(map(str, value))
         else:
-            value = value.value if isinstance(value, Enum) else value
-            found[key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found[key] = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return found
 
 
@@ -155,13 +155,13 @@ def _check_names(override: Override) -> None:
         for choice in _choices_asked(override):
             if choice not in choices[key]:
                 may_be = ", ".join(choices[key])
-                raise UserError(f"{key}={choice}: no such choice; {key} may be {may_be}{_near(choice, choices[key])}")
+                raise UserError(f"{key}={choice}: no such choice; {key} may be {may_be}{near(choice, choices[key])}")
         return
     names = keys()
     if key not in names:
         section = key.split(".")[0]
         within = [name for name in names if name.startswith(f"{section}.")] or [n for n in names if "." not in n]
-        raise UserError(f"{key}: no such key{_near(key, names)} Keys there: {', '.join(within)}.")
+        raise UserError(f"{key}: no such key{near(key, names)} Keys there: {', '.join(within)}.")
 
 
 def _choices_asked(override: Override) -> list[str]:
@@ -172,7 +172,8 @@ def _choices_asked(override: Override) -> list[str]:
     return [str(override.value())]
 
 
-def _near(word: str, words: list[str]) -> str:
+def near(word: str, words: list[str]) -> str:
+    """The end of an error message: the nearest of some words, if one is near."""
     found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f". Did you mean {found[0]}?" if found else "."
 
@@ -184,4 +185,4 @@ def _cause(error: BaseException) -> str:
         lines.append(str(error.__cause__).splitlines()[0])
     message = ": ".join(lines)
     enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
-    return message + (_near(enumerated[1], enumerated[2].split(", ")) if enumerated else "")
+    return message + (near(enumerated[1], enumerated[2].split(", ")) if enumerated else "")

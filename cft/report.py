@@ -4,7 +4,6 @@ Every report is also written into the study's folder: Markdown, one self-contain
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from cft.console import USER_ERROR_STATUS, report_error, set_up_console
 from cft.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
 from cft.errors import UserError
 from cft.experiment import Experiment
-from cft.store import write_text
+from cft.store import plain, write_text
 from cft.tables import Row, as_csv, as_latex
-
-log = logging.getLogger(__name__)
 
 FORMATS = ("text", "markdown", "csv", "latex")
 
@@ -101,7 +98,7 @@ def _one(name: str, scale: str, overrides: list[str], outputs: Path) -> tuple[Do
 
 def _configuration(told: Experiment, scale: str, overrides: list[str]) -> list[Block]:
     """What the configuration says beside what the paper says."""
-    values = flat(compose_config(experiment.common_overrides(scale, overrides)))
+    values = flat(plain(compose_config(experiment.common_overrides(scale, overrides))))
     rows: list[Row] = [("setting", "key", "here", "paper", "")]
     for key, label, paper in told.rows:
         if key not in values:

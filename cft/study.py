@@ -17,7 +17,7 @@ from cft.errors import UserError
 if TYPE_CHECKING:
     from cft.study_plan import Study
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cft.study")  # not __name__, which is __main__ when this is the command
 
 
 def main() -> None:
@@ -59,18 +59,17 @@ def _main(arguments: argparse.Namespace) -> int:
     seeds = _seeds(arguments.seeds)
     studies = [_study(name, arguments, overrides, seeds) for name in names]
     studies = [study for study in studies if study.runs]
-    if not studies:
-        log.info("nothing to run; python -m cft.report %s shows it", " ".join(names))
-        return 0
     from cft import study_runner  # torch takes seconds to import, and a typo should be told before
 
-    missing = study_runner.run(
-        studies,
-        only_failed=arguments.command == "retry",
-        only_say=arguments.command == "plan",
-        launcher=arguments.launcher,
-        launcher_overrides=launcher_overrides,
-    )
+    missing = 0
+    if studies:
+        missing = study_runner.run(
+            studies,
+            only_failed=arguments.command == "retry",
+            only_say=arguments.command == "plan",
+            launcher=arguments.launcher,
+            launcher_overrides=launcher_overrides,
+        )
     if arguments.command != "plan":
         from cft import report
 

@@ -77,7 +77,8 @@ def overall(findings: Findings) -> Figure:
     axes.set_yticks(heights, [cell.cell.name for cell in done])
     axes.set_ylim(-0.6, len(done) - 0.4)
     axes.set_xlabel(f"mean over the test sets, {_SCORE}")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figures.clean(axes)
     return figure
 

@@ -60,7 +60,7 @@ def run(
         return 0
     if only_failed:
         todo = [name for name in todo if study_plan.state_of(work.outputs, name).get("state") == FAILED]
-        log.info("%d runs to retry", len(todo))
+        log.info("to be retried: %d", len(todo))
     if launcher and todo:
         _launch(todo, work, launcher, launcher_overrides)
     else:
@@ -212,6 +212,8 @@ def _launch(todo: list[str], work: _Work, launcher: str, launcher_overrides: lis
     groups = _groups(todo, work.plans)
     write_json(path, {"groups": groups, "runs": {run: plain(work.runs[run]) for run in todo}})
     log.info("%d groups of runs go to hydra/launcher=%s", len(groups), launcher)
+    if launcher.startswith("submitit"):
+        log.info("what they print goes to %s", folder / ".submitit")
     numbers = ",".join(str(number) for number in range(len(groups)))
     command = [sys.executable, "-m", "cft.study_worker", "-m", f"runs='{path.resolve()}'", f"group={numbers}"]
     command += [f"hydra/launcher={launcher}", f"hydra.sweep.dir='{folder.resolve()}'", *launcher_overrides]

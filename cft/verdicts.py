@@ -82,11 +82,13 @@ class Resamples:
 
     def differences(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Difference]]:
         """For every pair of embedders, first minus second on every set and on the mean; corrected all together."""
+        if not pairs:
+            return []
         values = np.array([self.values[one] - self.values[other] for one, other in pairs])
         drawn = [self.drawn[one] - self.drawn[other] for one, other in pairs]
         p = np.array([[_p_value(row) for row in rows] for rows in drawn])
         asked = p[:, :1] if len(self.names) == 2 else p  # the mean over one set is no further question
-        corrected = np.broadcast_to(holm(asked.ravel()).reshape(asked.shape), p.shape) if p.size else p
+        corrected = np.broadcast_to(holm(asked.ravel()).reshape(asked.shape), p.shape)
         return [
             {
                 name: Difference(

@@ -1,5 +1,6 @@
 """What tests share: tiny models, reference encodings, a private cache."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -58,3 +59,43 @@ def with_own_attention(trunk: torch.nn.Module) -> torch.nn.Module:
     """The same model with transformers' own attention instead of the tree's."""
     trunk.set_attn_implementation("sdpa")
     return trunk
+
+
+@pytest.fixture(scope="session")
+def paper(tmp_path_factory):
+    """All the paper's tables and figures at the smoke scale, run once from an empty folder for all tests.
+
+    outputs: their folder; not to be changed. studies: by experiment. missing: cells. steps: numbers of the training
+    steps that were carried out. said: what was logged.
+    """
+    from types import SimpleNamespace
+
+    from cft import experiment, study_plan, study_runner, trainer
+    from cft.config import compose_config
+
+    outputs = tmp_path_factory.mktemp("paper")
+    steps: list[int] = []
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger, step = logging.getLogger("cft"), trainer._step
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    trainer._step = lambda *a, **k: steps.append(k["step"]) or step(*a, **k)
+    try:
+        found = {}
+        for name in experiment.known():
+            given = [f"outputs={outputs}"]
+            told = experiment.load(name, "smoke", given)
+            if told.cells:
+                found[name] = study_plan.compose_study(told, given, [], compose_config)
+                found[name].save(study_plan.study_folder(outputs, found[name].name))
+        missing = study_runner.run(
+            list(found.values()), only_failed=False, only_say=False, launcher=None, launcher_overrides=[]
+        )
+    finally:
+        trainer._step = step
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return SimpleNamespace(outputs=outputs, studies=found, missing=missing, steps=steps, said="\n".join(said))

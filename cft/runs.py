@@ -1,0 +1,202 @@
+"""What is under outputs/: `python -m cft.runs list|compare|remove`.
+
+python -m cft.runs list lr=5e-4 model=smollm2      trainings, those with these settings
+python -m cft.runs compare RUN RUN                 settings that differ, beside scores that differ, with verdicts
+python -m cft.runs remove RUN...                   delete trainings with all their scores
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from cft import checkpoint, pairs, results
+from cft.config import flat, keys, near
+from cft.console import USER_ERROR_STATUS, report_error, set_up_console
+from cft.errors import UserError
+from cft.experiment import DEFAULT_OUTPUTS
+from cft.plan import FINISHED
+from cft.store import held, read_json
+from cft.tables import Row, as_text
+from cft.verdicts import MEAN, resample
+
+CONFIG_FILE = "config.json"
+
+# What a filter or a column may call a setting for short.
+_SHORT = {"model": "model.name", "data": "data.name", "steps": "train.steps", "loss": "loss.hard_negatives"}
+
+
+# Settings that say nothing about a training's result; evaluations are compared by themselves.
+_BESIDE = ("eval.", "logger.", "outputs", "device", "train.keep", "train.checkpoint_every")
+
+
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect) or 2 (the user can mend it)."""
+    set_up_console()
+    parser = argparse.ArgumentParser(prog="python -m cft.runs", description="List, compare and remove runs.")
+    parser.add_argument("--outputs", default=DEFAULT_OUTPUTS, type=Path, help="the folder of all results")
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="trainings and their scores")
+    listing.add_argument("filters", nargs="*", metavar="KEY=VALUE", help="any setting, as in lr=5e-4 or model=phi2")
+    comparing = commands.add_parser("compare", help="two runs: settings and scores, with verdicts")
+    comparing.add_argument("runs", nargs=2, metavar="RUN", help="a folder, or the end of its name")
+    removing = commands.add_parser("remove", help="delete trainings with all their scores")
+    removing.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or the end of its name")
+    removing.add_argument("--yes", action="store_true", help="do not ask")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "list":
+            sys.stdout.write(as_text(listed(arguments.outputs, arguments.filters)) + "\n")
+        elif arguments.command == "compare":
+            one, other = (find(arguments.outputs, name) for name in arguments.runs)
+            sys.stdout.write(compared(one, other) + "\n")
+        else:
+            _remove([find(arguments.outputs, name) for name in arguments.runs], sure=arguments.yes)
+    except UserError as error:
+        report_error(error)
+        sys.exit(USER_ERROR_STATUS)
+
+
+def trainings(outputs: Path) -> list[Path]:
+    """Folders of trainings, finished or not, the newest last."""
+    found = [path.parent for path in outputs.glob(f"*/{CONFIG_FILE}")]
+    return sorted(found, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """A run's settings by dotted key; none for an untrained model."""
+    path = folder / CONFIG_FILE
+    return flat(read_json(path)) if path.exists() else {}
+
+
+def listed(outputs: Path, filters: list[str]) -> list[Row]:
+    """A row a training that all filters hold for.
+
+    Raises:
+        UserError: if a filter names no setting.
+    """
+    wanted = [_filter(entry) for entry in filters]
+    table: list[Row] = [
+        ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
+    ]
+    for folder in trainings(outputs):
+        settings = settings_of(folder)
+        if not all(_equal(settings.get(key, ""), value) for key, value in wanted):
+            continue
+        columns = ("model.name", "data.name", "lr", "loss.hard_negatives", "seed")
+        known = (folder.name, _state(folder, settings), *(settings.get(key, "") for key in columns))
+        scores = _scores(folder)
+        table += [(*known, *row) for row in scores] or [(*known, "", "", "")]
+    return table
+
+
+def _scores(folder: Path) -> list[Row]:
+    """Evaluations of a training, earlier steps included: which, and the means before and after."""
+    found: list[Row] = []
+    for path in [folder / results.METRICS, *sorted(folder.glob(f"steps/*/{results.METRICS}"))]:
+        if not path.exists():
+            continue
+        step = "" if path.parent == folder else f"step {int(path.parent.name)}, "
+        for name, entry in read_json(path).items():
+            means = [entry[side]["mean"] for side in ("before", "after")]
+            label = f"{step}{name.rsplit('-', 1)[0]}, {entry['prompt']}"
+            found.append((label, *("" if mean is None else f"{mean:.2f}" for mean in means)))
+    return found
+
+
+def _state(folder: Path, settings: dict[str, str]) -> str:
+    if (folder / FINISHED).exists():
+        return f"{read_json(folder / FINISHED)['steps']} steps"
+    return f"at step {checkpoint.step_of(folder)} of {settings.get('train.steps', '?')}"
+
+
+def _filter(entry: str) -> tuple[str, str]:
+    key, equals, value = entry.partition("=")
+    key = _SHORT.get(key, key)
+    known = keys()
+    if not equals or key not in known:
+        raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{near(key, known)}")
+    return key, value
+
+
+def _equal(one: str, other: str) -> bool:
+    """Whether two values are the same, numbers by their value."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one.casefold() == other.casefold()
+
+
+def find(outputs: Path, name: str) -> Path:
+    """A run's folder by its path, its name, or the end of its name.
+
+    Raises:
+        UserError: if there is none, or several.
+    """
+    candidates = [*trainings(outputs), *sorted(outputs.glob("base-*"))]
+    given = Path(name)
+    if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
+        return given
+    found = [folder for folder in candidates if folder.name == name] or [f for f in candidates if f.name.endswith(name)]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(folder.name for folder in found or candidates) or "none"
+    raise UserError(f"{name}: {'several runs end so' if found else 'no such run'} under {outputs}; there: {names}")
+
+
+def compared(one: Path, other: Path) -> str:
+    """Settings that differ, and the scores of every evaluation that both runs have, with verdicts."""
+    settings = [settings_of(folder) for folder in (one, other)]
+    rows: list[Row] = [("setting", one.name, other.name)]
+    for key in sorted({*settings[0], *settings[1]}):
+        values = [found.get(key, "—") for found in settings]
+        if values[0] != values[1] and not key.startswith(_BESIDE):
+            rows.append((key, *values))
+    parts = [as_text(rows) if len(rows) > 1 else "the settings are the same"]
+    evaluations = {path.name for path in _evaluations(one)} & {path.name for path in _evaluations(other)}
+    for name in sorted(evaluations):
+        parts.append(_compared_on(name, one, other))
+    if not evaluations:
+        parts.append("no evaluation that both have: score them on the same sets under the same prompt")
+    return "\n\n".join(parts)
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    return [path.parent for path in folder.glob(f"evaluations/*/{pairs.FILE_NAME}")]
+
+
+def _compared_on(name: str, one: Path, other: Path) -> str:
+    """One evaluation's table: both scores, second minus first, and the verdict."""
+    folders = [folder / "evaluations" / name for folder in (one, other)]
+    found = [results.read(folder) for folder in folders]
+    data = pairs.read(folders[0])
+    cosines = [[evaluation.cosines] for evaluation in found if evaluation is not None]
+    drawn = resample(cosines, data.scores, data.identity)
+    (differences,) = drawn.differences([(1, 0)])
+    rows: list[Row] = [("set", one.name, other.name, "difference", "the second is")]
+    for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
+        difference = differences[key]
+        scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
+        change = f"{difference.value:+.2f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+        rows.append(("mean over sets" if key == MEAN else key, *scores, change, difference.verdict))
+    prompt = (read_json(folders[0] / results.METRICS).get("contract") or {}).get("template", "")
+    return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
+
+
+def _remove(folders: list[Path], *, sure: bool) -> None:
+    for folder in folders:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        sys.stdout.write(f"{folder}: {size / 1e6:.1f} MB\n")
+    if not sure:
+        if not sys.stdin.isatty():
+            raise UserError("nothing was removed: add --yes")
+        if input("remove these for good? [y/N] ").strip().casefold() not in ("y", "yes"):
+            raise UserError("nothing was removed")
+    for folder in folders:
+        with held(folder):
+            shutil.rmtree(folder)
+    sys.stdout.write(f"removed {len(folders)}\n")
+
+
+if __name__ == "__main__":
+    main()

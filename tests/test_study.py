@@ -1,0 +1,179 @@
+"""Studies at the smoke scale: every table and figure, each training once, killed and gone on with, frozen, retried."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cft import experiment, findings, study_plan, study_runner, trainer
+from cft.config import compose_config
+from cft.errors import UserError
+
+
+def studies(outputs: Path, names: list[str], *overrides: str, seeds: tuple[int, ...] = ()):
+    given = [f"outputs={outputs}", *overrides]
+    found = [
+        study_plan.compose_study(experiment.load(name, "smoke", given), given, list(seeds), compose_config)
+        for name in names
+    ]
+    for study in found:
+        study.save(study_plan.study_folder(outputs, study.name))
+    return found
+
+
+def run(found, *, only_failed: bool = False) -> int:
+    return study_runner.run(found, only_failed=only_failed, only_say=False, launcher=None, launcher_overrides=[])
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[int]:
+    """Numbers of all the training steps that are carried out."""
+    done: list[int] = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda *a, **k: done.append(k["step"]) or step(*a, **k))
+    return done
+
+
+def cft_command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_the_paper_is_run_once_and_trainings_are_shared(paper):
+    assert paper.missing == 0
+    # tuned with and without hard negatives for 6 steps each, and two other learning rates for 3
+    assert sorted(paper.steps) == sorted([*range(6), *range(6), *range(3), *range(3)])
+    assert "20 cells in 15 runs, 0 of them done; 4 trainings, 0 of them done" in paper.said
+    assert re.search(r"about \d+ min to go: \d+ training steps, \d+ evaluations", paper.said)
+    cells = [
+        ("table2", "tiny"),
+        ("table5", "tuned, no prompt"),
+        ("table6", "hard negatives (eq. 1)"),
+        ("figure1", "step 6"),
+    ]
+    runs = {paper.studies[name].cells[cell][0] for name, cell in cells}
+    folders = {study_plan.state_of(paper.outputs, run)["scores"] for run in runs}
+    assert len(folders) == 1, "one training stands in four tables"
+
+
+def test_the_paper_run_again_is_a_no_op(paper, steps, caplog):
+    caplog.set_level("INFO", logger="cft")
+    before = {path: path.stat().st_mtime_ns for path in paper.outputs.glob("tiny-*/**/*") if path.is_file()}
+    assert run(list(paper.studies.values())) == 0
+    assert steps == []
+    assert "15 runs, 15 of them done; 4 trainings, 4 of them done" in caplog.text
+    assert "loading" not in caplog.text, "no model is needed to see that all is done"
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path, steps):
+    command = [sys.executable, "-m", "cft.study", "run", "table4", "--scale", "smoke", f"outputs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    states = tmp_path / "studies" / "runs"
+    deadline = time.monotonic() + 120
+    while not list(states.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = len(list(states.glob("*.json")))
+    assert 1 <= finished < 3, "killed between the first cell's end and the last one's"
+    found = studies(tmp_path, ["table4"])
+    assert run(found) == 0
+    assert len(steps) <= 3 * (3 - finished), "what was finished is not trained again"
+    assert all(study_plan.state_of(tmp_path, name)["state"] == "done" for name in found[0].runs)
+
+
+USER_STUDY = """
+title: Two data files
+question: Does the second file help?
+layout: overall
+cells:
+  - {name: broken, overrides: [data=files, data.train=DIR/later.csv, "data.negative_columns=[hard_neg]"]}
+  - {name: fine, overrides: [lr=1e-4]}
+baseline: fine
+"""
+
+
+def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_it(tmp_path, steps, capsys, caplog):
+    caplog.set_level("INFO", logger="cft")
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0")
+    assert run(found) == 1
+    assert "later.csv" in capsys.readouterr().err
+    assert len(steps) == 6
+    (shown,) = [cell for cell in findings.collect(found[0], []).cells if cell.status]
+    assert shown.cell.name == "broken" and "later.csv" in shown.status
+
+    rows = [f"a man {n} runs,a man {n} moves,a man {n} sits" for n in range(30)]
+    (tmp_path / "later.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
+    del steps[:]
+    assert run(found, only_failed=True) == 0
+    assert len(steps) == 6, "one training, the one that had failed"
+    assert "to be retried: 1" in caplog.text
+
+
+def test_a_plan_is_frozen_when_it_starts(tmp_path):
+    path = tmp_path / "mine.yaml"
+    told = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n  - {name: b, overrides: [lr=RATE]}\n"
+    path.write_text(told.replace("RATE", "2e-4"))
+    arguments = ["cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}"]
+    studies(tmp_path, [str(path)])
+    path.write_text(told.replace("RATE", "9e-4"))
+    said = cft_command(*arguments).stdout
+    assert "going on with the plan that was frozen" in said and "other things for: b" in said
+    frozen = study_plan.load(tmp_path / "studies" / "mine-smoke")
+    assert [config.lr for config in frozen.runs.values()] == [1e-4, 2e-4]
+    assert "going on" not in cft_command(*arguments, "--replan").stdout
+
+
+def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
+    (study,) = studies(tmp_path, ["table5"], seeds=(1, 2))
+    loaded = study_plan.load(study_plan.study_folder(tmp_path, study.name))
+    assert loaded == study
+    assert list(loaded.cells) == [cell.name for cell in study.experiment.cells]
+    assert [len(names) for names in loaded.cells.values()] == [2] * 4 + [1] * 4, "untrained models have no seed"
+
+
+def test_a_plan_of_another_version_is_explained(tmp_path):
+    (study,) = studies(tmp_path, ["table3"])
+    path = study_plan.study_folder(tmp_path, study.name) / study_plan.FILE_NAME
+    told = json.loads(path.read_text())
+    next(iter(told["runs"].values()))["train"]["momentum"] = 1
+    path.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="is not a plan of this version of cft .*momentum.*remove it"):
+        study_plan.load(path.parent)
+
+
+@pytest.mark.parametrize(("launcher", "option"), [("joblib", "n_jobs=2"), ("submitit_local", "timeout_min=5")])
+def test_cells_go_through_hydras_launchers(tmp_path, launcher, option):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher", reason=f"needs cft[{launcher}]")
+    said = cft_command(
+        "cft.study", "run", "table6", "--scale", "smoke", f"outputs={tmp_path}", "--launcher", launcher,
+        f"hydra.launcher.{option}",
+    ).stdout  # fmt: skip
+    assert f"2 groups of runs go to hydra/launcher={launcher}" in said
+    assert "missing" not in said
+    assert len(list((tmp_path / "studies" / "runs").glob("*.json"))) == 2
+
+
+def test_a_failure_in_a_launcher_is_noted_and_told(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cft[joblib]")
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    result = cft_command(
+        "cft.study", "run", str(path), "--scale", "smoke", f"outputs={tmp_path}", "--launcher", "joblib", check=False
+    )
+    assert result.returncode == 2
+    assert "broken is missing" in result.stdout and "later.csv" in result.stdout
+    assert re.search(r"fine +\d", result.stdout)
