@@ -43,12 +43,14 @@ def scores(before: Evaluation, after: Evaluation) -> Figure:
     return figure
 
 
-def similarities(before: Evaluation, after: Evaluation) -> Figure:
-    """Cosines of held-out anchors with their entailments and their contradictions, before and after."""
+def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figure:
+    """Cosines of held-out anchors with their entailments and their contradictions, before and after; `of` whom."""
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
     lowest = min(float(e.negatives.min()) for e in (before, after))
     bins = np.linspace(min(0.0, lowest), 1.0, 51)
-    for axes, evaluation, title in zip(panels, (before, after), ("before", "after"), strict=True):
+    for axes, evaluation, title in zip(
+        panels, (before, after), ("before", f"{of}, after" if of else "after"), strict=True
+    ):
         axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
         axes.hist(
             evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)"

@@ -31,10 +31,11 @@ def of_layout(findings: Findings) -> dict[str, Figure]:
         tuned = [cell for cell in done if cell.triplets is not None and cell.triplets_before is not None]
         if tuned:
             found["sphere"] = sphere(tuned)
-            before, after = tuned[0].triplets_before, tuned[0].triplets
+        for number, cell in enumerate(tuned, start=1):
+            before, after = cell.triplets_before, cell.triplets
             assert before is not None and after is not None
             if len(before.negatives):
-                found["similarities"] = figures.similarities(before, after)
+                found[f"similarities-{number}"] = figures.similarities(before, after, of=cell.cell.name)
     elif len({cell.lr for cell in done}) >= 3:
         found["rates"] = rates(findings)
     else:

@@ -37,7 +37,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
     else:
         found.append(Table("scores", _scores_caption(findings), scores_by_cell(findings)))
     for name, figure in study_figures.of_layout(findings).items():
-        found.append(Picture(_CAPTIONS[name], figures.save(figure, folder, name)[0]))
+        found.append(Picture(_CAPTIONS[name.partition("-")[0]], figures.save(figure, folder, name)[0]))
     if findings.comparisons:
         found.append(Heading("Verdicts", 3))
         found.append(Text([_sentence_of(comparison) for comparison in findings.comparisons]))
@@ -191,5 +191,6 @@ def _sentence_of(comparison: Comparison) -> str:
             by_verdict.setdefault(value.verdict, []).append(name)
     if sum(map(len, by_verdict.values())) < 2:
         return head + "."
-    parts = [f"{verdict} on {', '.join(names)}" for verdict, names in by_verdict.items()]
+    order = [verdict for verdict in ("higher", "lower", "not distinguishable") if verdict in by_verdict]
+    parts = [f"{verdict} on {', '.join(by_verdict[verdict])}" for verdict in order]
     return f"{head}; {'; '.join(parts)}."

@@ -52,12 +52,14 @@ def run(
         launcher_overrides: `hydra.launcher.KEY=VALUE`.
 
     Returns:
-        How many cells are missing in the end.
+        How many cells are missing in the end; of a plan, how many runs cannot be planned.
     """
     work = _gather(studies)
     todo = _announce(studies, work)
     if only_say:
-        return 0
+        for name, error in work.broken.items():
+            report_error(UserError(f"{work.titles[name]} cannot run: {error}"))
+        return len(work.broken)
     if only_failed:
         todo = [name for name in todo if study_plan.state_of(work.outputs, name).get("state") == FAILED]
         log.info("to be retried: %d", len(todo))

@@ -51,7 +51,7 @@ def test_all_reports_make_one_page_that_needs_nothing_else(paper):
         assert f"<h2>{name}: " in text
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", text), "nothing is fetched"
     assert "<script" not in text
-    assert text.count("data:image/svg+xml;base64,") == 10  # sets 3, sphere 2, similarities 2, rates, overall, curve
+    assert text.count("data:image/svg+xml;base64,") == 11  # sets 3, sphere 2, similarities 3, rates, overall, curve
 
 
 def test_the_verdict_on_a_cell_is_about_its_cosines(paper):

@@ -177,3 +177,12 @@ def test_a_failure_in_a_launcher_is_noted_and_told(tmp_path):
     assert result.returncode == 2
     assert "broken is missing" in result.stdout and "later.csv" in result.stdout
     assert re.search(r"fine +\d", result.stdout)
+
+
+def test_what_cannot_be_planned_is_told_before_anything_runs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    result = cft_command("cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}", check=False)
+    assert result.returncode == 2
+    assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.stderr)
+    assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
