@@ -93,7 +93,7 @@ def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
     if not plan.is_trained and plan.config.lora.rank:
         check_targets(models.base.model, plan.config.lora)  # before minutes go into evaluating the base model
     before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
-    with held(plan.folder), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
+    with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
         if plan.is_trained:
             log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cft import checkpoint, job, study_plan
+from cft import checkpoint, job, results, study_plan
 from cft.console import report_error
 from cft.errors import UserError
 from cft.plan import Inputs, Plan, make_plan
@@ -142,17 +142,15 @@ class _Estimate:
                 goals[plan.folder] = max(goals.get(plan.folder, 0), plan.until)
         steps = max(0, sum(goal - checkpoint.step_of(folder) for folder, goal in goals.items()) - done_here)
         folders = {folder for plan in self._work.plans.values() for folder in study_plan.evaluations(plan)}
-        known = [study_plan.seconds_of(folder) for folder in folders if not folder.name.startswith("triplets-")]
-        times = [seconds for seconds in known if seconds is not None]
-        left = sum(not study_plan.is_evaluated(f) for f in folders if not f.name.startswith("triplets-"))
+        on_pairs = [folder for folder in folders if not folder.name.startswith("triplets-")]  # those take the time
+        left = sum(not (folder / results.METRICS).exists() for folder in on_pairs)
+        times = [seconds for seconds in map(study_plan.seconds_of, on_pairs) if seconds is not None]
         usual = self._steps[1:] or self._steps
         if steps and not usual:
             return
-        seconds = steps * (sum(usual) / len(usual) if usual else 0)
-        extra = f" and {left} evaluations" if left and not times else ""
-        if times:
-            seconds += left * sum(times) / len(times)
-        log.info("about %s to go: %d training steps, %d evaluations", _duration(seconds) + extra, steps, left)
+        seconds = steps * (sum(usual) / len(usual) if usual else 0) + left * (sum(times) / len(times) if times else 0)
+        unknown = " (their time is not known before the first)" if left and not times else ""
+        log.info("about %s to go: %d training steps, %d evaluations%s", _duration(seconds), steps, left, unknown)
 
 
 def _duration(seconds: float) -> str:
