@@ -74,8 +74,8 @@ def folder() -> Path:
 
 
 def known() -> list[str]:
-    """Names of the package's own experiments."""
-    return sorted(path.stem for path in folder().glob("*.yaml"))
+    """Names of the package's own experiments, tables before figures."""
+    return sorted((path.stem for path in folder().glob("*.yaml")), key=lambda name: (name.startswith("figure"), name))
 
 
 def scales() -> list[str]:

@@ -72,7 +72,8 @@ def write(names: list[str], scale: str, overrides: list[str]) -> tuple[Document,
         return reports[0]
     blocks: list[Block] = [Heading(f"Studies at scale {Path(scale).stem}", 1)]
     for document, _ in reports:
-        blocks += document.blocks
+        # tables on the same pairs have the same overlaps: once is enough
+        blocks += [block for block in document.blocks if not (isinstance(block, Table) and block in blocks)]
     whole = Document(f"cft studies, scale {Path(scale).stem}", blocks)
     page = outputs / "studies" / f"report-{Path(scale).stem}.html"
     write_text(page, to_html(whole))

@@ -15,6 +15,7 @@ from cft.verdicts import MEAN
 COLOURS = ["#0b6e99", "#c8553d", "#2a9d5c", "#8a5fb0", "#b8860b", "#5b6770", "#d1478b", "#3aa6a0"]
 PAPER: dict[str, Any] = {"marker": "D", "facecolors": "white", "edgecolors": "#5b6770", "s": 28, "zorder": 3}
 _SCORE = "Spearman correlation × 100"
+_HERE = "here, with 95% interval"
 
 
 def of_layout(findings: Findings) -> dict[str, Figure]:
@@ -51,7 +52,7 @@ def by_set(findings: Findings) -> Figure:
     heights = np.arange(len(names))[::-1].astype(float)
     offsets = _offsets(len(done))
     for place, cell in enumerate(done):
-        _intervals(axes, cell, names, heights - offsets[place], COLOURS[place % len(COLOURS)])
+        _intervals(axes, cell, names, heights - offsets[place], COLOURS[place % len(COLOURS)], cell.cell.name)
         paper = [_paper(cell, name) for name in names]
         at = [(value, heights[i] - offsets[place]) for i, value in enumerate(paper) if value is not None]
         if at:
@@ -70,7 +71,7 @@ def overall(findings: Findings) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 1.4 + 0.42 * len(done)), layout="constrained")
     heights = np.arange(len(done))[::-1].astype(float)
     for place, cell in enumerate(done):
-        _intervals(axes, cell, [MEAN], heights[place : place + 1], COLOURS[0], label=False)
+        _intervals(axes, cell, [MEAN], heights[place : place + 1], COLOURS[0], "" if place else _HERE)
         paper = _paper(cell, MEAN)
         if paper is not None:
             axes.scatter([paper], [heights[place]], **PAPER)
@@ -78,8 +79,7 @@ def overall(findings: Findings) -> Figure:
     axes.set_yticks(heights, [cell.cell.name for cell in done])
     axes.set_ylim(-0.6, len(done) - 0.4)
     axes.set_xlabel(f"mean over the test sets, {_SCORE}")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figures.clean(axes)
     return figure
 
@@ -162,17 +162,16 @@ def _line(axes: Axes, at: Sequence[float], cells: Sequence[CellFinding], colour:
     axes.fill_between(
         at, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.18, linewidth=0
     )
-    axes.plot(at, [i.value for i in intervals], "o-", color=colour, label="here, with 95% interval")
+    axes.plot(at, [i.value for i in intervals], "o-", color=colour, label=_HERE)
 
 
 def _intervals(
-    axes: Axes, cell: CellFinding, names: Sequence[str], heights: np.ndarray, colour: str, label: bool = True
+    axes: Axes, cell: CellFinding, names: Sequence[str], heights: np.ndarray, colour: str, label: str
 ) -> None:
+    """A row each: a dot and its interval; an empty label stays out of the legend."""
     found = [cell.intervals[name] for name in names]
     axes.hlines(heights, [i.low for i in found], [i.high for i in found], color=colour, linewidth=1.6)
-    axes.scatter(
-        [i.value for i in found], heights, s=34, color=colour, zorder=2, label=cell.cell.name if label else None
-    )
+    axes.scatter([i.value for i in found], heights, s=34, color=colour, zorder=2, label=label or None)
 
 
 def _offsets(cells: int) -> np.ndarray:

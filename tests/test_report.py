@@ -205,7 +205,7 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
 
 
 def test_an_unknown_experiment_or_scale_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="experiment table9: unknown; choose among figure1, table1"):
+    with pytest.raises(UserError, match="experiment table9: unknown; choose among table1, table2"):
         experiment.load("table9", "smoke", [])
     with pytest.raises(UserError, match="scale huge: unknown; choose among paper, small, smoke"):
         experiment.load("table2", "huge", [])
