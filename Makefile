@@ -51,8 +51,9 @@ sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads t
 table1: install  ## the paper's training configuration beside the one that runs
 	$(BIN)/python -m cft.report table1 --scale $(SCALE)
 
-table2 table3 table4 table5 table6 figure1: install  ## one table or figure of the paper; SCALE=paper, small or smoke
+$(STUDIES): install
 	$(BIN)/python -m cft.study run $@ $(STUDY_ARGS)
+table2:  ## one table of the paper, as table3 to table6 and figure1; SCALE=paper, small or smoke
 
 paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)

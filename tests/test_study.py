@@ -186,3 +186,15 @@ def test_what_cannot_be_planned_is_told_before_anything_runs(tmp_path):
     assert result.returncode == 2
     assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.stderr)
     assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
+
+
+def test_every_table_and_figure_is_a_make_target():
+    root = Path(__file__).resolve().parents[1]
+    for name in experiment.known():
+        result = subprocess.run(
+            ["make", "--dry-run", "--always-make", name, "SCALE=smoke", "SEEDS=1,2", "STS=folder"],
+            capture_output=True, text=True, cwd=root, check=True,
+        )  # fmt: skip
+        last = result.stdout.strip().splitlines()[-1]
+        assert name in last and "--scale smoke" in last
+        assert name == "table1" or ("--seeds 1,2" in last and "eval.folder=folder" in last)
