@@ -46,7 +46,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.command == "list":
-            sys.stdout.write(as_text(listed(arguments.outputs, arguments.filters)) + "\n")
+            table = listed(arguments.outputs, arguments.filters)
+            if len(table) == 1:
+                raise UserError(f"no training under {arguments.outputs}{' that fits' if arguments.filters else ''}")
+            sys.stdout.write(as_text(table) + "\n")
         elif arguments.command == "compare":
             one, other = (find(arguments.outputs, name) for name in arguments.runs)
             sys.stdout.write(compared(one, other) + "\n")

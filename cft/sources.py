@@ -5,6 +5,7 @@ carries), `random:ARCHITECTURE` (small random weights, for tests) or a repositor
 the random ones end as a local folder that transformers reads; no code from a model's folder is ever run.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -128,6 +130,20 @@ def hub_answers() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """Have the hub's clients look at this machine alone; `datasets` asks the hub whatever its arguments say."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _from_wheel(path: str, sha256: str | None) -> ModelFiles:

@@ -1,5 +1,6 @@
 """The nine English STS test sets of the paper, from the hub at pinned revisions or from a folder."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from cft.errors import UserError
 from cft.files import ENDINGS, read_scored_pairs
 from cft.records import ScoredPair
 from cft.settings import EvalSettings, EvalSource
-from cft.sources import OFFLINE_HINT, hub_answers
+from cft.sources import OFFLINE_HINT, hub_answers, without_hub
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,9 @@ def load_hub_set(entry: HubSet) -> list[ScoredPair]:
     import datasets
 
     datasets.disable_progress_bars()
-    download = datasets.DownloadConfig(local_files_only=not hub_answers())
     try:
-        rows = datasets.load_dataset(
-            entry.repository, entry.subset, revision=entry.revision, split=entry.split, download_config=download
-        )
+        with contextlib.nullcontext() if hub_answers() else without_hub():
+            rows = datasets.load_dataset(entry.repository, entry.subset, revision=entry.revision, split=entry.split)
     except (OSError, ValueError) as error:
         raise UserError(
             f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; "

@@ -31,7 +31,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
     gaps = [f"{cell.cell.name}: {cell.status}" for cell in findings.shown if cell.status]
     gaps += [f"{cell.cell.name}: stale, the files now say something else" for cell in findings.shown if cell.stale]
     if gaps:
-        found += [Heading("Not there, or stale", 3), Text(["These cells want another run:", *gaps])]
+        found += [Heading("Cells that want another run", 3), Text(gaps)]
     if told.layout == "sets":
         found.append(Table("scores", _scores_caption(findings), scores_by_set(findings)))
     else:
@@ -80,7 +80,9 @@ def scores_by_set(findings: Findings) -> list[Row]:
     for cell in shown:
         header += [cell.cell.name, "paper", "difference"] if cell.cell.paper else [cell.cell.name]
     table: list[Row] = [tuple(header)]
-    for name in [*findings.sets, *([MEAN] if len(findings.sets) != 1 else [])]:
+    papers = dict.fromkeys(name for cell in shown for name in cell.cell.paper if name != "overall")
+    sets = list(findings.sets or papers)
+    for name in [*sets, *([MEAN] if len(sets) != 1 else [])]:
         row = ["mean over sets" if name == MEAN else name, str(findings.sets.get(name, ""))]
         for cell in shown:
             row += [_score(cell, name), *_beside_paper(cell, name)] if cell.cell.paper else [_score(cell, name)]

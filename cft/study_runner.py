@@ -104,7 +104,7 @@ def _announce(studies: list[Study], work: _Work) -> list[str]:
     trained = sum(all(p.is_trained for p in plans if p.data and p.folder == folder) for folder in trainings)
     cells = sum(len(study.cells) for study in studies)
     log.info(
-        "%s: %d cells in %d runs, %d of them done; %d trainings, %d of them done; %d evaluations, %d of them done",
+        "%s: %d cells in %d runs, %d of them done; %d trainings, %d of them done; %d evaluations, %d of them done%s",
         ", ".join(study.name for study in studies),
         cells,
         len(work.runs),
@@ -113,6 +113,7 @@ def _announce(studies: list[Study], work: _Work) -> list[str]:
         trained,
         len(scored),
         sum(map(study_plan.is_evaluated, scored)),
+        f"; not counted: {len(work.broken)} runs that cannot start" if work.broken else "",
     )
     return todo
 

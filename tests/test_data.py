@@ -102,7 +102,9 @@ def test_hub_sets_are_asked_for_at_their_pinned_revisions(monkeypatch):
 
 def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
     monkeypatch.setattr(sts, "hub_answers", lambda: False)
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=r"the set BIOSSES .* is not on this machine and the hub does not answer"):
         load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, sets=["BIOSSES"]), seed=0)
 

@@ -90,6 +90,10 @@ def test_a_study_that_was_never_started_is_all_missing(tmp_path):
     document, _ = report.write(["table5"], "smoke", [f"outputs={tmp_path}"])
     (table,) = document.tables()
     assert {row[1] for row in table.rows[1:]} == {"missing"}
+    document, _ = report.write(["table6"], "smoke", [f"outputs={tmp_path}"])
+    (table,) = document.tables()
+    assert table.rows[1] == ("STS12", "", "missing", "75.49", "—", "missing", "76.38", "—")
+    assert len(table.rows) == 11, "the paper's nine sets and their mean"
 
 
 def evaluation_folder(folder, cosines, scores, texts):

@@ -185,6 +185,7 @@ def test_what_cannot_be_planned_is_told_before_anything_runs(tmp_path):
     result = cft_command("cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}", check=False)
     assert result.returncode == 2
     assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.stderr)
+    assert "not counted: 1 runs that cannot start" in result.stdout
     assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
 
 
