@@ -115,7 +115,7 @@ def _study(name: str, scale: str, overrides: list[str], folder: Path) -> list[Bl
 
     frozen = study_plan.load(folder)
     try:
-        given = overrides or (frozen.overrides if frozen else [])
+        given = [*(frozen.overrides if frozen else []), *overrides]
         seeds = frozen.seeds if frozen else []
         fresh = study_plan.compose_study(experiment.load(name, scale, given), given, seeds, compose_config)
     except UserError:

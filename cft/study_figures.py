@@ -114,7 +114,7 @@ def curve(findings: Findings) -> Figure:
     if known:
         axes.scatter(*zip(*known, strict=True), label="paper", **PAPER)
     start = done[0].intervals[MEAN].value if steps[0] == 0 else None
-    if start is not None:
+    if known and start is not None:  # a study of one's own has nothing to do with the claim
         axes.axhline(start + 50, color="#5b6770", linewidth=0.8, linestyle=":")
         axes.annotate(
             "paper's claim: +50 points within 200 steps",

@@ -12,13 +12,14 @@ from cft.verdicts import LEVEL, MEAN, Difference
 
 _NONE = "—"
 _CAPTIONS = {
-    "sets": "Score of every cell on every test set, with 95% intervals; hollow diamonds are the paper's numbers.",
-    "overall": "Mean over the test sets, with 95% intervals; hollow diamonds are the paper's numbers.",
-    "rates": "Mean over the test sets by learning rate, with 95% intervals; hollow diamonds are the paper's numbers.",
-    "curve": "Mean over the test sets by training step, with 95% intervals, beside the paper's claim and numbers.",
+    "sets": "Score of every cell on every test set, with 95% intervals.",
+    "overall": "Mean over the test sets, with 95% intervals.",
+    "rates": "Mean over the test sets by learning rate, with 95% intervals.",
+    "curve": "Mean over the test sets by training step, with 95% intervals.",
     "sphere": "Alignment and uniformity of held-out triplets before (hollow) and after training; lower is better.",
     "similarities": "Cosines of held-out anchors with entailments and contradictions, before and after training.",
 }
+_WITH_PAPER = ("sets", "overall", "rates", "curve")
 
 
 def blocks(findings: Findings, folder: Path) -> list[Block]:
@@ -37,7 +38,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
     else:
         found.append(Table("scores", _scores_caption(findings), scores_by_cell(findings)))
     for name, figure in study_figures.of_layout(findings).items():
-        found.append(Picture(_CAPTIONS[name.partition("-")[0]], figures.save(figure, folder, name)[0]))
+        found.append(Picture(_caption(name, findings), figures.save(figure, folder, name)[0]))
     if findings.comparisons:
         found.append(Heading("Verdicts", 3))
         found.append(Text([_sentence_of(comparison) for comparison in findings.comparisons]))
@@ -71,6 +72,13 @@ def _scores_caption(findings: Findings) -> str:
         "Spearman x 100 with 95% bootstrap intervals over pairs; ± beside a mean over sets is the population standard "
         f"deviation over the sets, as in the paper.{over}"
     )
+
+
+def _caption(picture: str, findings: Findings) -> str:
+    caption = _CAPTIONS[picture.partition("-")[0]]
+    if picture in _WITH_PAPER and any(cell.cell.paper for cell in findings.done):
+        caption += " Hollow diamonds are the paper's numbers."
+    return caption
 
 
 def scores_by_set(findings: Findings) -> list[Row]:

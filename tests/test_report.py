@@ -233,3 +233,36 @@ def test_each_makes_a_cell_for_every_combination(tmp_path):
 def test_stored_results_know_uniformity(paper):
     found = [results.read(path.parent) for path in paper.outputs.glob("*/evaluations/triplets-*/metrics.json")]
     assert found and all(evaluation.uniformity < 0 and evaluation.alignment > 0 for evaluation in found)
+
+
+def test_the_papers_claim_is_drawn_only_beside_the_papers_numbers(paper):
+    from cft import figures, study_figures
+
+    found = collect(paper.studies["figure1"], [], resamples=20)
+    own = replace(found, cells=[replace(cell, cell=replace(cell.cell, paper={})) for cell in found.cells])
+    told = {}
+    for name, findings_ in (("paper", found), ("own", own)):
+        figure = study_figures.curve(findings_)
+        told[name] = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+        figures.plt.close(figure)
+    assert "paper's claim" in told["paper"] and "development pairs" in told["paper"]
+    assert "paper" not in told["own"]
+    assert study_report._caption("curve", found).endswith("Hollow diamonds are the paper's numbers.")
+    assert study_report._caption("curve", own).endswith("with 95% intervals.")
+    collect(paper.studies["figure1"], [])
+
+
+def test_a_cell_whose_file_says_something_else_by_now_is_stale(tmp_path):
+    from cft.config import compose_config
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE + "  - {name: b, overrides: [lr=2e-4]}\n")
+    given = [f"outputs={tmp_path}", "train.weight_decay=0"]
+    study = study_plan.compose_study(experiment.load(str(path), "smoke", given), given, [], compose_config)
+    study.save(study_plan.study_folder(tmp_path, study.name))
+    stale = "b: stale, the files now say something else"
+    document, _ = report.write([str(path)], "smoke", [f"outputs={tmp_path}"])
+    assert "stale" not in report.render(document, "text"), "the overrides it was started with are kept"
+    path.write_text(path.read_text().replace("2e-4", "3e-4"))
+    document, _ = report.write([str(path)], "smoke", [f"outputs={tmp_path}"])
+    assert stale in report.render(document, "text") and "a: stale" not in report.render(document, "text")
