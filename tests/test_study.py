@@ -199,3 +199,18 @@ def test_every_table_and_figure_is_a_make_target():
         last = result.stdout.strip().splitlines()[-1]
         assert name in last and "--scale smoke" in last
         assert name == "table1" or ("--seeds 1,2" in last and "eval.folder=folder" in last)
+
+
+def test_seeds_train_a_cell_several_times_and_share_the_untrained_model(tmp_path, steps):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: t\nquestion: q\ncells:\n  - {name: tuned, overrides: [lr=5e-3]}\n  - {name: base, base: true}\n"
+        "baseline: base\n"
+    )
+    found = studies(tmp_path, [str(path)], seeds=(1, 2))
+    assert run(found) == 0
+    assert len(steps) == 12
+    tuned, base = findings.collect(found[0], [], resamples=20).cells
+    assert len(tuned.by_seed) == 2 and len(base.by_seed) == 1
+    assert tuned.overall[0] != tuned.overall[1], "seeds must differ"
+    assert tuned.intervals["overall"].value == pytest.approx(sum(tuned.overall) / 2, abs=1e-4)
