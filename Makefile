@@ -12,10 +12,9 @@ DEV ?=
 ARGS ?=
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),data.train=$(TRIPLETS)) \
 	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
-STUDIES := table2 table3 table4 table5 table6 figure1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix sts bench clean paper table1 $(STUDIES)
+.PHONY: help install demo test test-slow check fix sts bench clean paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,7 +50,7 @@ sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads t
 table1: install  ## the paper's training configuration beside the one that runs
 	$(BIN)/python -m cft.report table1 --scale $(SCALE)
 
-$(STUDIES): install
+table2 table3 table4 table5 table6 figure1: install
 	$(BIN)/python -m cft.study run $@ $(STUDY_ARGS)
 table2:  ## one table of the paper, as table3 to table6 and figure1; SCALE=paper, small or smoke
 
