@@ -55,13 +55,7 @@ def check_overrides(overrides: list[str]) -> None:
     Raises:
         UserError: naming the key or choice at fault and the nearest valid one.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(f"cannot read the command line: {error}") from error
-    for override in parsed:
-        _check_names(override)
-    for job in _jobs(parsed):
+    for job in _jobs(_parse(overrides)):
         _compose(job)
 
 
@@ -74,8 +68,7 @@ def compose_config(overrides: list[str]) -> Config:
     Raises:
         UserError: as `check_overrides` does, or if an override has several values.
     """
-    check_overrides(overrides)
-    several = [o.input_line for o in OverridesParser.create().parse_overrides(overrides) if o.is_sweep_override()]
+    several = [override.input_line for override in _parse(overrides) if override.is_sweep_override()]
     if several:
         raise UserError(f"{several[0]}: one value is wanted here, not several")
     return _compose(overrides)
@@ -93,6 +86,17 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[key] = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return found
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    """Read overrides and check their keys and choices."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"cannot read the command line: {error}") from error
+    for override in parsed:
+        _check_names(override)
+    return parsed
 
 
 def _compose(overrides: list[str]) -> Config:

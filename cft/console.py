@@ -1,7 +1,9 @@
 """What all commands have in common: messages on the terminal and the meaning of an exit status."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -29,3 +31,16 @@ def set_up_console() -> None:
 def report_error(error: UserError) -> None:
     """Print an error that the user can mend."""
     sys.stderr.write(f"cft: {error}\n")
+
+
+@contextlib.contextmanager
+def exit_statuses(interrupted: str) -> Iterator[None]:
+    """End the command with the status that an error or Ctrl-C has; `interrupted` says what to do after the latter."""
+    try:
+        yield
+    except UserError as error:
+        report_error(error)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\ncft: interrupted; {interrupted}\n")
+        sys.exit(INTERRUPTED_STATUS)

@@ -63,7 +63,7 @@ def to_text(document: Document) -> str:
         if isinstance(block, Heading):
             parts.append(f"\n{block.text}\n{'=' * len(block.text) if block.level == 1 else '-' * len(block.text)}")
         elif isinstance(block, Text):
-            parts.append(block.entries[0] if len(block.entries) == 1 else _listed(block.entries))
+            parts.append(_paragraph(block))
         elif isinstance(block, Table):
             parts.append(f"{as_text(block.rows)}\n({block.caption})")
         else:
@@ -78,7 +78,7 @@ def to_markdown(document: Document, folder: Path) -> str:
         if isinstance(block, Heading):
             parts.append(f"{'#' * block.level} {block.text}")
         elif isinstance(block, Text):
-            parts.append(block.entries[0] if len(block.entries) == 1 else _listed(block.entries))
+            parts.append(_paragraph(block))
         elif isinstance(block, Table):
             parts.append(f"{as_markdown(block.rows)}\n\n*{block.caption}*")
         else:
@@ -149,5 +149,5 @@ def _class(cell: str) -> str:
     return ""
 
 
-def _listed(entries: list[str]) -> str:
-    return "\n".join(f"- {entry}" for entry in entries)
+def _paragraph(text: Text) -> str:
+    return text.entries[0] if len(text.entries) == 1 else "\n".join(f"- {entry}" for entry in text.entries)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cft import experiment
 from cft.config import compose_config, flat
-from cft.console import USER_ERROR_STATUS, report_error, set_up_console
+from cft.console import exit_statuses, set_up_console
 from cft.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
 from cft.errors import UserError
 from cft.experiment import Experiment
@@ -28,12 +28,9 @@ def main() -> None:
     experiment.add_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed; all are written")
     arguments = parser.parse_intermixed_args()
-    try:
+    with exit_statuses("the same command writes the report anew"):
         names, overrides = experiment.split_arguments(arguments.what)
         document, page = write(names, arguments.scale, overrides)
-    except UserError as error:
-        report_error(error)
-        sys.exit(USER_ERROR_STATUS)
     sys.stdout.write(render(document, arguments.format))
     if arguments.format == "text":
         sys.stdout.write(

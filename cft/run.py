@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
-from cft.console import INTERRUPTED_STATUS, USER_ERROR_STATUS, report_error, set_up_console
+from cft.console import USER_ERROR_STATUS, exit_statuses, report_error, set_up_console
 from cft.errors import UserError
 
 log = logging.getLogger("cft")
@@ -39,15 +39,10 @@ def main() -> None:
         _job(composed, failures, results, started_by)
 
     try:
-        if not (asks_only or elsewhere):
-            check_overrides(arguments.overrides)
-        job()
-    except UserError as error:
-        report_error(error)
-        sys.exit(USER_ERROR_STATUS)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ncft: interrupted; the same command goes on from the last checkpoint, if there is one yet\n")
-        sys.exit(INTERRUPTED_STATUS)
+        with exit_statuses("the same command goes on from the last checkpoint, if there is one yet"):
+            if not (asks_only or elsewhere):
+                check_overrides(arguments.overrides)
+            job()
     finally:
         _summarize(results)
     if failures:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cft import checkpoint, pairs, results
 from cft.config import flat, keys, near
-from cft.console import USER_ERROR_STATUS, report_error, set_up_console
+from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
 from cft.experiment import DEFAULT_OUTPUTS
 from cft.plan import FINISHED
@@ -44,7 +44,7 @@ def main() -> None:
     removing.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or the end of its name")
     removing.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args()
-    try:
+    with exit_statuses("the same command starts over"):
         if arguments.command == "list":
             table = listed(arguments.outputs, arguments.filters)
             if len(table) == 1:
@@ -55,9 +55,6 @@ def main() -> None:
             sys.stdout.write(compared(one, other) + "\n")
         else:
             _remove([find(arguments.outputs, name) for name in arguments.runs], sure=arguments.yes)
-    except UserError as error:
-        report_error(error)
-        sys.exit(USER_ERROR_STATUS)
 
 
 def trainings(outputs: Path) -> list[Path]:
@@ -180,8 +177,7 @@ def _compared_on(name: str, one: Path, other: Path) -> str:
     for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
-        change = f"{difference.value:+.2f} [{difference.low:+.1f}, {difference.high:+.1f}]"
-        rows.append(("mean over sets" if key == MEAN else key, *scores, change, difference.verdict))
+        rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
     prompt = (read_json(folders[0] / results.METRICS).get("contract") or {}).get("template", "")
     return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
 

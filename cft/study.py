@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cft import experiment
 from cft.config import compose_config
-from cft.console import INTERRUPTED_STATUS, USER_ERROR_STATUS, report_error, set_up_console
+from cft.console import USER_ERROR_STATUS, exit_statuses, set_up_console
 from cft.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,14 +24,8 @@ def main() -> None:
     """Run the command line and end with status 0, 1 (a defect), 2 (a cell failed or the user can mend it) or 130."""
     set_up_console()
     arguments = _parser().parse_intermixed_args()
-    try:
+    with exit_statuses("the same command goes on from there"):
         sys.exit(_main(arguments))
-    except UserError as error:
-        report_error(error)
-        sys.exit(USER_ERROR_STATUS)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ncft: interrupted; the same command goes on from there\n")
-        sys.exit(INTERRUPTED_STATUS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from cft import figures, study_figures
 from cft.document import Block, Heading, Picture, Table, Text
 from cft.findings import CellFinding, Comparison, Findings
 from cft.tables import Row
-from cft.verdicts import LEVEL, MEAN, Difference
+from cft.verdicts import LEVEL, MEAN
 
 _NONE = "—"
 _CAPTIONS = {
@@ -115,8 +115,9 @@ def verdicts(findings: Findings) -> list[Row]:
         header = [cell for name in names for cell in (name, "verdict")]
         table: list[Row] = [("set", *header)]
         for name in _rows(findings):
-            cells = [_told(found.differences[name]) for found in findings.comparisons]
-            table.append(("mean over sets" if name == MEAN else name, *(cell for both in cells for cell in both)))
+            differences = [found.differences[name] for found in findings.comparisons]
+            cells = [cell for difference in differences for cell in (str(difference), difference.verdict)]
+            table.append(("mean over sets" if name == MEAN else name, *cells))
         return table
     table = [("comparison", "mean over sets", "p, corrected", "verdict", "sets higher", "sets lower", "neither")]
     for found in findings.comparisons:
@@ -125,7 +126,7 @@ def verdicts(findings: Findings) -> list[Row]:
         table.append(
             (
                 f"{found.one} − {found.other}",
-                _told(mean)[0],
+                str(mean),
                 f"{mean.corrected:.4f}",
                 mean.verdict,
                 *(str(of_sets.count(verdict)) for verdict in ("higher", "lower", "not distinguishable")),
@@ -180,10 +181,6 @@ def _beside_paper(cell: CellFinding, name: str) -> tuple[str, str]:
     number, deviation = (value[0], value[1] if len(value) > 1 else None) if isinstance(value, list) else (value, None)
     text = f"{number:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
     return text, f"{cell.intervals[name].value - number:+.2f}" if cell.by_seed else _NONE
-
-
-def _told(difference: Difference) -> tuple[str, str]:
-    return f"{difference.value:+.2f} [{difference.low:+.1f}, {difference.high:+.1f}]", difference.verdict
 
 
 def _sentence_of(comparison: Comparison) -> str:

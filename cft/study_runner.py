@@ -95,7 +95,7 @@ def _gather(studies: list[Study]) -> _Work:
 def _announce(studies: list[Study], work: _Work) -> list[str]:
     """Say what is planned and what of it is done; returns the runs that are left."""
     plans = list(work.plans.values())
-    trainings = {plan.folder: plan for plan in plans if plan.data}
+    trainings = {plan.folder for plan in plans if plan.data}
     scored = {folder for plan in plans for folder in study_plan.evaluations(plan)}
     todo = [run for run in work.runs if run in work.broken or not study_plan.is_done(work.plans[run])]
     for run in work.runs:
@@ -124,15 +124,13 @@ class _Estimate:
     def __init__(self, work: _Work) -> None:
         self._work = work
         self._steps: list[float] = []
-        self.said = False
 
     def watch(self, row: dict) -> None:
         """Take note of a step's time; after the first few, say what is left."""
         if row["event"] != "step":
             return
         self._steps.append(row["seconds"])
-        if len(self._steps) == _STEPS_BEFORE_ESTIMATE and not self.said:
-            self.said = True
+        if len(self._steps) == _STEPS_BEFORE_ESTIMATE:
             self.say(done_here=len(self._steps))
 
     def say(self, done_here: int = 0) -> None:

@@ -54,6 +54,9 @@ class Difference:
     p: float
     corrected: float
 
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} [{self.low:+.1f}, {self.high:+.1f}]"
+
     @property
     def verdict(self) -> str:
         """What may be said at the 5% level."""
