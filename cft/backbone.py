@@ -1,36 +1,27 @@
-"""The model under the embedding: a trunk without a language-model head, its tokenizer, and its LoRA."""
+"""The model under the embedding: a trunk without a language-model head, and its tokenizer."""
 
-import difflib
-import hashlib
 import logging
-import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cft import minicpm
+from cft.batching import Batching, find_batching, sample_sequences
 from cft.errors import UserError
-from cft.prefix_tree import ATTENTION_NAME
-from cft.settings import Attention, LoraSettings, ModelSettings
+from cft.layers import keep_layers
+from cft.settings import ModelSettings, Quantization
 from cft.sources import ModelFiles
-from cft.store import replacing, sha256_of_file, write_json
+from cft.tokenization import byte_tokenizer, special_tokens, tokenizer_digest
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-FULL_WEIGHTS = "model.safetensors"
-
 # Small enough for a test to take milliseconds, with grouped key-value heads so that no test misses them.
-_TINY = {
+_TINY: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -38,6 +29,15 @@ _TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+# Families whose own defaults do not go with those sizes.
+_TINY_OF: dict[str, dict[str, Any]] = {
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+}
+
+# Parts that a checkpoint may lack, as no embedding runs through them.
+_UNUSED_PARTS = ("pooler.",)
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Backbone:
     """A trunk (token ids to hidden states) and the tokenizer that goes with it.
 
     tokenizer_digest names the tokenizer's content. prefix_ids and suffix_ids are the special tokens around a text.
+    batching: how its batches are laid out. unused: tensors of the checkpoint that are no part of the trunk.
     """
 
     trunk: torch.nn.Module
@@ -52,56 +53,131 @@ class Backbone:
     tokenizer_digest: str
     prefix_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
+    batching: Batching
+    unused: tuple[str, ...] = ()
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token embeddings."""
+        return cast(Any, self.trunk).get_input_embeddings().num_embeddings
 
 
-def load_backbone(model: ModelSettings, files: ModelFiles, *, dtype: torch.dtype, seed: int = 0) -> Backbone:
-    """Load trunk and tokenizer, set up for prefix-tree batches.
+def load_backbone(
+    model: ModelSettings,
+    files: ModelFiles,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Backbone:
+    """Load trunk and tokenizer, cut to the chosen layer, and find the kind of batch that is exact for the model.
 
     Args:
         model: the settings of the base model.
         files: what `sources.fetch` brought for it.
         dtype: of the weights in memory.
+        device: where the trunk goes.
         seed: draws the weights of a random model.
 
     Raises:
-        UserError: if transformers cannot read the model, or its tokenizer has no EOS though one is to be appended.
+        UserError: if transformers cannot read the model, weights are missing, it cannot be run in batches, or its
+            tokenizer has no EOS though one is to be appended.
     """
     # Loading takes a second; bars and notes about the missing language-model head would only alarm.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    unused: tuple[str, ...] = ()
     if files.folder is None:
         trunk, tokenizer = _random_trunk(model.path.removeprefix("random:"), seed).to(dtype), byte_tokenizer()
     else:
-        trunk, tokenizer = _pretrained(model, files.folder, dtype)
-    trunk.set_attn_implementation(ATTENTION_NAME)
+        tokenizer = _tokenizer(model, files.folder)
+        trunk, unused = _pretrained(model, files.folder, dtype)
+    trunk = trunk.to(device).eval()
     trunk.config.use_cache = False
-    prefix, suffix = _special_tokens(model, tokenizer)
-    content = tokenizer.backend_tokenizer.to_str() + repr((prefix, suffix))
+    prefix, suffix = special_tokens(model, tokenizer, _number(getattr(trunk.config, "eos_token_id", None)))
+    _check_vocabulary(model, trunk, (*prefix, *suffix))
+    if model.layer is not None:
+        trunk = keep_layers(trunk, model.layer, token_ids=list(sample_sequences(trunk, prefix)[0]))
     return Backbone(
-        trunk=trunk.eval(),
+        trunk=trunk,
         tokenizer=tokenizer,
-        tokenizer_digest=hashlib.sha256(content.encode()).hexdigest()[:16],
+        tokenizer_digest=tokenizer_digest(tokenizer, (prefix, suffix)),
         prefix_ids=prefix,
         suffix_ids=suffix,
+        batching=find_batching(trunk, model, prefix),
+        unused=unused,
     )
 
 
-def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _tokenizer(model: ModelSettings, folder: Path) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if minicpm.is_minicpm(folder):
-            return minicpm.load(folder, dtype), tokenizer
-        trunk = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise UserError(f"model.path={model.path}: transformers cannot load its tokenizer ({_first(error)})") from error
+
+
+def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
+    """The trunk, and the names of tensors in the checkpoint that are no part of it."""
+    if minicpm.is_minicpm(folder):
+        if model.quantization is not Quantization.none:
+            raise UserError("model.quantization: MiniCPM is held by other classes than its own, which cannot be done")
+        return minicpm.load(folder, dtype), ()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        _check_kind(model, config)
+        trunk, found = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **_quantization(model, dtype),
+        )
     except UserError:
         raise
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model.path={model.path}: transformers cannot load it ({error})") from error
-    return trunk, tokenizer
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"model.path={model.path}: transformers cannot load it ({_first(error)})") from error
+    missing = [name for name in found["missing_keys"] if not name.startswith(_UNUSED_PARTS)]
+    missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]
+    if missing:
+        # transformers would fill them with random numbers and go on
+        raise UserError(
+            f"model.path={model.path}: {len(missing)} tensors of {type(trunk).__name__} are not in the checkpoint or "
+            f"have another shape there ({', '.join(sorted(missing)[:3])}); it is not whole, or of another model"
+        )
+    return trunk, tuple(sorted(found["unexpected_keys"]))
+
+
+def _check_kind(model: ModelSettings, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model.path={model.path}: {config.model_type} has an encoder and a decoder; cft embeds with models that "
+            "are one of both"
+        )
+
+
+def _quantization(model: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments that hold the base in 4 bits (QLoRA: Dettmers et al. 2023, arXiv 2305.14314)."""
+    if model.quantization is Quantization.none:
+        return {}
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError as error:
+        raise UserError(
+            "model.quantization=nf4 needs the package bitsandbytes: pip install 'cft[qlora]', or leave it at none"
+        ) from error
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": settings}
 
 
 def _random_trunk(architecture: str, seed: int) -> Any:
+    vocabulary = len(byte_tokenizer())
     try:
-        config = AutoConfig.for_model(architecture, vocab_size=len(byte_tokenizer()), pad_token_id=0, **_TINY)
+        sizes = _TINY | _TINY_OF.get(architecture, {})
+        config = AutoConfig.for_model(architecture, vocab_size=vocabulary, pad_token_id=0, **sizes)
     except ValueError as error:
         raise UserError(f"model.path=random:{architecture}: transformers knows no such architecture") from error
     with torch.random.fork_rng(devices=[]):
@@ -109,178 +185,22 @@ def _random_trunk(architecture: str, seed: int) -> Any:
         return AutoModel.from_config(config)
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that needs no file: one token a byte, an EOS and no BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    special = {"<pad>": 0, "<eos>": 1}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = special | {letter: len(special) + index for index, letter in enumerate(alphabet)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>")
-
-
-def _special_tokens(model: ModelSettings, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What goes before and after a text.
-
-    The tokenizer says what comes before (BOS, CLS) by showing it on a sample. What comes after a causal model's
-    text is our own EOS, because many tokenizers ignore `add_eos_token`; an encoder keeps its tokenizer's suffix.
-    """
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    prefix, suffix = tuple(full[:start]), tuple(full[start + len(bare) :])
-    if not model.append_eos:
-        return prefix, suffix
-    if tokenizer.eos_token_id is None:
+def _check_vocabulary(model: ModelSettings, trunk: Any, special: Iterable[int]) -> None:
+    rows = trunk.get_input_embeddings().num_embeddings
+    beyond = [token for token in special if token >= rows]
+    if beyond:
         raise UserError(
-            f"model.path={model.path}: its tokenizer has no EOS token to embed; set model.append_eos=false to embed "
-            "the last word instead"
-        )
-    return prefix, (tokenizer.eos_token_id,)
-
-
-def check_directions(trunk: torch.nn.Module, attention: Attention) -> None:
-    """Refuse an encoder that is configured as causal: sharing prefixes would change its embeddings.
-
-    Raises:
-        UserError: if the model's attention looks both ways and `attention` says causal.
-    """
-    flags = [bool(module.is_causal) for module in trunk.modules() if hasattr(module, "is_causal")]
-    if attention is Attention.causal and flags and not any(flags):
-        raise UserError("this model's attention looks both ways: set model.attention=bidirectional")
-
-
-def linear_layers(trunk: torch.nn.Module) -> list[str]:
-    """The last part of the names of all linear layers, as `lora.targets` takes them."""
-    kinds = (torch.nn.Linear,)
-    names = {name.rsplit(".", 1)[-1] for name, module in trunk.named_modules() if isinstance(module, kinds)}
-    # GPT-2's Conv1D is a linear layer in all but name.
-    names |= {name.rsplit(".", 1)[-1] for name, m in trunk.named_modules() if type(m).__name__ == "Conv1D"}
-    return sorted(names)
-
-
-def add_lora(trunk: torch.nn.Module, lora: LoraSettings, *, seed: int) -> torch.nn.Module:
-    """Freeze a trunk and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
-
-    Args:
-        trunk: the base model, changed in place.
-        lora: rank, scale, dropout, initialisation and target layers.
-        seed: draws the initial weights.
-
-    Raises:
-        UserError: if a target is no linear layer of the model, listing those that are.
-
-    Source: Hu et al. 2021, arXiv 2106.09685.
-    """
-    if lora.rank == 0:
-        return trunk.requires_grad_(True)
-    targets = check_targets(trunk, lora)
-    config = LoraConfig(
-        task_type=TaskType.FEATURE_EXTRACTION,
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
-        lora_dropout=lora.dropout,
-        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
-        target_modules=targets,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _with_adapter(trunk, config)
-
-
-def _with_adapter(trunk: torch.nn.Module, config: LoraConfig) -> torch.nn.Module:
-    """PEFT's model; it asks transformers about checkpointing by a name that transformers is giving up."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
-        return get_peft_model(cast(Any, trunk), config)
-
-
-def check_targets(trunk: torch.nn.Module, lora: LoraSettings) -> list[str]:
-    """The layers that `lora.targets` means in this model.
-
-    Raises:
-        UserError: if a target is no linear layer of the model, listing those that are.
-    """
-    layers = linear_layers(trunk)
-    if lora.targets == ["all-linear"]:
-        return layers
-    for target in lora.targets:
-        if target not in layers:
-            near = difflib.get_close_matches(target, layers, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise UserError(
-                f"lora.targets: this model has no linear layer named {target!r}; it has {', '.join(layers)}.{hint} "
-                "lora=all_linear takes them all"
-            )
-    return list(lora.targets)
-
-
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that training changes, by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def save_weights(model: torch.nn.Module, folder: Path, base_name: str) -> str:
-    """Write what was trained: an adapter in PEFT's layout, or the whole trunk. Returns the weights' SHA-256.
-
-    Written by hand rather than by `save_pretrained`, so that the bytes follow from the weights alone and
-    the base model is called by its own name, not by a folder of this machine.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(model, PeftModel):
-        _write_tensors(folder / FULL_WEIGHTS, model.state_dict())
-        return weights_digest(folder)
-    _write_tensors(folder / ADAPTER_WEIGHTS, get_peft_model_state_dict(model))
-    record = model.peft_config["default"].to_dict()
-    record["base_model_name_or_path"] = base_name
-    record["inference_mode"] = True
-    for name, value in record.items():
-        if isinstance(value, set):
-            record[name] = sorted(value)
-    write_json(folder / ADAPTER_CONFIG, record)
-    return weights_digest(folder)
-
-
-def load_weights(trunk: torch.nn.Module, folder: Path) -> torch.nn.Module:
-    """Put trained weights of `save_weights` back on their base model.
-
-    Raises:
-        UserError: if a tensor has no place in the model.
-    """
-    if (folder / FULL_WEIGHTS).exists():
-        trunk.load_state_dict(load_file(folder / FULL_WEIGHTS))
-        return trunk
-    config = LoraConfig.from_pretrained(str(folder))
-    config.inference_mode = True
-    config.base_model_name_or_path = None  # which base model this is, the contract has checked
-    model = _with_adapter(trunk, config)
-    outcome: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
-    missing = [name for name in outcome.missing_keys if "lora_" in name]
-    if outcome.unexpected_keys or missing:
-        odd = ", ".join([*outcome.unexpected_keys, *missing][:3])
-        raise UserError(f"the adapter in {folder} does not fit this base model (first differences: {odd})")
-    return model.eval()
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with replacing(path) as part:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
-            part,
-            metadata={"format": "pt"},
+            f"model.path={model.path}: its tokenizer's special token {beyond[0]} is beyond the model's {rows} "
+            "embeddings; tokenizer and model do not belong together, or tokens were added without the model"
         )
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of a folder's trained weights.
+def _number(value: Any) -> int | None:
+    """The first, where a configuration lists several."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return value if isinstance(value, int) else None
 
-    Raises:
-        UserError: if the folder holds none.
-    """
-    for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS):
-        if (folder / name).exists():
-            return sha256_of_file(folder / name)
-    raise UserError(f"{folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}")
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

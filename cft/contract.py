@@ -4,12 +4,12 @@ It is written beside an adapter when training ends. Whoever loads the adapter ge
 names the difference, never slightly different vectors.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cft.errors import UserError
-from cft.settings import PLACEHOLDER, Attention, Pooling
+from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization, from_plain
 from cft.store import read_json, write_json
 
 FILE_NAME = "contract.json"
@@ -21,9 +21,10 @@ class Contract:
 
     model: where the base model comes from (`model.path`). weights: which version of it, as a commit or a hash.
     tokenizer: hash of the tokenizer. prefix_ids, suffix_ids: tokens put before and after every text (BOS; EOS).
-    append_eos: whether the suffix is our EOS rather than the tokenizer's own.
-    template: the prompt around the text. max_length: tokens at most, prefix and suffix counted in.
-    adapter: SHA-256 of the trained weights, or None for the base model. dtype: of the base model's weights.
+    append_eos: whether the suffix is our EOS rather than the tokenizer's own. eos_token: which, if not the
+    tokenizer's. template: the prompt around the text. layer: the one whose states are pooled, None for the last.
+    max_length: tokens at most, prefix and suffix counted in. dtype: of the base model's weights. quantization: how
+    they are held. adapter: SHA-256 of the trained weights, or None for the base model.
     """
 
     model: str
@@ -38,6 +39,9 @@ class Contract:
     max_length: int
     dtype: str
     adapter: str | None = None
+    layer: int | None = None
+    eos_token: str | None = None
+    quantization: Quantization = Quantization.none
 
     def __post_init__(self) -> None:
         if self.template.count(PLACEHOLDER) != 1:
@@ -64,18 +68,22 @@ class Contract:
         """Read the record of a folder.
 
         Raises:
-            UserError: if there is none, or it lacks a field or has one too many.
+            UserError: if there is none, or it lacks a field or has one too many. Fields that came later than a
+                record have their defaults.
         """
         if not (folder / FILE_NAME).exists():
             raise UserError(f"{folder} holds no trained embedder: name the folder that the run named at its end")
         record: dict[str, Any] = read_json(folder / FILE_NAME)
-        names = {entry.name for entry in fields(cls)}
-        if set(record) != names:
-            odd = ", ".join(sorted(set(record) ^ names))
-            raise UserError(f"{folder / FILE_NAME} does not fit this version of cft (fields: {odd})")
-        record["pooling"], record["attention"] = Pooling(record["pooling"]), Attention(record["attention"])
+        needed = {entry.name for entry in fields(cls) if entry.default is MISSING}
+        odd = set(record) - {entry.name for entry in fields(cls)} | needed - set(record)
+        if odd:
+            raise UserError(f"{folder / FILE_NAME} does not fit this version of cft (fields: {', '.join(sorted(odd))})")
         record["prefix_ids"], record["suffix_ids"] = tuple(record["prefix_ids"]), tuple(record["suffix_ids"])
-        return cls(**record)
+        try:
+            found: Contract = from_plain(cls, record)
+        except ValueError as error:
+            raise UserError(f"{folder / FILE_NAME} does not fit this version of cft ({error})") from error
+        return found
 
     def require(self, found: "Contract") -> None:
         """Refuse a model that does not keep this contract; prompt and adapter are the caller's to choose.

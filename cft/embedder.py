@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cft.backbone import ADAPTER_FOLDER, Backbone, check_directions, load_backbone, load_weights, weights_digest
+from cft.backbone import Backbone, load_backbone
+from cft.batching import Layout
 from cft.contract import Contract
 from cft.errors import UserError
-from cft.prefix_tree import TreeLayout, lay_out
-from cft.settings import PLACEHOLDER, Attention, ModelSettings, Pooling
+from cft.settings import PLACEHOLDER, Batches, ModelSettings, Pooling
 from cft.sources import ModelFiles, fetch
+from cft.tokenization import bodies
+from cft.weights import ADAPTER_FOLDER, load_weights, weights_digest
 
 # Tokens of one forward pass. Large enough that neighbours in the alphabet share prefixes and matrix products are
 # efficient, small enough that activations stay well below the weights.
@@ -55,8 +57,7 @@ class Embedder:
             UserError: if the model cannot be had, read or run on prefix-tree batches.
         """
         files = files or fetch(model)
-        backbone = load_backbone(model, files, dtype=dtype)
-        check_directions(backbone.trunk, model.attention)
+        backbone = load_backbone(model, files, dtype=dtype, device=device)
         contract = Contract(
             model=model.path,
             weights=files.identity,
@@ -64,13 +65,16 @@ class Embedder:
             prefix_ids=backbone.prefix_ids,
             suffix_ids=backbone.suffix_ids,
             append_eos=model.append_eos,
+            eos_token=model.eos_token,
             template=PLACEHOLDER,
             pooling=model.pooling,
+            layer=model.layer,
             attention=model.attention,
             max_length=model.max_length,
             dtype=str(dtype).removeprefix("torch."),
+            quantization=model.quantization,
         )
-        return cls(backbone.trunk.to(device), backbone, contract)
+        return cls(backbone.trunk, backbone, contract)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> "Embedder":
@@ -92,9 +96,12 @@ class Embedder:
             path=contract.model,
             revision=commit if kind == "commit" else None,
             pooling=contract.pooling,
+            layer=contract.layer,
             attention=contract.attention,
             append_eos=contract.append_eos,
+            eos_token=contract.eos_token,
             max_length=contract.max_length,
+            quantization=contract.quantization,
         )
         base = cls.base(model, device=device, dtype=getattr(torch, contract.dtype))
         contract.require(base.contract)
@@ -132,27 +139,59 @@ class Embedder:
             if not text.strip():
                 raise UserError(f"text {index + 1} of {len(texts)} is empty: there is nothing to embed")
         contract = self.contract
-        prompted = [contract.template.replace(PLACEHOLDER, text) for text in texts]
-        bodies = self._backbone.tokenizer(prompted, add_special_tokens=False)["input_ids"]
         prefix, suffix = contract.prefix_ids, contract.suffix_ids
-        sequences = [(*prefix, *body[: contract.room], *suffix) for body in bodies]
-        assert all(sequence[len(sequence) - len(suffix) :] == suffix for sequence in sequences)
+        found = bodies(self._backbone.tokenizer, texts, contract.template, contract.room)
+        sequences = [(*prefix, *body, *suffix) for body in found]
+        assert all(len(s) <= contract.max_length and s[len(s) - len(suffix) :] == suffix for s in sequences)
+        for index, sequence in enumerate(sequences):
+            if len(sequence) == len(prefix) + len(suffix):
+                raise UserError(f"text {index + 1} of {len(texts)}, {texts[index]!r}, has no token this model knows")
+            if max(sequence) >= self._backbone.vocabulary:
+                raise UserError(
+                    f"text {index + 1} of {len(texts)}, {texts[index][:60]!r}, holds token {max(sequence)}, beyond the "
+                    f"model's {self._backbone.vocabulary} embeddings: its tokenizer was given tokens that it was not"
+                )
         return sequences
 
-    def lay_out(self, sequences: Sequence[Sequence[int]]) -> TreeLayout:
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""
-        return lay_out(sequences, causal=self.contract.attention is Attention.causal, device=self.device)
+        return self._backbone.batching.lay_out(sequences, self.device)
 
-    def forward(self, layout: TreeLayout) -> torch.Tensor:
+    def forward(self, layout: Layout) -> torch.Tensor:
         """Run a batch through the model and pool.
 
         Returns:
             (B, D) float32, not normalised, with gradient where the model has one.
         """
-        states = self.model(
-            input_ids=layout.token_ids, position_ids=layout.positions, layout=layout, use_cache=False
-        ).last_hidden_state[0]
+        states = self.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
         return pool(states, layout, self.contract.pooling)
+
+    def hidden_states(self, layout: Layout) -> tuple[torch.Tensor, ...]:
+        """States (nodes, D) behind the embedding layer and behind every layer, the last after the final norm."""
+        found = self.model(**layout.inputs(), use_cache=False, output_hidden_states=True).hidden_states
+        return tuple(states.flatten(0, 1) for states in found)
+
+    def order(self, sequences: Sequence[tuple[int, ...]]) -> list[int]:
+        """In which order sequences go into batches: those that share beginnings, or padding, together."""
+        if self._backbone.batching.kind is Batches.tree:
+            return sorted(range(len(sequences)), key=lambda row: sequences[row])
+        return sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+
+    def chunks(
+        self, order: Sequence[int], sequences: Sequence[Sequence[int]], token_budget: int = TOKEN_BUDGET
+    ) -> Iterator[list[int]]:
+        """Cut an order into batches of at most `token_budget` tokens, each with at least one sequence."""
+        chunk: list[int] = []
+        tokens_of = self._backbone.batching.tokens_of
+        total = longest = 0
+        for index in order:
+            length = len(sequences[index])
+            total, longest = total + length, max(longest, length)
+            if chunk and tokens_of(total, len(chunk) + 1, longest) > token_budget:
+                yield chunk
+                chunk, total, longest = [], length, length
+            chunk.append(index)
+        yield chunk
 
     def encode(
         self,
@@ -183,7 +222,7 @@ class Embedder:
         if not distinct:
             return np.empty((0, 0), dtype=np.float32)
         sequences = self.tokenize(distinct)
-        order = sorted(range(len(distinct)), key=sequences.__getitem__)
+        order = self.order(sequences)
         vectors: np.ndarray | None = None
         was_training = self.model.training
         self.model.eval()
@@ -192,7 +231,7 @@ class Embedder:
                 torch.inference_mode(),
                 tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
             ):
-                for chunk in _chunks(order, sequences, token_budget):
+                for chunk in self.chunks(order, sequences, token_budget):
                     found = F.normalize(self.forward(self.lay_out([sequences[i] for i in chunk])), dim=-1)
                     _check_finite(found, [distinct[i] for i in chunk])
                     if vectors is None:
@@ -206,34 +245,31 @@ class Embedder:
         return vectors[[place[text] for text in texts]]
 
 
-def pool(states: torch.Tensor, layout: TreeLayout, pooling: Pooling) -> torch.Tensor:
+def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor:
     """Hidden states of nodes to one vector a sequence.
 
     Args:
-        states: (N, D). layout: of a batch of B sequences. pooling: last token, or mean over a sequence's tokens.
+        states: (N, D).
+        layout: of a batch of B sequences.
+        pooling: the last token's state, the first one's, the mean over all tokens, or the mean in which token i of T
+            weighs i / (1 + ... + T), as a causal model's later tokens have seen more.
 
     Returns:
         (B, D) float32.
+
+    Source: of the weighted mean, Muennighoff 2022, arXiv 2202.08904.
     """
     if pooling is Pooling.last:
         return states.index_select(0, layout.last).float()
+    if pooling is Pooling.first:
+        return states.index_select(0, layout.paths[:, 0]).float()
     rows, length = layout.paths.shape
-    real = torch.arange(length, device=states.device) < layout.lengths[:, None]
+    place = torch.arange(1, length + 1, device=states.device)
+    weights = (place <= layout.lengths[:, None]).float()
+    if pooling is Pooling.weighted_mean:
+        weights = weights * place
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1).float()
-    return (by_token * real[..., None]).sum(dim=1) / layout.lengths[:, None]
-
-
-def _chunks(order: list[int], sequences: list[tuple[int, ...]], token_budget: int) -> Iterator[list[int]]:
-    """Cut an order into runs of at most `token_budget` tokens, each with at least one sequence."""
-    chunk: list[int] = []
-    tokens = 0
-    for index in order:
-        if chunk and tokens + len(sequences[index]) > token_budget:
-            yield chunk
-            chunk, tokens = [], 0
-        chunk.append(index)
-        tokens += len(sequences[index])
-    yield chunk
+    return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
 
 
 def _check_finite(vectors: torch.Tensor, texts: list[str]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from cft import checkpoint, figures, pairs, results, tables
-from cft.backbone import ADAPTER_FOLDER, add_lora, check_targets, save_weights, trainable
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
 from cft.evaluator import Evaluation, evaluate
+from cft.lora import add_lora, find_targets, trainable
 from cft.plan import FINISHED, Inputs, Plan, make_plan
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
@@ -24,6 +24,7 @@ from cft.settings import Config, DataSource, LoggerKind
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
 from cft.trainer import Watcher, train
+from cft.weights import ADAPTER_FOLDER, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _score_base(plan: Plan, models: _Models) -> str:
 def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
     """Evaluate, train and evaluate again."""
     if not plan.is_trained and plan.config.lora.rank:
-        check_targets(models.base.model, plan.config.lora)  # before minutes go into evaluating the base model
+        find_targets(models.base.model, plan.config.lora)  # before minutes go into evaluating the base model
     before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
     with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
         if plan.is_trained:

@@ -27,7 +27,7 @@ from cft.sts import load_eval_sets
 from cft.trainer import plan_steps
 
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
-RECIPE = 1
+RECIPE = 2
 
 FINISHED = "training.json"
 
@@ -74,10 +74,13 @@ class Plan:
             "recipe": RECIPE,
             "weights": self.files.identity,
             "pooling": model.pooling,
+            "layer": model.layer,
             "attention": model.attention,
             "append_eos": model.append_eos,
+            "eos_token": model.eos_token,
             "max_length": model.max_length,
             "dtype": str(self.dtype),
+            "quantization": model.quantization,
         }
 
     @property

@@ -12,6 +12,7 @@ Models that look both ways get the same layout without sharing: there a token's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,10 @@ class TreeLayout:
     def tokens(self) -> int:
         """Number of tokens in all sequences, shared or not."""
         return int(self.lengths.sum())
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model is called with."""
+        return {"input_ids": self.token_ids, "position_ids": self.positions, "layout": self}
 
 
 def lay_out(sequences: Sequence[Sequence[int]], *, causal: bool, device: torch.device | str = "cpu") -> TreeLayout:
@@ -158,6 +163,7 @@ def tree_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     layout: TreeLayout | None = None,
+    seen: list[torch.nn.Module] | None = None,
     **features: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention over a prefix tree, in the form that transformers calls (`AttentionInterface`).
@@ -165,10 +171,11 @@ def tree_attention(
     Args:
         module: the attention layer that calls.
         query: (1, H, N, D). key, value: (1, K, N, D) with K heads dividing H.
-        attention_mask: always None, as transformers makes no mask for an attention it does not know.
+        attention_mask: None, as transformers makes no mask for an attention it does not know.
         scaling: what the logits are multiplied by; None for 1 / sqrt(D).
         dropout: probability of dropping an attention weight.
         layout: the batch's layout, which the model hands through from its caller.
+        seen: collects the layers that called, for whoever wants to know whether all did.
         features: whatever else the model asks of its attention; what is not honoured is refused.
 
     Returns:
@@ -180,8 +187,12 @@ def tree_attention(
     if layout is None:
         raise UserError(
             f"{type(module).__name__} did not hand the batch layout on to its attention, so prefix-tree batches "
-            "cannot run this model; choose another model"
+            "cannot run this model; set model.batches=padded"
         )
+    if seen is not None:
+        seen.append(module)
+    if attention_mask is not None:
+        raise UserError(f"{type(module).__name__} brings a mask of its own, which prefix-tree batches do not compute")
     _refuse_what_is_not_honoured(module, layout, features)
     heads, depth = query.shape[1], value.shape[-1]
     by_node = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D)

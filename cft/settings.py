@@ -19,6 +19,8 @@ class Pooling(str, Enum):
 
     last = "last"
     mean = "mean"
+    weighted_mean = "weighted_mean"
+    first = "first"
 
 
 class Attention(str, Enum):
@@ -26,6 +28,21 @@ class Attention(str, Enum):
 
     causal = "causal"
     bidirectional = "bidirectional"
+
+
+class Batches(str, Enum):
+    """How texts are laid out for the model: sharing prefixes, or padded to one length."""
+
+    auto = "auto"
+    tree = "tree"
+    padded = "padded"
+
+
+class Quantization(str, Enum):
+    """How the frozen base weights are held in memory."""
+
+    none = "none"
+    nf4 = "nf4"
 
 
 class PromptUse(str, Enum):
@@ -84,9 +101,13 @@ class ModelSettings:
     revision: str | None = None
     sha256: str | None = None
     pooling: Pooling = Pooling.last
+    layer: int | None = None
     attention: Attention = Attention.causal
     append_eos: bool = True
+    eos_token: str | None = None
     max_length: int = 150
+    batches: Batches = Batches.auto
+    quantization: Quantization = Quantization.none
 
 
 @dataclass
@@ -97,7 +118,7 @@ class LoraSettings:
     alpha: float = 32.0
     dropout: float = 0.1
     init: str = "gaussian"
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    targets: list[str] = field(default_factory=lambda: ["query", "value"])
 
 
 @dataclass
@@ -206,6 +227,9 @@ class Config:
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     lr: float = 5e-5
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    adapter_any_base: bool = False
     seed: int = 0
     device: str = "auto"
     outputs: str = "outputs"
@@ -219,12 +243,13 @@ def from_plain(kind: Any, value: Any) -> Any:
         value: dicts, lists and plain values.
 
     Raises:
-        UserError: if a key is unknown or missing: the record is of another version of cft.
+        UserError: if a key is unknown: the record is of another version of cft. One that is missing was written
+            before there was such a key, and has its default.
     """
     if is_dataclass(kind):
         types = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != {entry.name for entry in fields(kind)}:
-            odd = sorted(set(value) ^ set(types)) if isinstance(value, dict) else [repr(value)]
+        odd = sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
+        if odd:
             raise UserError(f"a record of other settings than this version of cft has: {', '.join(odd)}")
         return typing.cast(Any, kind)(**{name: from_plain(types[name], entry) for name, entry in value.items()})
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -251,6 +276,23 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (config.lr > 0, f"lr={config.lr}: the learning rate must be above 0 (the paper uses 5e-5)"),
         (config.seed >= 0, f"seed={config.seed}: must be 0 or more"),
         (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),
+        (
+            model.layer is None or model.layer != 0,
+            "model.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last by -1",
+        ),
+        (
+            model.append_eos or model.eos_token is None,
+            f"model.eos_token={model.eos_token} would not be appended: model.append_eos is false",
+        ),
+        (
+            model.quantization is Quantization.none or lora.rank > 0 or train.steps == 0,
+            f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "
+            "lora=paper",
+        ),
+        (
+            config.adapter is not None or config.adapter_revision is None,
+            f"adapter_revision={config.adapter_revision} has no adapter to belong to",
+        ),
         (lora.rank >= 0, f"lora.rank={lora.rank}: must be 0 (train the whole model) or more"),
         (lora.rank == 0 or bool(lora.targets), "lora.targets is empty: name layers, or choose lora=none"),
         (lora.alpha > 0, f"lora.alpha={lora.alpha}: must be above 0"),

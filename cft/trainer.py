@@ -16,11 +16,11 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from cft import checkpoint
-from cft.backbone import trainable
 from cft.data import TrainingData, batches
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.evaluator import evaluate
+from cft.lora import trainable
 from cft.losses import ContrastiveLoss, find_false_negatives, info_nce
 from cft.records import Triplet
 from cft.schedule import learning_rate

@@ -55,6 +55,19 @@ def padded_states(trunk: torch.nn.Module, sequences: list[tuple[int, ...]], side
     return states[torch.arange(len(sequences)), last]
 
 
+def one_by_one(embedder: Embedder, sequences: list[tuple[int, ...]]) -> torch.Tensor:
+    """Reference: last-token states (B, D) of sequences on their own, by transformers' own attention.
+
+    The embedder's attention is put back afterwards.
+    """
+    trunk, used = embedder.model, embedder.model.config._attn_implementation
+    trunk.set_attn_implementation(embedder.backbone.batching.own_attention)
+    with torch.no_grad():
+        states = [trunk(input_ids=torch.tensor([s]), use_cache=False).last_hidden_state[0, -1] for s in sequences]
+    trunk.set_attn_implementation(used)
+    return torch.stack(states)
+
+
 def with_own_attention(trunk: torch.nn.Module) -> torch.nn.Module:
     """The same model with transformers' own attention instead of the tree's."""
     trunk.set_attn_implementation("sdpa")

@@ -47,7 +47,7 @@ def test_the_paper_is_what_minicpm_on_nli_composes_to():
     assert config.model.attention is Attention.causal
     assert config.model.max_length == 150
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 32, 0.1)
-    assert config.lora.init == "gaussian" and config.lora.targets == ["q_proj", "v_proj"]
+    assert config.lora.init == "gaussian" and config.lora.targets == ["query", "value"]
     assert config.loss.hard_negatives and config.loss.temperature == 0.05 and not config.loss.mask_false_negatives
     assert config.lr == 5e-5
     assert config.schedule.kind is ScheduleKind.cosine
@@ -102,7 +102,7 @@ def test_scenes_bring_the_quick_training_unless_another_is_asked_for():
         ("loss.temprature=0.1", r"loss.temprature: no such key. Did you mean loss.temperature\?"),
         ("lr=fast", r"lr=fast: Value 'fast' of type 'str' could not be converted to Float"),
         ("train.steps=1.5", r"could not be converted to Integer"),
-        ("model.pooling=men", r"expected one of \[last, mean\]. Did you mean mean\?"),
+        ("model.pooling=men", r"expected one of \[last, mean, weighted_mean, first\]. Did you mean mean\?"),
         ("+colour=red", r"\+colour=red: keys cannot be added or removed"),
         ("lr=1e-5,slow", r"lr=slow"),
         ("model=tiny,phy2", r"model=phy2: no such choice"),

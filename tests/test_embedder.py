@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import make_tiny
 
-from cft.backbone import ADAPTER_FOLDER, add_lora, byte_tokenizer, save_weights, trainable
 from cft.contract import Contract
 from cft.embedder import Embedder
 from cft.errors import UserError
+from cft.lora import add_lora, trainable
 from cft.settings import Attention, LoraSettings, Pooling
+from cft.tokenization import byte_tokenizer
+from cft.weights import ADAPTER_FOLDER, save_weights
 
 EOS = byte_tokenizer().eos_token_id
 
@@ -173,7 +175,7 @@ def test_a_maximum_length_without_room_for_text_is_refused():
 
 def test_unknown_lora_targets_list_the_models_own_layers(tiny):
     with pytest.raises(
-        UserError, match=r"no linear layer named 'q_prj'; it has .*k_proj.*v_proj.*Did you mean q_proj\?"
+        UserError, match=r"no linear layer named 'q_prj'; its linear layers are .*k_proj.*v_proj.*Did you mean q_proj\?"
     ):
         add_lora(tiny.model, LoraSettings(targets=["q_prj"]), seed=0)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cft.backbone import byte_tokenizer
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.settings import ModelSettings
+from cft.tokenization import byte_tokenizer
 
 SHAPES = [
     {"hidden_size": 48, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 3},

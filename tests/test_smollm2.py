@@ -10,8 +10,8 @@ import torch
 from conftest import padded_states, with_own_attention
 from test_config import composed
 
-from cft.backbone import add_lora, trainable
 from cft.embedder import Embedder
+from cft.lora import add_lora, trainable
 from cft.losses import info_nce
 from cft.settings import LoraSettings
 

@@ -10,11 +10,11 @@ from conftest import make_tiny
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from cft import sources
-from cft.backbone import byte_tokenizer
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.settings import ModelSettings
 from cft.sources import fetch
+from cft.tokenization import byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
