@@ -66,7 +66,7 @@ def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...])
         UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch asked for.
     """
     own = trunk.config._attn_implementation
-    sequences = sample_sequences(trunk, prefix_ids)
+    sequences = [sequence[: model.max_length] for sequence in sample_sequences(trunk, prefix_ids)]
     expected = _one_by_one(trunk, sequences, model)
     ahead = looks_ahead(trunk, sequences[0])
     if ahead and model.attention is Attention.causal:

@@ -56,8 +56,9 @@ def linear_layers(trunk: nn.Module) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # GPT-2's Conv1D is a linear layer in all but name; bitsandbytes' layers are subclasses of torch's.
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    kind = type(module).__name__
+    # GPT-2's Conv1D is a linear layer in all but name; a router of experts is none, though Llama 4's inherits it.
+    return kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
 
 
 def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from cft.embedder import Embedder
-from cft.settings import ModelSettings
+from cft.settings import Attention, ModelSettings
+from cft.tokenization import byte_tokenizer
 
 # W&B must not look for a network, nor anything for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,6 +37,23 @@ def tiny() -> Embedder:
 def make_tiny(architecture: str, **settings: object) -> Embedder:
     """A tiny random model as an embedder, in float32 on the CPU."""
     return Embedder.base(ModelSettings(name="tiny", path=f"random:{architecture}", **settings))
+
+
+def write_model(folder: Path, architecture: str, **config: object) -> Path:
+    """A tiny random model in a folder as transformers writes it, its configuration changed."""
+    from transformers import AutoModel
+
+    told = make_tiny(architecture, attention=_direction(architecture)).model.config.to_dict() | config
+    if "num_hidden_layers" in config:
+        told.pop("layer_types", None)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(**told)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _direction(architecture: str) -> Attention:
+    return Attention.bidirectional if "bert" in architecture else Attention.causal
 
 
 def padded_states(trunk: torch.nn.Module, sequences: list[tuple[int, ...]], side: str) -> torch.Tensor:
