@@ -89,11 +89,9 @@ def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
 
 
 def _no_such_layer(target: str, layers: list[str]) -> str:
-    near = difflib.get_close_matches(target, [*layers, *_NAMES], n=1)
+    near = difflib.get_close_matches(target, [name for name in (*layers, *_NAMES) if name != target], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    what = (
-        f"no layer that is known to compute its {target}" if target in _NAMES else f"no linear layer named {target!r}"
-    )
+    what = f"no layer known to compute its {target}" if target in _NAMES else f"no linear layer named {target!r}"
     return (
         f"lora.targets: this model has {what}; its linear layers are {', '.join(layers)}.{hint} Name them, or "
         "lora=all_linear takes them all"

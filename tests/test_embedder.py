@@ -173,33 +173,6 @@ def test_a_maximum_length_without_room_for_text_is_refused():
         dataclasses.replace(make_tiny("llama").contract, max_length=1)
 
 
-def test_unknown_lora_targets_list_the_models_own_layers(tiny):
-    with pytest.raises(
-        UserError, match=r"no linear layer named 'q_prj'; its linear layers are .*k_proj.*v_proj.*Did you mean q_proj\?"
-    ):
-        add_lora(tiny.model, LoraSettings(targets=["q_prj"]), seed=0)
-
-
-def test_all_linear_means_every_linear_layer(tiny):
-    model = add_lora(tiny.model, LoraSettings(targets=["all-linear"]), seed=0)
-    touched = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable(model)}
-    assert touched == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-def test_the_papers_lora_trains_queries_and_values_alone(tiny):
-    model = add_lora(tiny.model, LoraSettings(), seed=0)
-    touched = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable(model)}
-    assert touched == {"q_proj", "v_proj"}
-
-
-def test_the_same_seed_starts_lora_the_same_and_another_does_not():
-    starts = [
-        torch.cat([w.flatten() for w in trainable(add_lora(make_tiny("llama").model, LoraSettings(), seed=s)).values()])
-        for s in (1, 1, 2)
-    ]
-    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
-
-
 def test_an_encoder_keeps_its_tokenizers_own_suffix():
     embedder = make_tiny("bert", attention=Attention.bidirectional, append_eos=False)
     (ids,) = embedder.tokenize(["ab"])
