@@ -61,6 +61,16 @@ class Backbone:
         """Number of token embeddings."""
         return cast(Any, self.trunk).get_input_embeddings().num_embeddings
 
+    def check_attention(self) -> None:
+        """Stop if somebody exchanged the attention that batches were tried with: a tree would be silently wrong.
+
+        Raises:
+            RuntimeError: naming both.
+        """
+        used, tried = cast(Any, self.trunk).config._attn_implementation, self.batching.attention
+        if used != tried:
+            raise RuntimeError(f"the model's attention is {used}, but its batches were found exact with {tried}")
+
 
 def load_backbone(
     model: ModelSettings,

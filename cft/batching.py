@@ -43,6 +43,11 @@ class Batching:
     own_attention: str
     filler: int = 0
 
+    @property
+    def attention(self) -> str:
+        """Transformers' name of the attention that goes with these batches."""
+        return ATTENTION_NAME if self.kind is Batches.tree else self.own_attention
+
     def lay_out(self, sequences: Sequence[Sequence[int]], device: torch.device | str) -> Layout:
         """A batch of token sequences for this model."""
         if self.kind is Batches.padded:

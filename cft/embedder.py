@@ -163,11 +163,13 @@ class Embedder:
         Returns:
             (B, D) float32, not normalised, with gradient where the model has one.
         """
+        self._backbone.check_attention()
         states = self.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
         return pool(states, layout, self.contract.pooling)
 
     def hidden_states(self, layout: Layout) -> tuple[torch.Tensor, ...]:
         """States (nodes, D) behind the embedding layer and behind every layer, the last after the final norm."""
+        self._backbone.check_attention()
         found = self.model(**layout.inputs(), use_cache=False, output_hidden_states=True).hidden_states
         return tuple(states.flatten(0, 1) for states in found)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cft import checkpoint, figures, pairs, results, tables
+from cft.adapters import attach
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
@@ -59,10 +60,15 @@ class _Models:
 
     @cached_property
     def base(self) -> Embedder:
-        """The base model; training changes it in place, so it is released then."""
+        """What the job starts from; training changes it in place, so it is released then."""
         plan = self._plan
-        log.info("loading %s (%s)", plan.config.model.name, plan.config.model.path)
-        return Embedder.base(plan.config.model, files=plan.files, device=plan.device, dtype=plan.dtype)
+        config = plan.config
+        log.info("loading %s (%s)", config.model.name, config.model.path)
+        base = Embedder.base(config.model, files=plan.files, device=plan.device, dtype=plan.dtype)
+        if plan.adapter is None:
+            return base
+        lora = config.lora if plan.data and not plan.is_trained else None
+        return attach(base, plan.adapter, lora=lora, any_base=config.adapter_any_base)
 
     @cached_property
     def tuned(self) -> Embedder:
@@ -78,12 +84,17 @@ class _Models:
             torch.cuda.empty_cache()
 
 
+def _start(plan: Plan) -> str:
+    """What the job starts from, in words."""
+    return f"the adapter {plan.adapter.name}" if plan.adapter else "the base model"
+
+
 def _score_base(plan: Plan, models: _Models) -> str:
-    """Only evaluate the base model."""
-    before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
+    """Only evaluate what a training would start from."""
+    before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
     folder = plan.scores_folder(plan.base_folder)
     table = tables.scores(before)
-    _say_table(plan.config, table, "the base model alone (train.steps=0)")
+    _say_table(plan.config, table, f"{_start(plan)} alone (train.steps=0)")
     write_text(folder / "table.md", tables.as_markdown(table) + "\n")
     _say_files(folder, [])
     return f"mean {before.mean:.2f}"
@@ -91,9 +102,11 @@ def _score_base(plan: Plan, models: _Models) -> str:
 
 def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
     """Evaluate, train and evaluate again."""
-    if not plan.is_trained and plan.config.lora.rank:
-        find_targets(models.base.model, plan.config.lora)  # before minutes go into evaluating the base model
-    before = _evaluation(plan, plan.base_folder, lambda: models.base, "the base model")
+    if not plan.is_trained and (plan.adapter or plan.config.lora.rank):
+        base = models.base  # what does not match should be said before minutes go into an evaluation
+        if not plan.adapter:
+            find_targets(base.model, plan.config.lora)
+    before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
     with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
         if plan.is_trained:
             log.info("already trained: %s holds the result of this very configuration", plan.result)
@@ -130,7 +143,8 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) 
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     write_json(folder / "data.json", {"content": data.content, "skipped_rows": data.skipped, **counts})
 
-    model = add_lora(base.model, config.lora, seed=config.seed).to(plan.device)
+    # An adapter to start from is in place, and trainable, already.
+    model = base.model if plan.adapter else add_lora(base.model, config.lora, seed=config.seed).to(plan.device)
     embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
     wanted = {step for step in (*config.train.keep, plan.until) if step < plan.steps}
 

@@ -3,7 +3,7 @@
 Every stage has a folder named by what determines its result, so that a stage done once is never done again, by this
 job or by another that shares it:
 
-    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
+    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    scores of the base model, or of the adapter to start from
     OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
     OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
     OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cft import contract
+from cft.adapters import Adapter, fetch_adapter
 from cft.data import TrainingData, load_training_data
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
@@ -40,7 +41,8 @@ class Plan:
     """One job, ready to be carried out.
 
     data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
-    name of their set. files: of the base model. bf16: whether the model runs in bfloat16.
+    name of their set. files: of the base model. adapter: to start from, if any. bf16: whether the model runs in
+    bfloat16.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class Plan:
     steps: int
     sets: dict[str, list[ScoredPair]]
     files: ModelFiles
+    adapter: Adapter | None = None
 
     @property
     def outputs(self) -> Path:
@@ -81,6 +84,7 @@ class Plan:
             "max_length": model.max_length,
             "dtype": str(self.dtype),
             "quantization": model.quantization,
+            **({"adapter": self.adapter.identity} if self.adapter else {}),
         }
 
     @property
@@ -105,7 +109,7 @@ class Plan:
 
     @property
     def base_folder(self) -> Path:
-        """Where results of the untrained model are kept."""
+        """Where results of what the job starts from are kept: the untrained model, or the adapter on it."""
         return self.outputs / f"base-{self.config.model.name}-{digest(self.base_facts)}"
 
     @property
@@ -218,6 +222,7 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
         steps=steps,
         sets=inputs.sets(config.eval),
         files=inputs.files(config.model),
+        adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,
     )
 
 

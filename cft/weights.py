@@ -45,28 +45,35 @@ def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
     return weights_digest(folder)
 
 
-def load_weights(trunk: nn.Module, folder: Path, *, training: bool = False) -> nn.Module:
+def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None) -> nn.Module:
     """Put trained weights back on their base model: ours, or any adapter that PEFT wrote.
 
     Args:
         trunk: the base model, changed in place.
         folder: with an adapter, or with a whole trunk.
-        training: leave the adapter trainable.
+        dropout: of an adapter that is to be trained on; None for one that is only used.
 
     Raises:
         UserError: if a tensor has no place in the model, or another shape there.
     """
     if (folder / FULL_WEIGHTS).exists():
-        trunk.load_state_dict(_read_tensors(folder / FULL_WEIGHTS))
-        return trunk
+        try:
+            trunk.load_state_dict(_read_tensors(folder / FULL_WEIGHTS))
+        except RuntimeError as error:
+            raise UserError(f"the weights in {folder} are not those of this base model: {_first(error)}") from error
+        return trunk.requires_grad_(dropout is not None)
     config = adapter_config(folder)
     tensors = {_name_in(trunk, name): tensor for name, tensor in _read_tensors(folder / ADAPTER_WEIGHTS).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not _is_of_head(name)}
-    config.inference_mode = not training
+    config.inference_mode = dropout is None
+    if dropout is not None:
+        config.lora_dropout = dropout
     config.base_model_name_or_path = None  # which base model this is has been checked
     config.task_type = "FEATURE_EXTRACTION"  # whatever it was trained as: here it embeds
-    if isinstance(getattr(config, "target_modules", None), str):  # a pattern over names that our trunk lacks
-        config.target_modules = _modules_of(tensors)
+    by_pattern = isinstance(getattr(config, "target_modules", None), str)
+    if by_pattern or getattr(config, "layers_to_transform", None) is not None:
+        # Patterns over names are written for the names of the causal-LM model, which are longer than the trunk's.
+        config.target_modules, config.layers_to_transform = _modules_of(tensors), None
     try:
         model = with_adapter(trunk, config)
         outcome: Any = set_peft_model_state_dict(model, tensors)
@@ -109,6 +116,12 @@ def adapter_config(folder: Path) -> Any:
 def head_tensors(folder: Path) -> list[str]:
     """Tensors of an adapter that belong to a language-model head, which no embedding runs through."""
     return sorted(name for name in _read_tensors(folder / ADAPTER_WEIGHTS) if _is_of_head(name))
+
+
+def adapter_layers(folder: Path) -> list[str]:
+    """The layers that a LoRA sits on, by the last parts of their names."""
+    names = (name for name in _read_tensors(folder / ADAPTER_WEIGHTS) if ".lora_" in name and not _is_of_head(name))
+    return sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
 
 
 def _is_of_head(name: str) -> bool:

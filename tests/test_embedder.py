@@ -70,6 +70,12 @@ def test_encoding_nothing_gives_nothing(tiny):
     assert tiny.encode([]).shape == (0, 0)
 
 
+def test_an_attention_that_was_exchanged_behind_its_back_is_not_used(tiny):
+    tiny.model.set_attn_implementation("sdpa")
+    with pytest.raises(RuntimeError, match="attention is sdpa, but its batches were found exact with cft_tree"):
+        tiny.encode(["a"])
+
+
 def test_encode_leaves_the_model_in_training_mode_if_it_was(tiny):
     tiny.model.train()
     tiny.encode(["a"])
