@@ -33,7 +33,7 @@ class Batching:
     kind: tree or padded. reason: why not a tree, for people; empty for a tree. causal: whether tokens see only what
     is before them, as configured. difference: largest distance of a state from the one-by-one state, as a share of
     the distance between different texts' states. own_attention: transformers' name of the attention without trees.
-    filler: the token in padding cells.
+    filler: the token in padding cells. turned: whether a model that looks backwards was made to look both ways.
     """
 
     kind: Batches
@@ -42,6 +42,7 @@ class Batching:
     difference: float
     own_attention: str
     filler: int = 0
+    turned: bool = False
 
     @property
     def attention(self) -> str:
@@ -82,7 +83,7 @@ def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...])
         difference, reason = _try_tree(trunk, sequences, expected, causal=not ahead)
         reason = reason or _window(trunk, model.max_length)
         if not reason:
-            return Batching(Batches.tree, "", model.attention is Attention.causal, difference, own)
+            return Batching(Batches.tree, "", model.attention is Attention.causal, difference, own, turned=turned)
     _attend(trunk, own)
     if turned:
         raise UserError(

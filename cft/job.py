@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from cft import checkpoint, figures, pairs, results, tables
-from cft.adapters import attach
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
@@ -62,31 +61,25 @@ class _Models:
     def base(self) -> Embedder:
         """What the job starts from; training changes it in place, so it is released then."""
         plan = self._plan
-        config = plan.config
-        log.info("loading %s (%s)", config.model.name, config.model.path)
-        base = Embedder.base(config.model, files=plan.files, device=plan.device, dtype=plan.dtype)
-        if plan.adapter is None:
-            return base
-        lora = config.lora if plan.data and not plan.is_trained else None
-        return attach(base, plan.adapter, lora=lora, any_base=config.adapter_any_base)
+        return plan.start.load(plan.config, trains=plan.data is not None and not plan.is_trained)
 
     @cached_property
     def tuned(self) -> Embedder:
         """The trained model as anybody else would load it: out of its folder, held to its contract."""
-        return Embedder.load(self._plan.result, device=self._plan.device)
+        return Embedder.load(self._plan.result, device=self._plan.start.device)
 
     def release(self) -> None:
         """Let go of both: what comes next needs the memory."""
         self.__dict__.pop("base", None)
         self.__dict__.pop("tuned", None)
         gc.collect()
-        if self._plan.device.type == "cuda":
+        if self._plan.start.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _start(plan: Plan) -> str:
     """What the job starts from, in words."""
-    return f"the adapter {plan.adapter.name}" if plan.adapter else "the base model"
+    return f"the adapter {plan.start.adapter.name}" if plan.start.adapter else "the base model"
 
 
 def _score_base(plan: Plan, models: _Models) -> str:
@@ -102,9 +95,9 @@ def _score_base(plan: Plan, models: _Models) -> str:
 
 def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
     """Evaluate, train and evaluate again."""
-    if not plan.is_trained and (plan.adapter or plan.config.lora.rank):
+    if not plan.is_trained and (plan.start.adapter or plan.config.lora.rank):
         base = models.base  # what does not match should be said before minutes go into an evaluation
-        if not plan.adapter:
+        if not plan.start.adapter:
             find_targets(base.model, plan.config.lora)
     before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
     with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
@@ -139,12 +132,14 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) 
     config, data, folder = plan.config, plan.data, plan.folder
     assert data is not None
     write_json(folder / "config.json", config)
-    write_json(folder / "environment.json", describe(plan.device))
+    write_json(folder / "environment.json", describe(plan.start.device))
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     write_json(folder / "data.json", {"content": data.content, "skipped_rows": data.skipped, **counts})
 
     # An adapter to start from is in place, and trainable, already.
-    model = base.model if plan.adapter else add_lora(base.model, config.lora, seed=config.seed).to(plan.device)
+    model = (
+        base.model if plan.start.adapter else add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device)
+    )
     embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
     wanted = {step for step in (*config.train.keep, plan.until) if step < plan.steps}
 
@@ -167,7 +162,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) 
         folder=work,
         steps=plan.steps,
         until=plan.until,
-        bf16=plan.bf16,
+        bf16=plan.start.bf16,
         watch=note,
         reached=keep,
     )
@@ -303,7 +298,7 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
         f", {data.skipped} bad rows skipped" if data.skipped else "",
         config.lr,
         warmup_steps(config.schedule, steps),
-        "bf16" if plan.bf16 else "float32",
+        "bf16" if plan.start.bf16 else "float32",
     )
     if steps < config.train.steps:
         log.info(

@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cft import contract
-from cft.adapters import Adapter, fetch_adapter
 from cft.data import TrainingData, load_training_data
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
-from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, Precision, check
+from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, check
 from cft.sources import ModelFiles, fetch
+from cft.start import Start, choose_device, find_start
 from cft.store import digest
 from cft.sts import load_eval_sets
 from cft.trainer import plan_steps
@@ -41,28 +39,19 @@ class Plan:
     """One job, ready to be carried out.
 
     data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
-    name of their set. files: of the base model. adapter: to start from, if any. bf16: whether the model runs in
-    bfloat16.
+    name of their set. start: the base model, and the adapter to start from if there is one.
     """
 
     config: Config
-    device: torch.device
-    bf16: bool
     data: TrainingData | None
     steps: int
     sets: dict[str, list[ScoredPair]]
-    files: ModelFiles
-    adapter: Adapter | None = None
+    start: Start
 
     @property
     def outputs(self) -> Path:
         """Where everything goes."""
         return Path(self.config.outputs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the base weights: frozen ones may be bfloat16, weights in training stay float32."""
-        return torch.bfloat16 if self.bf16 and self.config.lora.rank > 0 else torch.float32
 
     @property
     def holdout(self) -> list[Triplet]:
@@ -75,16 +64,16 @@ class Plan:
         model = self.config.model
         return {
             "recipe": RECIPE,
-            "weights": self.files.identity,
+            "weights": self.start.files.identity,
             "pooling": model.pooling,
             "layer": model.layer,
             "attention": model.attention,
             "append_eos": model.append_eos,
             "eos_token": model.eos_token,
             "max_length": model.max_length,
-            "dtype": str(self.dtype),
+            "dtype": str(self.start.dtype(self.config)),
             "quantization": model.quantization,
-            **({"adapter": self.adapter.identity} if self.adapter else {}),
+            **({"adapter": self.start.adapter.identity} if self.start.adapter else {}),
         }
 
     @property
@@ -103,7 +92,7 @@ class Plan:
             "seed": config.seed,
             "steps": self.steps,
             "train": {key: getattr(config.train, key) for key in settings},
-            "bf16": self.bf16,
+            "bf16": self.start.bf16,
             "data": self.data.content,
         }
 
@@ -204,7 +193,7 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
     """
     check(config)
     inputs = inputs or Inputs()
-    device = choose_device(config.device)
+    choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
     steps = plan_steps(config.train, len(data.triplets)) if data else 0
@@ -216,33 +205,8 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
         )
     return Plan(
         config=config,
-        device=device,
-        bf16=wants_bf16(config.train.precision, device),
         data=data,
         steps=steps,
         sets=inputs.sets(config.eval),
-        files=inputs.files(config.model),
-        adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,
+        start=find_start(config, inputs.files(config.model)),
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `device=` names.
-
-    Raises:
-        UserError: if there is no such device, or not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: must be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or install a CUDA build of torch")
-    return torch.device(name)
-
-
-def wants_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it."""
-    if precision is Precision.auto:
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision is Precision.bf16

@@ -80,7 +80,7 @@ def train(
     settings = config.train
     with _accelerator(embedder.device, bf16) as accelerator:
         if settings.gradient_checkpointing:
-            _recompute_activations(embedder.model)
+            recompute_activations(embedder.model)
         model = accelerator.prepare_model(embedder.model)
         embedder = Embedder(model, embedder.backbone, embedder.contract)
         weights = trainable(model)
@@ -112,7 +112,7 @@ def train(
     return history
 
 
-def _recompute_activations(model: torch.nn.Module) -> None:
+def recompute_activations(model: torch.nn.Module) -> None:
     """Gradient checkpointing, in the form that works with frozen embeddings."""
     with warnings.catch_warnings():  # the call's newer name is not in all the versions that cft runs with
         warnings.simplefilter("ignore", FutureWarning)
