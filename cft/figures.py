@@ -107,3 +107,48 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             paths.append(path)
     plt.close(figure)
     return paths
+
+
+def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[str], title: str) -> Figure:
+    """Scores of every layer as heat maps: the mean by pooling, and the best pooling set by set.
+
+    Args:
+        scores: (layers, poolings) a set, NaN where there is none. mean: the same over the sets. poolings: names.
+    """
+    row, column = map(int, np.unravel_index(np.nanargmax(mean), mean.shape))
+    panels = [(mean.T, [name.replace("_", " ") for name in poolings], "mean over sets, by pooling")]
+    if len(scores) > 1:
+        by_set = np.stack([of_set[:, column] for of_set in scores.values()])
+        panels.append((by_set, list(scores), f"{poolings[column].replace('_', ' ')} pooling, set by set"))
+    else:
+        panels[0] = (mean.T, panels[0][1], f"{next(iter(scores))}, by pooling")
+    heights = [len(names) for _, names, _ in panels]
+    width = max(6.5, 2.4 + 0.34 * len(mean))
+    figure, all_axes = plt.subplots(
+        len(panels), 1, figsize=(width, 1.6 + 0.42 * sum(heights)), height_ratios=heights, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    lowest, highest = (float(pick([pick(v[np.isfinite(v)]) for v, _, _ in panels])) for pick in (np.min, np.max))
+    for axes, (values, names, caption) in zip(all_axes[:, 0], panels, strict=True):
+        image = axes.imshow(
+            np.ma.masked_invalid(values), aspect="auto", cmap="viridis", vmin=lowest, vmax=highest, interpolation="none"
+        )
+        axes.set_facecolor("#d5dbe1")  # where no rank correlation is defined
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(
+            range(len(mean)), [str(n + 1) if (n + 1) % 2 or len(mean) < 20 else "" for n in range(len(mean))]
+        )
+        axes.set_title(caption, loc="left", fontsize=10)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    top = all_axes[0, 0]
+    top.add_patch(plt.Rectangle((row - 0.5, column - 0.5), 1, 1, fill=False, edgecolor="#c8553d", linewidth=2))
+    near_end = row > 0.7 * len(mean)
+    top.annotate(
+        f"{mean[row, column]:.1f}", (row, column), xytext=(-12 if near_end else 12, -3.5), textcoords="offset points",
+        color="white", fontsize=9, ha="right" if near_end else "left",
+    )  # fmt: skip
+    all_axes[-1, 0].set_xlabel("layer (the last one after the final norm)")
+    figure.colorbar(image, ax=all_axes, label="Spearman × 100", shrink=0.9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure

@@ -251,7 +251,7 @@ def test_the_golden_run(finished):
     rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     metrics = scores(finished)
-    assert RECIPE == 1
+    assert RECIPE == 2
     assert losses == pytest.approx(GOLDEN_LOSSES, abs=5e-5)
     assert metrics["before"]["mean"] == pytest.approx(GOLDEN_BEFORE, abs=0.1)
 
@@ -280,7 +280,7 @@ def test_without_steps_only_the_base_model_is_scored(tmp_path):
 
 def test_unknown_lora_targets_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
-    with pytest.raises(UserError, match="no linear layer named 'Wqkv'; it has down_proj, gate_proj"):
+    with pytest.raises(UserError, match="no linear layer named 'Wqkv'; its linear layers are down_proj, gate_proj"):
         job.run(settings(tmp_path, "lora.targets=[Wqkv]"))
 
 
