@@ -98,7 +98,7 @@ def load_backbone(
     transformers_logging.set_verbosity_error()
     unused: tuple[str, ...] = ()
     if files.folder is None:
-        trunk, tokenizer = _random_trunk(model.path.removeprefix("random:"), seed).to(dtype), byte_tokenizer()
+        trunk, tokenizer = _random_trunk(model.path.removeprefix("random:"), seed, dtype), byte_tokenizer()
     else:
         tokenizer = _tokenizer(model, files.folder)
         trunk, unused = _pretrained(model, files.folder, dtype)
@@ -141,6 +141,7 @@ def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **_quantization(model, dtype),
         )
     except UserError:
@@ -183,7 +184,7 @@ def _quantization(model: ModelSettings, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": settings}
 
 
-def _random_trunk(architecture: str, seed: int) -> Any:
+def _random_trunk(architecture: str, seed: int, dtype: torch.dtype) -> Any:
     vocabulary = len(byte_tokenizer())
     try:
         sizes = _TINY | _TINY_OF.get(architecture, {})
@@ -192,7 +193,7 @@ def _random_trunk(architecture: str, seed: int) -> Any:
         raise UserError(f"model.path=random:{architecture}: transformers knows no such architecture") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, dtype=dtype)
 
 
 def _check_vocabulary(model: ModelSettings, trunk: Any, special: Iterable[int]) -> None:

@@ -122,6 +122,8 @@ def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[s
         panels.append((by_set, list(scores), f"{poolings[column].replace('_', ' ')} pooling, set by set"))
     else:
         panels[0] = (mean.T, panels[0][1], f"{next(iter(scores))}, by pooling")
+    best = f"best {mean[row, column]:.1f}: layer {row + 1}, {poolings[column].replace('_', ' ')}"
+    panels[0] = (*panels[0][:2], f"{panels[0][2]} ({best})")
     heights = [len(names) for _, names, _ in panels]
     width = max(6.5, 2.4 + 0.34 * len(mean))
     figure, all_axes = plt.subplots(
@@ -143,11 +145,6 @@ def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[s
             spine.set_visible(False)
     top = all_axes[0, 0]
     top.add_patch(plt.Rectangle((row - 0.5, column - 0.5), 1, 1, fill=False, edgecolor="#c8553d", linewidth=2))
-    near_end = row > 0.7 * len(mean)
-    top.annotate(
-        f"{mean[row, column]:.1f}", (row, column), xytext=(-12 if near_end else 12, -3.5), textcoords="offset points",
-        color="white", fontsize=9, ha="right" if near_end else "left",
-    )  # fmt: skip
     all_axes[-1, 0].set_xlabel("layer (the last one after the final norm)")
     figure.colorbar(image, ax=all_axes, label="Spearman × 100", shrink=0.9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)

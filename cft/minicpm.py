@@ -8,6 +8,7 @@ Source: Hu et al. 2024, arXiv 2404.06395, and the checkpoint's own configuration
 import json
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -70,7 +71,7 @@ def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        trunk: torch.nn.Module = GraniteModel(granite_config(settings))
+        config = granite_config(settings)
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
     tensors = {}
@@ -78,10 +79,15 @@ def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         for name, tensor in load_file(shard).items():
             if not (name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")):
                 tensors[name.removeprefix("model.")] = tensor
-    outcome = trunk.load_state_dict(tensors, strict=False)
-    odd = [*outcome.missing_keys, *outcome.unexpected_keys]
+    # Unlike `.to(dtype)`, this leaves the rotary frequencies in float32: in bfloat16 positions would blur.
+    found: dict[str, Any]
+    trunk, found = cast(Any, GraniteModel).from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    odd = [*found["missing_keys"], *found["unexpected_keys"], *(entry[0] for entry in found["mismatched_keys"])]
     if odd:
         raise UserError(
-            f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing or left over ({odd[0]})"
+            f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing, left over or of another shape "
+            f"({sorted(odd)[0]})"
         )
-    return trunk.to(dtype)
+    return trunk

@@ -186,6 +186,14 @@ def test_a_checkpoint_without_all_its_tensors_is_refused_instead_of_filled_with_
         Embedder.base(ModelSettings(path=str(folder)))
 
 
+def test_a_checkpoint_whose_tensors_have_other_shapes_is_refused(tmp_path):
+    folder = write_model(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors") | {"norm.weight": torch.ones(7)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 tensors of LlamaModel .* have another shape there \(norm\.weight\)"):
+        Embedder.base(ModelSettings(path=str(folder)))
+
+
 def test_tensors_that_no_embedding_runs_through_are_named(tmp_path):
     from transformers import AutoModelForCausalLM
 

@@ -116,9 +116,30 @@ def test_a_checkpoint_with_a_tensor_missing_or_left_over_is_refused(tmp_path):
     lost = tensors.pop("model.norm.weight")
     write_checkpoint(tmp_path, config, tensors, 1)
     with pytest.raises(
-        UserError, match=r"no whole MiniCPM checkpoint: 1 tensors are missing or left over \(norm.weight"
+        UserError,
+        match=r"no whole MiniCPM checkpoint: 1 tensors are missing, left over or of another shape \(norm.weight",
     ):
         Embedder.base(ModelSettings(name="minicpm", path=str(tmp_path)))
     write_checkpoint(tmp_path, config, tensors | {"model.norm.weight": lost, "model.extra": lost.clone()}, 1)
     with pytest.raises(UserError, match="extra"):
+        Embedder.base(ModelSettings(name="minicpm", path=str(tmp_path)))
+
+
+def test_in_bfloat16_positions_stay_exact(tmp_path):
+    """A rotary frequency rounded to bfloat16 is off by up to a 256th: by half a turn at position 1,000."""
+    config = settings(SHAPES[1])
+    tensors = random_tensors(config)
+    write_checkpoint(tmp_path, config, tensors, 1)
+    trunk = Embedder.base(ModelSettings(path=str(tmp_path)), dtype=torch.bfloat16).model
+    assert trunk.layers[0].mlp.up_proj.weight.dtype is torch.bfloat16
+    assert torch.equal(trunk.layers[1].mlp.up_proj.weight, tensors["model.layers.1.mlp.up_proj.weight"].bfloat16())
+    exact = Embedder.base(ModelSettings(path=str(tmp_path))).model.rotary_emb.inv_freq
+    assert trunk.rotary_emb.inv_freq.dtype is torch.float32 and torch.equal(trunk.rotary_emb.inv_freq, exact)
+
+
+def test_a_tensor_of_another_shape_is_refused(tmp_path):
+    config = settings(SHAPES[0])
+    tensors = random_tensors(config) | {"model.norm.weight": torch.ones(7)}
+    write_checkpoint(tmp_path, config, tensors, 1)
+    with pytest.raises(UserError, match=r"1 tensors are missing, left over or of another shape \(norm.weight"):
         Embedder.base(ModelSettings(name="minicpm", path=str(tmp_path)))
