@@ -156,6 +156,11 @@ def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
             f"model.path={model.path}: {len(missing)} tensors of {type(trunk).__name__} are not in the checkpoint or "
             f"have another shape there ({', '.join(sorted(missing)[:3])}); it is not whole, or of another model"
         )
+    for module in trunk.modules():
+        # On some CPUs bitsandbytes repacks 4-bit weights when they are first used without gradients, for a kernel that
+        # has none, and does not undo it: a model that was evaluated once would get no gradient in training.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return trunk, tuple(sorted(found["unexpected_keys"]))
 
 

@@ -26,6 +26,8 @@ def set_up_console() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("cft").setLevel(logging.INFO)
+    # Where it is installed, PEFT imports it in every command, and it regrets a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def report_error(error: UserError) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cft.config import compose_config
 from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
-from cft.settings import Attention, Batches, Config
+from cft.settings import Attention, Batches, Config, Quantization
 from cft.tables import Row, as_text
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def _model(embedder: "Embedder", config: Config) -> str:
     count = sum(weight.numel() for weight in embedder.model.parameters())
     batching = embedder.backbone.batching
     unused = embedder.backbone.unused
+    four_bits = embedder.contract.quantization is Quantization.nf4
+    kept = "4 bits (nf4, two weights counted as one)" if four_bits else embedder.contract.dtype
     lines = [
         ("model", f"{config.model.name}: {config.model.path}"),
         (

@@ -1,11 +1,11 @@
 """How much memory a training step or an evaluation batch takes, measured on small ones and laid out to large ones."""
 
-import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -150,7 +150,7 @@ def available_bytes(device: torch.device) -> int:
     """Memory that is free for this process: the device's, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available
 
 
 def _line(small: tuple[int, int], large: tuple[int, int]) -> Need:

@@ -162,6 +162,10 @@ def _step(
         accelerator.backward(part.loss / settings.accumulation)
         parts.append(part)
         tokens, nodes = tokens + layout_tokens, nodes + layout_nodes
+    if all(weight.grad is None for weight in trainable(embedder.model).values()):
+        raise UserError(
+            "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
+        )
     norm = accelerator.clip_grad_norm_(trainable(embedder.model).values(), settings.max_grad_norm)
     _require_finite(float(norm), "gradient", step, rows, batch)
     optimizer.step()
