@@ -123,7 +123,7 @@ def _model(embedder: "Embedder", config: Config) -> str:
         ("model", f"{config.model.name}: {config.model.path}"),
         (
             "weights",
-            f"{embedder.contract.weights}, {count:,} in {embedder.contract.dtype}, {_gib(weight_bytes(trunk))}",
+            f"{embedder.contract.weights}, {count:,} in {kept}, {_gib(weight_bytes(trunk))}",
         ),
         ("held by", f"{type(trunk).__name__}: {told.num_hidden_layers} layers, hidden size {told.hidden_size}"),
     ]

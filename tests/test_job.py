@@ -289,6 +289,18 @@ def test_too_few_triplets_for_a_batch_are_refused(tmp_path):
         job.run(settings(tmp_path, "data.rows=5"))
 
 
+def test_a_training_that_no_gradient_reaches_is_refused(tmp_path, monkeypatch):
+    """As when a kernel without a gradient stands between the trained weights and the embedding."""
+    forward = Embedder.forward
+
+    def cut_off(embedder, layout):
+        return forward(embedder, layout).detach().requires_grad_(True)
+
+    monkeypatch.setattr(Embedder, "forward", cut_off)
+    with pytest.raises(UserError, match="no gradient reaches the trained weights"):
+        job.run(settings(tmp_path))
+
+
 def test_a_device_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="device=tpu: must be auto, cpu or cuda"):
         job.run(settings(tmp_path, "device=tpu"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_tiny, write_model
-from families import TREE
+from families import PADDED, TREE
 
 from cft.embedder import Embedder
 from cft.errors import UserError
@@ -14,14 +14,20 @@ PAPER = LoraSettings()
 SEPARATE = {"q_proj", "v_proj"}
 # Families that fuse queries, keys and values in one layer, by that layer's name.
 FUSED = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "phi3": "qkv_proj", "persimmon": "query_key_value"}
-FUSED |= {"gpt_bigcode": "c_attn", "bloom": "query_key_value", "falcon": "query_key_value", "mpt": "Wqkv"}
+FUSED |= {
+    "gpt_bigcode": "c_attn",
+    "bloom": "query_key_value",
+    "falcon": "query_key_value",
+    "mpt": "Wqkv",
+    "codegen": "qkv_proj",
+}
 
 
 def touched(model) -> set[str]:
     return {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable(model)}
 
 
-@pytest.mark.parametrize("family", TREE)
+@pytest.mark.parametrize("family", [*TREE, *(family for family in PADDED if family != "mamba")])
 def test_the_papers_lora_is_queries_and_values_in_every_family(family):
     model = add_lora(make_tiny(family).model, PAPER, seed=0)
     expected = {FUSED[family]} if family in FUSED else SEPARATE
@@ -50,7 +56,7 @@ def state_with_noise(embedder, fused: str, rows: torch.Tensor, position: int, se
     return state
 
 
-VARIANTS = [(family, {}) for family in FUSED]
+VARIANTS = [(family, {}) for family in FUSED if family != "codegen"]  # whose order of rows is not known
 VARIANTS += [("falcon", {"multi_query": False}), ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2})]
 VARIANTS += [("gpt_bigcode", {"multi_query": False}), ("phi3", {"num_key_value_heads": 4})]
 
