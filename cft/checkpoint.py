@@ -65,6 +65,14 @@ def load(
         raise UserError(f"{path} is damaged ({error}); delete it to start this training over") from error
 
 
+def moments(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, *, step: int) -> dict[str, torch.Tensor]:
+    """The optimiser's moments of a weight, made if they are not there yet; none before the first step."""
+    if step and weight not in optimizer.state:
+        fresh = {name: torch.zeros_like(weight) for name in _MOMENTS}
+        optimizer.state[weight] = {"step": torch.tensor(float(step)), **fresh}
+    return {name: optimizer.state[weight][name] for name in _MOMENTS} if step else {}
+
+
 def step_of(folder: Path) -> int:
     """Steps that the saved state has behind it; 0 if nothing readable was saved."""
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 
@@ -25,14 +26,20 @@ def set_up_console() -> None:
     handler = _Console()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("cft").setLevel(logging.INFO)
+    # Of several processes that train one model, the first one speaks.
+    logging.getLogger("cft").setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
     # Where it is installed, PEFT imports it in every command, and it regrets a kernel that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def report_error(error: UserError) -> None:
     """Print an error that the user can mend."""
-    sys.stderr.write(f"cft: {error}\n")
+    sys.stderr.write(f"cft{f' (process {_rank()})' if _rank() else ''}: {error}\n")
+
+
+def _rank() -> int:
+    """This process's number, as torchrun gives it."""
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextlib.contextmanager

@@ -167,6 +167,18 @@ class Embedder:
         states = self.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
         return pool(states, layout, self.contract.pooling)
 
+    def _fitting(self, sequences: list[tuple[int, ...]]) -> torch.Tensor:
+        """Vectors (B, D) of sequences, in halves where the whole runs out of memory."""
+        try:
+            return self.forward(self.lay_out(sequences))
+        except torch.OutOfMemoryError:
+            if len(sequences) == 1:
+                raise UserError(
+                    f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length"
+                ) from None
+        half = len(sequences) // 2
+        return torch.cat([self._fitting(sequences[:half]), self._fitting(sequences[half:])])
+
     def hidden_states(self, layout: Layout) -> tuple[torch.Tensor, ...]:
         """States (nodes, D) behind the embedding layer and behind every layer, the last after the final norm."""
         self._backbone.check_attention()
@@ -234,7 +246,7 @@ class Embedder:
                 tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
             ):
                 for chunk in self.chunks(order, sequences, token_budget):
-                    found = F.normalize(self.forward(self.lay_out([sequences[i] for i in chunk])), dim=-1)
+                    found = F.normalize(self._fitting([sequences[i] for i in chunk]), dim=-1)
                     _check_finite(found, [distinct[i] for i in chunk])
                     if vectors is None:
                         vectors = np.empty((len(distinct), found.shape[1]), dtype=np.float32)

@@ -15,12 +15,15 @@ from cft import checkpoint, figures, pairs, results, tables
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
+from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
 from cft.plan import FINISHED, Inputs, Plan, make_plan
+from cft.ranks import Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
 from cft.settings import Config, DataSource, LoggerKind
+from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
 from cft.trainer import Watcher, train
@@ -43,10 +46,14 @@ def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = No
     Raises:
         UserError: for whatever the user can mend.
     """
-    plan = make_plan(config, inputs)
+    ranks = join(choose_device(config.device))
+    with ranks.first_alone():
+        plan = make_plan(config, inputs)
     models = _Models(plan)
     try:
-        return _train_and_score(plan, models, watch) if plan.data else _score_base(plan, models)
+        if not ranks.is_first:
+            return _train_along(plan, models, ranks)
+        return _train_and_score(plan, models, watch, ranks) if plan.data else _score_base(plan, models)
     finally:
         models.release()
 
@@ -93,18 +100,58 @@ def _score_base(plan: Plan, models: _Models) -> str:
     return f"mean {before.mean:.2f}"
 
 
-def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None) -> str:
+def _train_along(plan: Plan, models: _Models, ranks: Ranks) -> str:
+    """What processes beside the first do: their share of the training's batches, and nothing else."""
+    if plan.data is None or ranks.from_first(plan.is_trained):
+        return ""
+    _check_share(plan.config, ranks)
+    train(
+        _trainable_embedder(plan, models.base),
+        plan.data,
+        plan.config,
+        folder=plan.folder,
+        steps=plan.steps,
+        until=plan.until,
+        bf16=plan.start.bf16,
+        watch=lambda row: None,
+        reached=lambda step: None,
+        ranks=ranks,
+    )
+    return ""
+
+
+def _check_share(config: Config, ranks: Ranks) -> None:
+    """Refuse more processes than a batch has triplets."""
+    size = config.train.batch_size // config.train.accumulation
+    if size < ranks.size:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} with train.accumulation={config.train.accumulation} gives "
+            f"{size} triplets to {ranks.size} processes: raise it, or start fewer"
+        )
+
+
+def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
+    """The base model with weights to train, freshly initialised, under the prompt of training."""
+    config = plan.config
+    # An adapter to start from is in place, and trainable, already.
+    fresh = plan.start.adapter is None
+    model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
+    return Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+
+
+def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: Ranks) -> str:
     """Evaluate, train and evaluate again."""
+    _check_share(plan.config, ranks)
     if not plan.is_trained and (plan.start.adapter or plan.config.lora.rank):
         base = models.base  # what does not match should be said before minutes go into an evaluation
         if not plan.start.adapter:
             find_targets(base.model, plan.config.lora)
     before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
     with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
-        if plan.is_trained:
+        if ranks.from_first(plan.is_trained):
             log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:
-            _train(plan, models.base, tracker, watch)
+            _train(plan, models.base, tracker, watch, ranks)
         models.release()
         after = _evaluation(plan, plan.result, lambda: models.tuned, "the result")
         pictures = _write_report(plan, before, after)
@@ -127,20 +174,16 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     )
 
 
-def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) -> None:
+def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, ranks: Ranks) -> None:
     """Train as far as this job needs, and leave record, adapter and contract."""
     config, data, folder = plan.config, plan.data, plan.folder
     assert data is not None
     write_json(folder / "config.json", config)
-    write_json(folder / "environment.json", describe(plan.start.device))
+    write_json(folder / "environment.json", {**describe(plan.start.device), "processes": ranks.size})
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     write_json(folder / "data.json", {"content": data.content, "skipped_rows": data.skipped, **counts})
 
-    # An adapter to start from is in place, and trainable, already.
-    model = (
-        base.model if plan.start.adapter else add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device)
-    )
-    embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+    embedder = _trainable_embedder(plan, base)
     wanted = {step for step in (*config.train.keep, plan.until) if step < plan.steps}
 
     def keep(step: int) -> None:
@@ -152,7 +195,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) 
         if watch:
             watch(row)
 
-    _say_plan(plan, data, model)
+    _say_plan(plan, data, embedder.model, ranks)
     work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
     began = time.perf_counter()
     history = train(
@@ -165,6 +208,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None) 
         bf16=plan.start.bf16,
         watch=note,
         reached=keep,
+        ranks=ranks,
     )
     if plan.until == plan.steps:
         _finish(plan, embedder, history, seconds=time.perf_counter() - began)
@@ -282,7 +326,7 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
+def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ranks) -> None:
     """What is about to happen, in numbers."""
     config, steps = plan.config, plan.steps
     micro = config.train.batch_size // config.train.accumulation
@@ -290,7 +334,7 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
     hard = round(micro * negatives) if config.loss.hard_negatives else 0
     count = sum(weight.numel() for weight in trainable(model).values())
     log.info(
-        "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s",
+        "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
         f"{count:,}",
         steps if plan.until == steps else f"the first {plan.until} of {steps}",
         config.train.batch_size,
@@ -299,6 +343,7 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module) -> None:
         config.lr,
         warmup_steps(config.schedule, steps),
         "bf16" if plan.start.bf16 else "float32",
+        f", on {ranks.size} processes" if ranks.size > 1 else "",
     )
     if steps < config.train.steps:
         log.info(

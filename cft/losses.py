@@ -25,18 +25,20 @@ def info_nce(
     *,
     temperature: float,
     false_negatives: torch.Tensor | None = None,
+    first: int = 0,
 ) -> ContrastiveLoss:
     """InfoNCE: each anchor must pick its own positive among all candidates of the batch.
 
-    The candidates are the B positives (every other row's is an in-batch negative) and, when given, the M hard
+    The candidates are the positives (every other row's is an in-batch negative) and, when given, the M hard
     negatives of all rows. Without them this is the paper's eq. 2; with them, its eq. 1. Similarity is the cosine,
     in float32 whatever comes in, because bfloat16 blurs close pairs.
 
     Args:
-        anchor: (B, D). positive: (B, D), row i belonging to anchor i.
+        anchor: (B, D). positive: (P, D), P = B unless other processes' positives are candidates too; row first + i
+            belongs to anchor i.
         negatives: (M, D), any number a row, or None for in-batch negatives only.
         temperature: > 0, no unit; smaller is sharper. The paper uses 0.05.
-        false_negatives: (B, B + M) True where a candidate says what the anchor's positive says and so must not
+        false_negatives: (B, P + M) True where a candidate says what the anchor's positive says and so must not
             count against it; None counts every candidate, as the paper does.
 
     Raises:
@@ -44,7 +46,7 @@ def info_nce(
 
     Source: van den Oord et al. 2018, arXiv 1807.03748; Gao et al. 2021 (SimCSE), arXiv 2104.08821, for eq. 1.
     """
-    if anchor.shape != positive.shape or anchor.ndim != 2:
+    if anchor.ndim != 2 or anchor.shape[1:] != positive.shape[1:] or first + len(anchor) > len(positive):
         raise ValueError(f"anchor {tuple(anchor.shape)} and positive {tuple(positive.shape)} must both be (B, D)")
     if negatives is not None and negatives.shape[1:] != anchor.shape[1:]:
         raise ValueError(f"negatives {tuple(negatives.shape)} must be (M, {anchor.shape[1]})")
@@ -52,7 +54,7 @@ def info_nce(
     logits = F.normalize(anchor.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T / temperature
     if false_negatives is not None:
         logits = logits.masked_fill(false_negatives, float("-inf"))
-    own = torch.arange(len(anchor), device=anchor.device)
+    own = first + torch.arange(len(anchor), device=anchor.device)
     return ContrastiveLoss(
         loss=F.cross_entropy(logits, own),
         accuracy=(logits.argmax(dim=-1) == own).float().mean().item(),

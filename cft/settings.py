@@ -208,6 +208,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     precision: Precision = Precision.auto
     gradient_checkpointing: bool = False
+    chunk_tokens: int | None = None
     eval_every: int = 100
     checkpoint_every: int = 20
     keep: list[int] = field(default_factory=list)
@@ -351,6 +352,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             micro_batch >= 2,
             f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves {micro_batch} "
             "triplets to choose among: in-batch negatives need at least 2",
+        ),
+        (
+            train.chunk_tokens is None or train.chunk_tokens >= model.max_length,
+            f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "
+            "or be null for as many as memory holds",
         ),
         (train.weight_decay >= 0, f"train.weight_decay={train.weight_decay}: must be 0 or more"),
         (train.max_grad_norm > 0, f"train.max_grad_norm={train.max_grad_norm}: must be above 0 (.inf for no clipping)"),

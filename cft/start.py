@@ -8,6 +8,7 @@ import torch
 from cft.adapters import Adapter, attach, fetch_adapter
 from cft.embedder import Embedder
 from cft.errors import UserError
+from cft.ranks import device_of_rank
 from cft.settings import Config, Precision
 from cft.sources import ModelFiles, fetch
 
@@ -55,7 +56,7 @@ def find_start(config: Config, files: ModelFiles | None = None) -> Start:
     Raises:
         UserError: if model, adapter or device cannot be had.
     """
-    device = choose_device(config.device)
+    device = device_of_rank(choose_device(config.device))
     return Start(
         files=files or fetch(config.model),
         adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,

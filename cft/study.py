@@ -6,6 +6,7 @@ when it starts; what is done, by this study or by any other job, is not done aga
 
 import argparse
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a study runs its jobs one by one, or side by side with --launcher; torchrun is for cft.run")
     names, overrides = experiment.split_arguments(arguments.what)
     if not names:
         raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,15 +17,17 @@ from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from cft import checkpoint
+from cft.chunking import Chunking, fitting
+from cft.contrast import Contrast, contrast, texts_of
 from cft.data import TrainingData, batches
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.evaluator import evaluate
 from cft.lora import trainable
-from cft.losses import ContrastiveLoss, find_false_negatives, info_nce
+from cft.ranks import ALONE, Ranks
 from cft.records import Triplet
 from cft.schedule import learning_rate
-from cft.settings import Config, LossSettings, TrainSettings
+from cft.settings import Config, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,24 @@ def plan_steps(train: TrainSettings, rows: int) -> int:
     return min(train.steps, train.epochs * per_epoch)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What every step of a training works with. embedder: with the model that Accelerate prepared."""
+
+    accelerator: Accelerator
+    embedder: Embedder
+    optimizer: torch.optim.Optimizer
+    config: Config
+    steps: int
+    ranks: Ranks
+    chunking: Chunking
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The trained weights by name."""
+        return trainable(self.embedder.model)
+
+
 def train(
     embedder: Embedder,
     data: TrainingData,
@@ -57,6 +78,7 @@ def train(
     bf16: bool,
     watch: Watcher,
     reached: Callable[[int], None],
+    ranks: Ranks = ALONE,
 ) -> list[dict]:
     """Train an embedder's trainable weights in place, from its last checkpoint in `folder` if there is one.
 
@@ -68,8 +90,10 @@ def train(
         steps: what `plan_steps` gave: the schedule is laid over them.
         until: the step to stop after, `steps` for all; a later call goes on from there.
         bf16: run the model in bfloat16 where torch's autocast allows it.
-        watch: called with every row of the history as it arises.
-        reached: called with the number of every step once its update is done, before a checkpoint goes past it.
+        watch: called with every row of the history as it arises; on the first process only.
+        reached: called with the number of every step once its update is done, before a checkpoint goes past it; on
+            the first process only.
+        ranks: the processes that train together; only the first evaluates and writes.
 
     Returns:
         The history: a row a step (`event` "step") and a row a development evaluation ("dev").
@@ -81,27 +105,33 @@ def train(
     with _accelerator(embedder.device, bf16) as accelerator:
         if settings.gradient_checkpointing:
             recompute_activations(embedder.model)
-        model = accelerator.prepare_model(embedder.model)
+        # Only set up for its precision: gradients of several processes are summed by us, after all of their chunks.
+        model = accelerator.prepare_model(embedder.model, evaluation_mode=True)
+        model.train()
         embedder = Embedder(model, embedder.backbone, embedder.contract)
         weights = trainable(model)
         optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=settings.weight_decay)
-        start, history = checkpoint.load(folder, weights=weights, optimizer=optimizer)
+        start, history = _resume(folder, weights, optimizer, ranks)
         if start:
             log.info("continuing after step %d of %d", start, steps)
+        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=until)
+        chunking = _chunking(embedder, data, config, ranks, bf16=bf16)
+        work = _Work(accelerator, embedder, optimizer, config, steps, ranks, chunking)
 
         def note(row: dict) -> None:
             history.append(row)
-            watch(row)
+            if ranks.is_first:
+                watch(row)
 
-        model.train()
-        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=until)
-        with tqdm(rows, desc="training", unit="step", initial=start, total=until) as bar:
+        quiet = not ranks.is_first
+        with tqdm(rows, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar:
             for step, chosen in enumerate(bar, start=start):
-                batch = [data.triplets[row] for row in chosen]
-                row = _step(accelerator, embedder, optimizer, batch, config, rows=chosen, step=step, steps=steps)
+                row = _step(work, [data.triplets[row] for row in chosen], rows=chosen, step=step)
                 note(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
+                if quiet:
+                    continue
                 due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
                 if due and (data.dev or data.holdout):
                     note(_develop(embedder, data, done))
@@ -110,6 +140,27 @@ def train(
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
         model.eval()
     return history
+
+
+def _resume(
+    folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> tuple[int, list[dict]]:
+    """The first process's checkpoint, on all processes: others need not see its file system."""
+    start, history = checkpoint.load(folder, weights=weights, optimizer=optimizer) if ranks.is_first else (0, [])
+    if ranks.size == 1:
+        return start, history
+    start = ranks.from_first(start)
+    ranks.copy_from_first(weight.data for weight in weights.values())
+    ranks.copy_from_first(
+        moment for weight in weights.values() for moment in checkpoint.moments(optimizer, weight, step=start).values()
+    )
+    return start, history
+
+
+def _chunking(embedder: Embedder, data: TrainingData, config: Config, ranks: Ranks, *, bf16: bool) -> Chunking:
+    size = config.train.batch_size // config.train.accumulation
+    batch = data.triplets[ranks.part(size)]
+    return fitting(embedder, batch, config.loss, bf16=bf16, asked=config.train.chunk_tokens)
 
 
 def recompute_activations(model: torch.nn.Module) -> None:
@@ -124,95 +175,84 @@ def _accelerator(device: torch.device, bf16: bool) -> Iterator[Accelerator]:
     """One device set up by Accelerate, and its process-wide state cleared for the next job of a sweep."""
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
     try:
-        if accelerator.num_processes > 1:
-            raise UserError("training on several devices is not supported yet: start one process")
         yield accelerator
     finally:
         accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _step(
-    accelerator: Accelerator,
-    embedder: Embedder,
-    optimizer: torch.optim.Optimizer,
-    batch: list[Triplet],
-    config: Config,
-    *,
-    rows: np.ndarray,
-    step: int,
-    steps: int,
-) -> dict:
+def _step(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> dict:
     """One update of the weights on `batch`, whose row numbers are `rows`; returns its row of the history."""
     began = time.perf_counter()
-    settings = config.train
-    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
-    torch.manual_seed(config.seed * 1_000_003 + step)
-    rate = learning_rate(config.schedule, config.lr, step, steps)
-    for group in optimizer.param_groups:
+    config, settings = work.config, work.config.train
+    rate = learning_rate(config.schedule, config.lr, step, work.steps)
+    for group in work.optimizer.param_groups:
         group["lr"] = rate
-    parts = []
-    tokens = nodes = 0
-    size = len(batch) // settings.accumulation
-    for start in range(0, len(batch), size):
-        micro = batch[start : start + size]
-        with accelerator.autocast():
-            part, layout_tokens, layout_nodes = contrast(embedder, micro, config.loss)
-        _require_finite(part.loss.item(), "loss", step, rows[start : start + size], micro)
-        accelerator.backward(part.loss / settings.accumulation)
-        parts.append(part)
-        tokens, nodes = tokens + layout_tokens, nodes + layout_nodes
-    if all(weight.grad is None for weight in trainable(embedder.model).values()):
+    while True:
+        try:
+            parts = _gradients(work, batch, rows=rows, step=step)
+            break
+        except torch.OutOfMemoryError as error:
+            work.optimizer.zero_grad(set_to_none=True)
+            _shrink(work, batch, error)
+    work.ranks.sum_gradients(work.weights.values())
+    if all(weight.grad is None for weight in work.weights.values()):
         raise UserError(
             "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
         )
-    norm = accelerator.clip_grad_norm_(trainable(embedder.model).values(), settings.max_grad_norm)
+    norm = work.accelerator.clip_grad_norm_(work.weights.values(), settings.max_grad_norm)
     _require_finite(float(norm), "gradient", step, rows, batch)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    work.optimizer.step()
+    work.optimizer.zero_grad(set_to_none=True)
     count = len(parts)
     return {
         "event": "step",
         "step": step + 1,
-        "loss": sum(part.loss.item() for part in parts) / count,
+        "loss": sum(part.loss for part in parts) / count,
         "accuracy": sum(part.accuracy for part in parts) / count,
         "candidates": sum(part.candidates for part in parts) / count,
         "lr": rate,
         "gradient_norm": float(norm),
-        "tokens": tokens,
-        "nodes": nodes,
+        "tokens": sum(part.tokens for part in parts),
+        "nodes": sum(part.nodes for part in parts),
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def contrast(embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings) -> tuple[ContrastiveLoss, int, int]:
-    """The loss of one batch: all its texts through the model as one prefix tree.
-
-    Args:
-        embedder: with gradient.
-        batch: B triplets.
-        loss: which objective, at which temperature.
-
-    Returns:
-        The loss, the tokens of all texts, and the nodes that the model ran on in their stead.
-    """
-    anchors = [row.anchor for row in batch]
-    positives = [row.positive for row in batch]
-    negatives = [text for row in batch for text in row.negatives] if loss.hard_negatives else []
-    layout = embedder.lay_out(embedder.tokenize(anchors + positives + negatives))
-    vectors = embedder.forward(layout)
-    anchor, positive, negative = vectors.split([len(anchors), len(positives), len(negatives)])
-    masked = find_false_negatives(positives, negatives).to(vectors.device) if loss.mask_false_negatives else None
-    # Autocast would put the similarities into bfloat16.
-    with torch.autocast(vectors.device.type, enabled=False):
-        result = info_nce(
-            anchor,
-            positive,
-            negative if negatives else None,
-            temperature=loss.temperature,
-            false_negatives=masked,
+def _gradients(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> list[Contrast]:
+    """Add up the gradients of a batch's micro-batches."""
+    config = work.config
+    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
+    seed = config.seed * 1_000_003 + step + (work.ranks.rank << 40)
+    torch.manual_seed(seed)
+    parts = []
+    size = len(batch) // config.train.accumulation
+    for start in range(0, len(batch), size):
+        part = contrast(
+            work.embedder,
+            batch[start : start + size],
+            config.loss,
+            scale=1 / config.train.accumulation,
+            seed=seed + start,
+            chunk_tokens=work.chunking.tokens,
+            ranks=work.ranks,
+            autocast=work.accelerator.autocast,
         )
-    return result, layout.tokens, layout.nodes
+        _require_finite(part.loss, "loss", step, rows[start : start + size], batch[start : start + size])
+        parts.append(part)
+    return parts
+
+
+def _shrink(work: _Work, batch: list[Triplet], error: torch.OutOfMemoryError) -> None:
+    """Smaller chunks after a batch ran out of memory; other processes would wait for what this one has not sent."""
+    if work.ranks.size > 1:
+        raise UserError(
+            "out of memory; with several processes, name the tokens that go through the model at once: "
+            f"train.chunk_tokens={work.chunking.tokens // 2 if work.chunking.tokens else 4096}"
+        ) from error
+    micro = batch[: len(batch) // work.config.train.accumulation]
+    lengths = [len(sequence) for sequence in work.embedder.tokenize(texts_of(micro, work.config.loss))]
+    work.chunking.shrink(sum(lengths), max(lengths))
 
 
 def _develop(embedder: Embedder, data: TrainingData, step: int) -> dict:

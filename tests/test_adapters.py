@@ -287,9 +287,9 @@ def test_the_first_step_of_a_second_stage_stands_on_the_first_stages_weights(fir
     starts = []
     step = trainer._step
 
-    def spy(accelerator, embedder, *rest, **more):
-        starts.append({n: w.detach().clone() for n, w in trainer.trainable(embedder.model).items()})
-        return step(accelerator, embedder, *rest, **more)
+    def spy(work, *rest, **more):
+        starts.append({name: weight.detach().clone() for name, weight in work.weights.items()})
+        return step(work, *rest, **more)
 
     monkeypatch.setattr(trainer, "_step", spy)
     job.run(settings(tmp_path, f"adapter={first_stage}", "train.steps=1", "lora.dropout=0.5"))
