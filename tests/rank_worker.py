@@ -1,0 +1,57 @@
+"""One of several processes that take a batch's gradient together; run by tests/test_ranks.py.
+
+rank_worker.py OUT: saves, from the first process, the loss and gradients of every case in CASES.
+"""
+
+import json
+import sys
+
+import torch
+from safetensors.torch import save_file
+from test_contrast import triplets, tuned
+
+from cft.contrast import contrast
+from cft.lora import trainable
+from cft.ranks import ALONE, Ranks, join
+from cft.settings import LossSettings
+
+# Loss, hard negatives a triplet, rows of the batch, tokens of a chunk.
+CASES = {
+    "eq. 1": (LossSettings(), 1, 12, None),
+    "eq. 1 in chunks": (LossSettings(), 1, 12, 60),
+    "eq. 2": (LossSettings(hard_negatives=False), 1, 12, None),
+    "uneven shares, three negatives": (LossSettings(), 3, 7, None),
+    "masked, uneven, in chunks": (LossSettings(mask_false_negatives=True), 2, 7, 60),
+}
+
+
+def measure(ranks: Ranks) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    """Loss and gradients of every case, summed over the processes."""
+    found = {}
+    for name, (loss, negatives, rows, chunk_tokens) in CASES.items():
+        batch = triplets(rows, negatives)
+        batch[3] = batch[3]._replace(positive=batch[1].positive)
+        embedder = tuned()
+        part = contrast(embedder, batch, loss, chunk_tokens=chunk_tokens, ranks=ranks)
+        weights = trainable(embedder.model)
+        unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
+        ranks.sum_gradients([*weights.values(), unused])
+        assert unused.grad is None
+        found[name] = (part.loss, {key: weight.grad for key, weight in weights.items()})
+    return found
+
+
+def main() -> None:
+    """Measure as one of several and save what the first process finds."""
+    ranks = join(torch.device("cpu"))
+    assert ranks != ALONE
+    found = measure(ranks)
+    with ranks.first_alone():
+        if ranks.is_first:
+            tensors = {f"{name}/{key}": grad for name, (_, grads) in found.items() for key, grad in grads.items()}
+            losses = {name: loss for name, (loss, _) in found.items()}
+            save_file(tensors, sys.argv[1], metadata={"losses": json.dumps(losses)})
+
+
+if __name__ == "__main__":
+    main()
