@@ -18,7 +18,8 @@ from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.lora import Targets, find_targets, keep_roles
 from cft.settings import PLACEHOLDER, LoraSettings
-from cft.sources import HUB_NAME, fetch_repository
+from cft.sources import fetch_repository, may_be_repository
+from cft.store import plain
 from cft.weights import (
     ADAPTER_CONFIG,
     ADAPTER_FOLDER,
@@ -64,7 +65,7 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     local = Path(name).expanduser()
     if local.is_dir():
         folder = local
-    elif local.is_absolute() or name.startswith((".", "~")) or not HUB_NAME.fullmatch(name):
+    elif not may_be_repository(name):
         raise UserError(f"adapter={name}: no such folder (a hub repository is named OWNER/NAME)")
     else:
         folder = fetch_repository("adapter", name, revision, [ADAPTER_CONFIG, ADAPTER_WEIGHTS])
@@ -105,7 +106,11 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
     _check_base(base, adapter, any_base=any_base)
     targets = _targets(base, adapter, lora) if lora is not None else None
     without = base.encode(_SAMPLES)
-    model = load_weights(base.model, adapter.folder, dropout=lora.dropout if lora else None)
+    try:
+        model = load_weights(base.model, adapter.folder, dropout=lora.dropout if lora else None)
+    except UserError as error:
+        cut = base.contract.layer
+        raise UserError(f"{error}" + (f"; model.layer={cut} drops the layers behind it" if cut else "")) from error
     if targets is not None:
         keep_roles(model, targets)
     found = Embedder(model, base.backbone, replace(base.contract, adapter=adapter.identity))
@@ -131,7 +136,9 @@ def _check_base(base: Embedder, adapter: Adapter, *, any_base: bool) -> None:
         try:
             adapter.contract.require(base.contract)
         except UserError as error:
-            raise UserError(f"adapter={adapter.name} was trained on another base, or another way: {error}") from error
+            raise UserError(
+                f"adapter={adapter.name}: {error}{_its_settings(adapter.contract, base.contract)}"
+            ) from error
         return
     named = adapter_config(adapter.folder).base_model_name_or_path
     if named and not any_base and _short(named) != _short(base.contract.model):
@@ -139,6 +146,19 @@ def _check_base(base: Embedder, adapter: Adapter, *, any_base: bool) -> None:
             f"adapter={adapter.name} names {named} as its base model, and model.path is {base.contract.model}; if "
             "these are the same weights, set adapter_any_base=true"
         )
+
+
+def _its_settings(promised: Contract, found: Contract) -> str:
+    """The end of an error message: settings that would keep an adapter's contract, if settings can."""
+    told, here = plain(promised), plain(found)
+    keys = {"model": "path"} | {name: name for name in _SETTABLE}
+    wrong = [name for name in keys if told[name] != here[name]]
+    values = {name: "null" if told[name] is None else str(told[name]).lower() for name in wrong if name != "model"}
+    values |= {"model": promised.model} if "model" in wrong else {}
+    return "\nits own settings: " + " ".join(f"model.{keys[n]}={values[n]}" for n in wrong) if wrong else ""
+
+
+_SETTABLE = ("pooling", "layer", "attention", "append_eos", "eos_token", "max_length", "quantization")
 
 
 def _short(path: str) -> str:

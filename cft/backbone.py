@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +36,8 @@ _TINY_OF: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
 }
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "spiece*", "sentencepiece*", "*.tiktoken")
 
 # Parts that a checkpoint may lack, as no embedding runs through them.
 _UNUSED_PARTS = ("pooler.",)
@@ -106,6 +109,7 @@ def load_backbone(
     trunk.config.use_cache = False
     prefix, suffix = special_tokens(model, tokenizer, _number(getattr(trunk.config, "eos_token_id", None)))
     _check_vocabulary(model, trunk, (*prefix, *suffix))
+    _check_positions(model, trunk)
     if model.layer is not None:
         trunk = keep_layers(trunk, model.layer, token_ids=list(sample_sequences(trunk, prefix)[0]))
     return Backbone(
@@ -120,6 +124,12 @@ def load_backbone(
 
 
 def _tokenizer(model: ModelSettings, folder: Path) -> Any:
+    if not any(list(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        # transformers would make up a tokenizer without words
+        raise UserError(
+            f"model.path={model.path}: holds no tokenizer files (tokenizer.json, tokenizer.model, vocab.txt, ...): "
+            "save the model's tokenizer into the same folder"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
@@ -146,7 +156,7 @@ def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
         )
     except UserError:
         raise
-    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={model.path}: transformers cannot load it ({_first(error)})") from error
     missing = [name for name in found["missing_keys"] if not name.startswith(_UNUSED_PARTS)]
     missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]
@@ -196,6 +206,7 @@ def _random_trunk(architecture: str, seed: int, dtype: torch.dtype) -> Any:
         config = AutoConfig.for_model(architecture, vocab_size=vocabulary, pad_token_id=0, **sizes)
     except ValueError as error:
         raise UserError(f"model.path=random:{architecture}: transformers knows no such architecture") from error
+    _check_kind(ModelSettings(path=f"random:{architecture}"), config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModel.from_config(config, dtype=dtype)
@@ -208,6 +219,21 @@ def _check_vocabulary(model: ModelSettings, trunk: Any, special: Iterable[int]) 
         raise UserError(
             f"model.path={model.path}: its tokenizer's special token {beyond[0]} is beyond the model's {rows} "
             "embeddings; tokenizer and model do not belong together, or tokens were added without the model"
+        )
+
+
+def _check_positions(model: ModelSettings, trunk: Any) -> None:
+    """Refuse texts longer than the positions that a model was made for: its own code would fail at such a text."""
+    limits = [getattr(trunk.config, "max_position_embeddings", None)]
+    for name, module in trunk.named_modules():
+        if isinstance(module, torch.nn.Embedding) and ("position" in name or name.endswith("wpe")):
+            # RoBERTa counts from behind its padding token, OPT from an offset
+            unused = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
+            limits.append(module.num_embeddings - unused)
+    limit = min((value for value in limits if isinstance(value, int) and value > 0), default=model.max_length)
+    if model.max_length > limit:
+        raise UserError(
+            f"model.max_length={model.max_length}: this model has positions for {limit} tokens only; set it to that"
         )
 
 

@@ -31,8 +31,11 @@ def conf_folder() -> Path:
 ConfigStore.instance().store(name="schema", node=Config)
 
 
-def to_config(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     """Leave OmegaConf behind.
+
+    Args:
+        composed: by Hydra. overrides: that it was composed with; a model that only its path names is called by it.
 
     Raises:
         UserError: if a value is missing or no job could run with it.
@@ -42,8 +45,19 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {error}") from error
     assert isinstance(config, Config)
+    keys_given = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+    if "model.path" in keys_given and "model.name" not in keys_given:
+        config.model.name = _name_of(config.model.path) or config.model.name
     check(config)
     return config
+
+
+def _name_of(path: str) -> str:
+    """What folders and tables call a model that is known by its path; random ones keep their group's name."""
+    if path.startswith("random:"):
+        return ""
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")
 
 
 def check_overrides(overrides: list[str]) -> None:
@@ -102,7 +116,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _compose(overrides: list[str]) -> Config:
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return to_config(compose(CONFIG_NAME, overrides=overrides))
+            return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
     except HydraException as error:
         raise UserError(_cause(error)) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cft.errors import UserError
 from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization, from_plain
-from cft.store import read_json, write_json
+from cft.store import plain, read_json, write_json
 
 FILE_NAME = "contract.json"
 
@@ -93,7 +93,7 @@ class Contract:
         """
         free = {"template", "adapter"}
         differences = [
-            f"  {name}: the contract says {promised!r}, the loaded model has {getattr(found, name)!r}"
+            f"  {name}: the contract says {plain(promised)!r}, the loaded model has {plain(getattr(found, name))!r}"
             for name, promised in asdict(self).items()
             if name not in free and promised != getattr(found, name)
         ]

@@ -19,6 +19,7 @@ from cft.tables import Row, as_text
 
 if TYPE_CHECKING:
     from cft.embedder import Embedder
+    from cft.lora import Targets
     from cft.records import Triplet
 
 log = logging.getLogger("cft.doctor")  # not __name__, which is __main__ when this is the command
@@ -55,7 +56,9 @@ def main() -> None:
         description="Look a model over before it is trained: how it embeds, what it needs, and whether batches are "
         "exact.",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for cft.run, such as model=phi2")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for cft.run (whose --help lists all), such as model=phi2"
+    )
     arguments = parser.parse_args()
     with exit_statuses("nothing was changed"):
         text, healthy = examine(compose_config(arguments.overrides))
@@ -73,7 +76,7 @@ def examine(config: Config) -> tuple[str, bool]:
     import torch
 
     from cft.embedder import Embedder
-    from cft.lora import add_lora
+    from cft.lora import add_lora, find_targets
     from cft.start import find_start
     from cft.trainer import recompute_activations
 
@@ -85,11 +88,13 @@ def examine(config: Config) -> tuple[str, bool]:
     checks = [*_token_checks(embedder), *_batch_checks(embedder)]
     parts = [_model(embedder, config), _contract(embedder), _example(embedder)]
     if trains:
+        fresh = config.lora.rank > 0 and start.adapter is None
+        targets = find_targets(base.model, config.lora) if fresh else None
         model = base.model if start.adapter else add_lora(base.model, config.lora, seed=config.seed).to(start.device)
         if config.train.gradient_checkpointing:
             recompute_activations(model)
         embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
-        parts.append(_trained(model, config))
+        parts.append(_trained(model, config, targets))
     with torch.random.fork_rng():
         parts.append(_memory(embedder, config, triplets, bf16=start.bf16))
     rows: list[Row] = [("check", "found", "allowed", "")]
@@ -201,13 +206,15 @@ def _example(embedder: "Embedder") -> str:
     )
 
 
-def _trained(model: Any, config: Config) -> str:
+def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
     from cft.lora import trainable
 
     weights = trainable(model)
     count, whole = sum(w.numel() for w in weights.values()), sum(w.numel() for w in model.parameters())
     layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights if ".lora_" in name})
     where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
+    if targets is not None and targets.is_partial:
+        where += f" (only the rows of {' and '.join(targets.roles)})"
     return _aligned([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
 
 

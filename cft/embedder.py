@@ -136,6 +136,8 @@ class Embedder:
             UserError: if a text is empty or blank, naming which.
         """
         for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {index + 1} of {len(texts)} is no text but {text!r}")
             if not text.strip():
                 raise UserError(f"text {index + 1} of {len(texts)} is empty: there is nothing to embed")
         contract = self.contract
@@ -149,7 +151,7 @@ class Embedder:
             if max(sequence) >= self._backbone.vocabulary:
                 raise UserError(
                     f"text {index + 1} of {len(texts)}, {texts[index][:60]!r}, holds token {max(sequence)}, beyond the "
-                    f"model's {self._backbone.vocabulary} embeddings: its tokenizer was given tokens that it was not"
+                    f"model's {self._backbone.vocabulary} embeddings: tokens were added to its tokenizer alone"
                 )
         return sequences
 

@@ -86,7 +86,8 @@ class _Models:
 
 def _start(plan: Plan) -> str:
     """What the job starts from, in words."""
-    return f"the adapter {plan.start.adapter.name}" if plan.start.adapter else "the base model"
+    name = plan.config.model.name
+    return f"the adapter {plan.start.adapter.name} on {name}" if plan.start.adapter else f"the base model {name}"
 
 
 def _score_base(plan: Plan, models: _Models) -> str:
@@ -95,7 +96,7 @@ def _score_base(plan: Plan, models: _Models) -> str:
     folder = plan.scores_folder(plan.base_folder)
     table = tables.scores(before)
     _say_table(plan.config, table, f"{_start(plan)} alone (train.steps=0)")
-    write_text(folder / "table.md", tables.as_markdown(table) + "\n")
+    write_text(folder / "table.md", f"# {_start(plan)} on {plan.config.eval.name}\n\n{tables.as_markdown(table)}\n")
     _say_files(folder, [])
     return f"mean {before.mean:.2f}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GraniteConfig, GraniteModel
 
@@ -76,7 +77,11 @@ def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
     tensors = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        for name, tensor in load_file(shard).items():
+        try:
+            content = load_file(shard)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {shard}: {error}") from error
+        for name, tensor in content.items():
             if not (name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")):
                 tensors[name.removeprefix("model.")] = tensor
     # Unlike `.to(dtype)`, this leaves the rotary frequencies in float32: in bfloat16 positions would blur.

@@ -3,7 +3,8 @@
 Every stage has a folder named by what determines its result, so that a stage done once is never done again, by this
 job or by another that shares it:
 
-    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    scores of the base model, or of the adapter to start from
+    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
+    OUTPUTS/adapter-MODEL-DIGEST/evaluations/EVAL-DIGEST/ scores of an adapter that is only evaluated, or started from
     OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
     OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
     OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
@@ -99,7 +100,8 @@ class Plan:
     @property
     def base_folder(self) -> Path:
         """Where results of what the job starts from are kept: the untrained model, or the adapter on it."""
-        return self.outputs / f"base-{self.config.model.name}-{digest(self.base_facts)}"
+        kind = "adapter" if self.start.adapter else "base"
+        return self.outputs / f"{kind}-{self.config.model.name}-{digest(self.base_facts)}"
 
     @property
     def folder(self) -> Path:

@@ -58,7 +58,7 @@ def _job(
     context = HydraConfig.get()
     sweeping = context.mode is RunMode.MULTIRUN
     try:
-        config = to_config(composed)
+        config = to_config(composed, list(context.overrides.task))
         if sweeping:
             log.info("\n# job %s: %s", context.job.num, " ".join(context.overrides.task))
             config.logger.group = config.logger.group or Path(context.sweep.dir).name

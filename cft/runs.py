@@ -133,7 +133,7 @@ def find(outputs: Path, name: str) -> Path:
     Raises:
         UserError: if there is none, or several.
     """
-    candidates = [*trainings(outputs), *sorted(outputs.glob("base-*"))]
+    candidates = [*trainings(outputs), *sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
     given = Path(name)
     if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
         return given

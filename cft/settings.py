@@ -109,6 +109,10 @@ class ModelSettings:
     batches: Batches = Batches.auto
     quantization: Quantization = Quantization.none
 
+    def __post_init__(self) -> None:
+        if self.layer == -1:  # two words for the last layer would make two runs of one
+            self.layer = None
+
 
 @dataclass
 class LoraSettings:
@@ -280,6 +284,11 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (
             model.layer is None or model.layer != 0,
             "model.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last by -1",
+        ),
+        (
+            model.pooling is not Pooling.first or model.attention is Attention.bidirectional,
+            "model.pooling=first: the first token of a causal model sees nothing of the text behind it; choose last, "
+            "mean or weighted_mean, or set model.attention=bidirectional",
         ),
         (
             model.append_eos or model.eos_token is None,

@@ -72,11 +72,17 @@ def fetch(model: ModelSettings) -> ModelFiles:
         return _from_gguf(local, model.sha256)
     if local.is_dir():
         return _from_folder(local)
-    if local.is_absolute() or path.startswith((".", "~")) or not HUB_NAME.fullmatch(path):
+    if not may_be_repository(path):
         raise UserError(
             f"model.path={path}: no such folder or GGUF file (a hub repository is named OWNER/NAME); {OFFLINE_HINT}"
         )
     return _from_hub(path, model.revision)
+
+
+def may_be_repository(name: str) -> bool:
+    """Whether a name may be a hub repository's, rather than a folder's that is not there."""
+    owner = name.partition("/")[0]
+    return bool(HUB_NAME.fullmatch(name)) and not name.startswith((".", "~")) and not Path(owner).is_dir()
 
 
 def _from_folder(folder: Path) -> ModelFiles:
@@ -136,8 +142,8 @@ def fetch_repository(key: str, repository: str, revision: str | None, patterns: 
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{key}={repository} (revision {revision or 'main'}) is not on this machine and the hub does not "
-            f"answer; {OFFLINE_HINT}"
+            f"{key}={repository} (revision {revision or 'main'}) is not on this machine and the hub does not answer"
+            + (f"; {OFFLINE_HINT}" if key == "model.path" else "; name a folder instead")
         ) from error
 
 

@@ -232,8 +232,10 @@ def test_a_folder_that_holds_no_adapter_is_refused(files, message, tmp_path):
         fetch_adapter(str(tmp_path), None)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/adapter", "nowhere"])
-def test_an_adapter_that_is_nowhere_is_refused(name):
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/adapter", "nowhere", "outputs/nowhere"])
+def test_an_adapter_that_is_nowhere_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
     with pytest.raises(UserError, match="no such folder"):
         fetch_adapter(name, None)
 
@@ -268,7 +270,7 @@ def test_a_run_of_ours_is_evaluated_by_its_folder(first_stage, part, tmp_path, c
     said = job.run(settings(tmp_path, f"adapter={first_stage / part}", "train.steps=0"))
     after = scores(first_stage.parent)["after"]["mean"]
     assert said == f"mean {after:.2f}"
-    assert f"the adapter {first_stage / part} alone (train.steps=0)" in caplog.text
+    assert f"the adapter {first_stage / part} on tiny alone (train.steps=0)" in caplog.text
 
 
 def test_training_goes_on_from_a_run_and_its_result_stands_alone(first_stage, tmp_path):
@@ -313,9 +315,12 @@ def test_a_whole_model_is_trained_on_with_lora_none(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.pooling=mean", r"trained on another base, or another way: .*\n  pooling: the contract says"),
+        ("model.pooling=mean", r"\n  pooling: the contract says 'last', .*\nits own settings: model\.pooling=last$"),
         ("model.max_length=99", r"max_length: the contract says 150, the loaded model has 99"),
-        ("model.path=random:phi", r"model: the contract says 'random:llama'"),
+        (
+            "model.path=random:phi",
+            r"model: the contract says 'random:llama'.*(?s:.*)its own settings: model\.path=random:llama",
+        ),
         ("lora.rank=4", r"another LoRA than the one configured \(lora\.rank\); .* as it is: lora\.rank=8$"),
         ("lora.targets=[query]", r"as it is: lora\.targets=\[q_proj,v_proj\]$"),
         ("lora=none", "is a LoRA: with lora=none it could not be trained on"),
@@ -357,5 +362,11 @@ def test_an_adapter_that_is_only_evaluated_is_not_trainable(first_stage):
 
 
 def test_a_pooling_of_another_kind_is_not_what_the_adapter_was_made_for(first_stage):
-    with pytest.raises(UserError, match="pooling: the contract says <Pooling.last"):
-        attach(make_tiny("llama", pooling=Pooling.first), fetch_adapter(str(first_stage), None))
+    with pytest.raises(UserError, match="pooling: the contract says 'last', the loaded model has 'mean'"):
+        attach(make_tiny("llama", pooling=Pooling.mean), fetch_adapter(str(first_stage), None))
+
+
+def test_an_adapter_for_layers_that_are_cut_off_says_so(tmp_path):
+    foreign(tmp_path, "llama")
+    with pytest.raises(UserError, match="does not fit this base model .*; model.layer=1 drops the layers behind it"):
+        attach(named(make_tiny("llama", layer=1)), fetch_adapter(str(tmp_path), None))

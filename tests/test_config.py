@@ -19,7 +19,7 @@ NEEDS = {("data", "files"): ["data.train=x.csv"], ("lora", "none"): []}
 
 def composed(*overrides: str) -> Config:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return to_config(compose(CONFIG_NAME, overrides=list(overrides)))
+        return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
 
 
 def test_there_is_a_choice_in_every_group():
@@ -172,3 +172,24 @@ def test_a_model_of_the_hub_says_what_is_missing_and_what_works_without_it(tmp_p
     assert result.returncode == 2
     assert "microsoft/phi-2" in result.stderr and "model=smollm2" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["model.path=/models/My Model-7B/"], "My-Model-7B"),
+        (["model.path=owner/Qwen3-0.6B"], "Qwen3-0.6B"),
+        (["model.path=weights/small.Q4.gguf"], "small.Q4"),
+        (["model.path=owner/model", "model.name=mine"], "mine"),
+        (["model=tiny", "model.path=random:phi"], "tiny"),
+        (["model=phi2"], "phi2"),
+    ],
+)
+def test_a_model_that_only_its_path_names_is_called_by_it(overrides, name):
+    assert composed(*overrides).model.name == name
+
+
+def test_the_first_token_of_a_causal_model_is_refused_as_an_embedding():
+    with pytest.raises(UserError, match="the first token of a causal model sees nothing of the text behind it"):
+        composed("model.pooling=first")
+    assert composed("model.pooling=first", "model.attention=bidirectional")

@@ -38,6 +38,10 @@ def test_it_says_how_a_text_becomes_an_embedding():
     assert len(re.findall(" holds$", text, re.MULTILINE)) == 4
 
 
+def test_it_says_which_rows_of_a_fused_layer_are_trained():
+    assert "on c_attn (only the rows of query and value)" in examined("model.path=random:gpt2")
+
+
 def test_a_model_that_must_be_padded_says_why_and_what_it_runs_on():
     text = examined("model.path=random:bloom")
     assert re.search(r"batches +padded: BloomModel has no exchangeable attention", text)

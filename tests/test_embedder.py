@@ -45,6 +45,11 @@ def test_an_empty_text_is_refused_by_its_number(tiny, text):
         tiny.encode(["a", text, "b"])
 
 
+def test_what_is_no_text_is_refused_by_its_number(tiny):
+    with pytest.raises(UserError, match="text 2 of 2 is no text but None"):
+        tiny.encode(["a", None])
+
+
 def test_encode_gives_unit_vectors_in_the_order_of_the_texts(tiny):
     texts = ["one", "two", "one", "three and more", "tw"]
     vectors = tiny.encode(texts)

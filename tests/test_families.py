@@ -166,6 +166,10 @@ def test_a_layer_gives_the_hidden_states_that_transformers_names_by_it(family, l
         assert torch.allclose(row, out.hidden_states[number][0, -1], atol=1e-5, rtol=0)
 
 
+def test_minus_one_is_the_last_layer_by_another_name():
+    assert ModelSettings(layer=-1) == ModelSettings(layer=None)
+
+
 def test_the_last_layer_is_the_model_itself_with_its_norm():
     assert torch.equal(states(make_tiny("llama", layer=-1)), states(make_tiny("llama")))
     assert torch.equal(states(make_tiny("llama", layer=2)), states(make_tiny("llama")))
@@ -207,5 +211,39 @@ def test_tensors_that_no_embedding_runs_through_are_named(tmp_path):
 def test_a_model_with_encoder_and_decoder_is_refused(tmp_path):
     folder = write_model(tmp_path, "llama")
     (folder / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UserError, match="t5 has an encoder and a decoder"):
+    for path in (str(folder), "random:t5"):
+        with pytest.raises(UserError, match="t5 has an encoder and a decoder"):
+            Embedder.base(ModelSettings(path=path))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bert"])
+def test_texts_longer_than_a_models_positions_are_refused_at_once(family, tmp_path):
+    folder = write_model(tmp_path, family, max_position_embeddings=100)
+    told = {"path": str(folder), "attention": Attention.bidirectional if family == "bert" else Attention.causal}
+    with pytest.raises(UserError, match="model.max_length=150: this model has positions for 100 tokens only"):
+        Embedder.base(ModelSettings(**told))
+    longest = Embedder.base(ModelSettings(**told, max_length=100))
+    assert longest.encode(["x" * 300]).shape == (1, 32)
+
+
+def test_roberta_counts_its_positions_from_behind_its_padding(tmp_path):
+    folder = write_model(tmp_path, "roberta", max_position_embeddings=100, pad_token_id=1)
+    told = {"path": str(folder), "attention": Attention.bidirectional}
+    with pytest.raises(UserError, match="this model has positions for 98 tokens only"):
+        Embedder.base(ModelSettings(**told, max_length=99))
+    assert Embedder.base(ModelSettings(**told, max_length=98)).encode(["x" * 300]).shape == (1, 32)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+    folder = write_model(tmp_path, "llama")
+    (folder / "model.safetensors").write_bytes(b"junk!")
+    with pytest.raises(UserError, match="transformers cannot load it .*header too small"):
+        Embedder.base(ModelSettings(path=str(folder)))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    folder = write_model(tmp_path, "qwen2")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(UserError, match="holds no tokenizer files"):
         Embedder.base(ModelSettings(path=str(folder)))

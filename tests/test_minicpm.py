@@ -25,7 +25,7 @@ def settings(shape: dict) -> dict:
         "vocab_size": len(byte_tokenizer()),
         "intermediate_size": 80,
         "hidden_act": "silu",
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 256,
         "rms_norm_eps": 1e-5,
         "scale_emb": 12,
         "scale_depth": 1.4,

@@ -36,16 +36,16 @@ def test_the_base_is_held_in_4_bits_and_embeds_nearly_the_same(folder):
 
 def test_a_low_rank_update_is_trained_on_it_after_it_was_evaluated_and_keeps_its_contract(folder, tmp_path):
     pytest.importorskip("bitsandbytes", reason=WITHOUT)
-    given = [f"model.path={folder}", "model.quantization=nf4", "train.steps=3", "lora.dropout=0"]
+    given = [f"model.path={folder}", "model.name=tiny", "model.quantization=nf4", "train.steps=3", "lora.dropout=0"]
     job.run(settings(tmp_path / "one", *given))
     run = run_folder(tmp_path / "one")
     loaded = Embedder.load(run)
     assert loaded.contract.quantization is Quantization.nf4
-    untrained = Embedder.base(composed("model=tiny", *given[:2]).model)
+    untrained = Embedder.base(composed("model=tiny", *given[:3]).model)
     assert np.abs(loaded.encode(TEXTS) - untrained.encode(TEXTS)).max() > 1e-3
     job.run(settings(tmp_path / "two", *given))
     assert adapter_bytes(tmp_path / "one") == adapter_bytes(tmp_path / "two")
-    job.run(settings(tmp_path / "one", f"model.path={folder}", "train.steps=3", "lora.dropout=0"))
+    job.run(settings(tmp_path / "one", f"model.path={folder}", "model.name=tiny", "train.steps=3", "lora.dropout=0"))
     assert len([path for path in (tmp_path / "one").iterdir() if path.name.startswith("tiny-")]) == 2
 
 
