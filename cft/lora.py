@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
+from cft.dropout import replace_dropout
 from cft.errors import UserError
 from cft.settings import LoraSettings
 
@@ -135,7 +136,9 @@ def with_adapter(trunk: nn.Module, config: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
-        return get_peft_model(cast(Any, trunk), config)
+        model = get_peft_model(cast(Any, trunk), config)
+    replace_dropout(model)
+    return model
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
