@@ -59,6 +59,7 @@ paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DE
 
 bench: install  ## benchmarks: both sides in one go, and their ratio
 	$(BIN)/python benchmarks/bootstrap.py
+	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 
 clean:  ## remove caches of the tools (outputs/ and .venv stay)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
