@@ -70,7 +70,7 @@ def contrast(
 
     def vectors_of(number: int) -> torch.Tensor:
         if not whole:
-            torch.manual_seed(seed * 65_537 + number)
+            torch.manual_seed((seed * 65_537 + number) % 2**63)  # torch takes no more
         layout = embedder.lay_out([sequences[row] for row in chunks[number]])
         sizes.append((layout.tokens, layout.nodes))
         with autocast():

@@ -114,6 +114,10 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     assert any((other[name] - cached[name]).abs().max() > 1e-4 for name in cached), "dropout must do something"
 
 
+def test_any_seed_of_any_process_will_do():
+    contrast.contrast(tuned(), triplets(8), LossSettings(), chunk_tokens=120, seed=2**62 + (1000 << 40))
+
+
 def test_blocks_of_anchors_change_nothing(monkeypatch):
     batch, embedder = triplets(10), tuned()
     whole = contrast.contrast(embedder, batch, LossSettings(mask_false_negatives=True))
