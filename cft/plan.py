@@ -10,6 +10,7 @@ job or by another that shares it:
     OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from cft.start import Start, choose_device, find_start
 from cft.store import digest
 from cft.sts import load_eval_sets
 from cft.trainer import plan_steps
+
+log = logging.getLogger(__name__)
 
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
 RECIPE = 2
@@ -198,6 +201,8 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
     choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
+    if data is None and config.data.train is not None:
+        log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
     steps = plan_steps(config.train, len(data.triplets)) if data else 0
     late = [step for step in (*config.train.keep, config.eval.step or 0) if step > steps]
     if late:

@@ -278,6 +278,12 @@ def test_without_steps_only_the_base_model_is_scored(tmp_path):
     assert list(folder.glob("evaluations/scenes-*/table.md"))
 
 
+def test_training_data_that_nothing_is_trained_on_are_said_not_to_be_read(tmp_path, caplog):
+    caplog.set_level("INFO", logger="cft")
+    job.run(settings(tmp_path, "data=files", "data.train=nowhere.csv", "train.steps=0"))
+    assert "train.steps=0: nothing is trained, and nowhere.csv is not read" in caplog.text
+
+
 def test_unknown_lora_targets_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
     with pytest.raises(UserError, match="no linear layer named 'Wqkv'; its linear layers are down_proj, gate_proj"):
