@@ -1,5 +1,6 @@
 """Listing, comparing and removing runs; one GPU for each of several processes."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,13 @@ def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
     text = runs.compared(paper.outputs / one, paper.outputs / other)
     settings, _, table = text.partition("\n\n")
     assert [line.split()[0] for line in settings.splitlines()[2:]] == ["loss.hard_negatives"]
-    assert "prompt '{text}'" in table and "not distinguishable" in table
+    assert "prompt '{text}'" in table
+    row = next(line for line in table.splitlines() if line.startswith("scenes "))
+    found = re.search(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\] +(.+?)$", row)
+    difference, lowest, highest = (float(number) for number in found.groups()[:3])
+    assert lowest < difference < highest
+    expected = "higher" if lowest > 0 else "lower" if highest < 0 else "not distinguishable"
+    assert found[4] == expected, "the verdict is what the interval says"
     base = next(paper.outputs.glob("base-*"))
     assert "the second is" in runs.compared(base, paper.outputs / one)
 
