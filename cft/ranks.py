@@ -5,6 +5,7 @@ gradient, so that every anchor has the candidates of the whole batch; gradients 
 over processes changes who computes, not what is computed.
 """
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,7 +124,14 @@ def join(device: torch.device) -> Ranks:
             torch.cuda.set_device(device_of_rank(device))
         with _said():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        # Left to the end of the interpreter, its threads may be cut off at work, which aborts a process that did well.
+        atexit.register(_leave)
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def device_of_rank(device: torch.device) -> torch.device:
