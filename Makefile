@@ -52,7 +52,12 @@ table1: install  ## the paper's training configuration beside the one that runs
 
 table2 table3 table4 table5 table6 figure1: install
 	$(BIN)/python -m cft.study run $@ $(STUDY_ARGS)
-table2:  ## one table of the paper, as table3 to table6 and figure1; SCALE=paper, small or smoke
+table2:  ## after fine-tuning (this and those below: SCALE=paper, small or smoke)
+table3:  ## before fine-tuning
+table4:  ## learning rate
+table5:  ## prompts at evaluation
+table6:  ## hard negatives
+figure1:  ## data efficiency
 
 paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
