@@ -18,7 +18,7 @@ from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.lora import Targets, find_targets, keep_roles
 from cft.settings import PLACEHOLDER, LoraSettings
-from cft.sources import fetch_repository, may_be_repository
+from cft.sources import fetch_repository, last_part, may_be_repository
 from cft.store import plain
 from cft.weights import (
     ADAPTER_CONFIG,
@@ -163,8 +163,7 @@ _SETTABLE = ("pooling", "layer", "attention", "append_eos", "eos_token", "max_le
 
 def _short(path: str) -> str:
     """The last part of a model's path, without what people write differently."""
-    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1].lower().removesuffix(".gguf")
-    return re.sub(r"[-_. ]", "", last)
+    return re.sub(r"[-_. ]", "", last_part(path).lower())
 
 
 def _targets(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets | None:
@@ -177,7 +176,7 @@ def _targets(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets | 
             )
         return None
     config: Any = adapter_config(adapter.folder)
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+    if config.peft_type != "LORA":
         raise UserError(f"adapter={adapter.name} is no LoRA: it can be evaluated (train.steps=0), not trained on")
     if not lora.rank:
         raise UserError(

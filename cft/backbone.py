@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from cft import minicpm
 from cft.batching import Batching, find_batching, sample_sequences
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.layers import keep_layers
 from cft.settings import ModelSettings, Quantization
 from cft.sources import ModelFiles
@@ -133,7 +133,9 @@ def _tokenizer(model: ModelSettings, folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise UserError(f"model.path={model.path}: transformers cannot load its tokenizer ({_first(error)})") from error
+        raise UserError(
+            f"model.path={model.path}: transformers cannot load its tokenizer ({first_line(error)})"
+        ) from error
 
 
 def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
@@ -157,7 +159,7 @@ def _pretrained(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
     except UserError:
         raise
     except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.path={model.path}: transformers cannot load it ({_first(error)})") from error
+        raise UserError(f"model.path={model.path}: transformers cannot load it ({first_line(error)})") from error
     missing = [name for name in found["missing_keys"] if not name.startswith(_UNUSED_PARTS)]
     missing += [str(entry[0] if isinstance(entry, tuple) else entry) for entry in found["mismatched_keys"]]
     if missing:
@@ -242,7 +244,3 @@ def _number(value: Any) -> int | None:
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return value if isinstance(value, int) else None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

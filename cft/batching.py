@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.padded import PaddedLayout, pad
 from cft.prefix_tree import ATTENTION_NAME, TreeLayout, lay_out
 from cft.settings import Attention, Batches, ModelSettings
@@ -126,7 +126,8 @@ def _one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettin
         states = [_run(trunk, pad([sequence], device=device))[-1] for sequence in sequences]
     except Exception as error:  # whatever a model's own code raises: it cannot be run, and this is why
         raise UserError(
-            f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone ({_said(error)})"
+            f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
+            f"({first_line(error)[:200]})"
         ) from error
     found = torch.stack(states)
     if not torch.isfinite(found).all():
@@ -159,7 +160,7 @@ def _try_tree(
         seen: list[torch.nn.Module] = []
         found = _run(trunk, layout, seen=seen)[layout.last]
     except Exception as error:  # whatever a model's own code raises when it is given a tree
-        return float("inf"), _said(error).replace("; set model.batches=padded", "")
+        return float("inf"), first_line(error)[:200].replace("; set model.batches=padded", "")
     layers = getattr(trunk.config, "num_hidden_layers", 0)
     if len(seen) < layers:
         kind = type(trunk).__name__
@@ -219,8 +220,3 @@ def tolerance(trunk: Any) -> float:
 def model_dtype(trunk: Any) -> torch.dtype:
     """Of the weights, those that are not quantised."""
     return next(weight.dtype for weight in trunk.parameters() if weight.is_floating_point())
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

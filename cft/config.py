@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cft.errors import UserError
 from cft.settings import Config, check
+from cft.sources import last_part
 
 CONFIG_NAME = "config"
 
@@ -56,8 +57,7 @@ def _name_of(path: str) -> str:
     """What folders and tables call a model that is known by its path; random ones keep their group's name."""
     if path.startswith("random:"):
         return ""
-    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1].removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(path)).strip("-.")
 
 
 def check_overrides(overrides: list[str]) -> None:

@@ -260,10 +260,11 @@ def _size(embedder: "Embedder", config: Config, triplets: list["Triplet"], texts
     """Tokens that a micro-batch of so many texts puts through the model, and tokens of one of its texts."""
     if not triplets:
         return texts * USUAL_LENGTH, USUAL_LENGTH
-    words = [text for row in triplets for text in (row.anchor, row.positive)]
-    words += [text for row in triplets for text in row.negatives] if config.loss.hard_negatives else []
-    layout = embedder.lay_out(embedder.tokenize(words))
-    return layout.nodes, round(layout.tokens / len(words))
+    from cft.contrast import texts_of
+
+    found = texts_of(triplets, config.loss)
+    layout = embedder.lay_out(embedder.tokenize(found))
+    return layout.nodes, round(layout.tokens / len(found))
 
 
 def _token_checks(embedder: "Embedder") -> list[Check]:

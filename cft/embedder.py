@@ -1,6 +1,7 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,25 +241,32 @@ class Embedder:
         sequences = self.tokenize(distinct)
         order = self.order(sequences)
         vectors: np.ndarray | None = None
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with (
-                torch.inference_mode(),
-                tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
-            ):
-                for chunk in self.chunks(order, sequences, token_budget):
-                    found = F.normalize(self._fitting([sequences[i] for i in chunk]), dim=-1)
-                    _check_finite(found, [distinct[i] for i in chunk])
-                    if vectors is None:
-                        vectors = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
-                    vectors[chunk] = found.cpu().numpy()
-                    bar.update(len(chunk))
-        finally:
-            self.model.train(was_training)
+        with (
+            in_mode(self.model, training=False),
+            torch.inference_mode(),
+            tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
+        ):
+            for chunk in self.chunks(order, sequences, token_budget):
+                found = F.normalize(self._fitting([sequences[i] for i in chunk]), dim=-1)
+                _check_finite(found, [distinct[i] for i in chunk])
+                if vectors is None:
+                    vectors = np.empty((len(distinct), found.shape[1]), dtype=np.float32)
+                vectors[chunk] = found.cpu().numpy()
+                bar.update(len(chunk))
         assert vectors is not None
         place = {text: index for index, text in enumerate(distinct)}
         return vectors[[place[text] for text in texts]]
+
+
+@contextmanager
+def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Have a model in training or evaluation mode for a while, and then as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor:

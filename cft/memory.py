@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cft.embedder import Embedder
+from cft.embedder import Embedder, in_mode
 from cft.lora import trainable
 from cft.losses import info_nce
 
@@ -108,12 +108,8 @@ def training_need(embedder: Embedder, *, length: int, negatives: int, bf16: bool
             for weight in trainable(embedder.model).values():
                 weight.grad = None
 
-    was_training = embedder.model.training
-    embedder.model.train()
-    try:
+    with in_mode(embedder.model, training=True):
         return _line(step(2), step(4))
-    finally:
-        embedder.model.train(was_training)
 
 
 def evaluation_need(embedder: Embedder, *, length: int) -> Need:
@@ -128,12 +124,8 @@ def evaluation_need(embedder: Embedder, *, length: int) -> Need:
 
         return layout.nodes, peak_bytes(work, embedder.device)
 
-    was_training = embedder.model.training
-    embedder.model.eval()
-    try:
+    with in_mode(embedder.model, training=False):
         return _line(batch(8), batch(16))
-    finally:
-        embedder.model.train(was_training)
 
 
 def weight_bytes(model: torch.nn.Module) -> int:

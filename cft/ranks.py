@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 
 # Others wait this long for the first process: it alone evaluates.
 _PATIENCE = timedelta(hours=12)
@@ -169,10 +169,9 @@ def _said() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"another process of this training has ended or cannot be reached ({cause}); its own output says why. The "
-            "same command goes on from the last checkpoint"
+            "another process of this training has ended or cannot be reached "
+            f"({first_line(error)[:200]}); its own output says why. The same command goes on from the last checkpoint"
         ) from error
 
 

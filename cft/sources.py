@@ -33,7 +33,7 @@ OFFLINE_HINT = (
     "with eval.folder=FOLDER"
 )
 _WHEEL = re.compile(r"wheel:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^/]+)/(?P<member>.+)")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model's folder may hold for us: weights as safetensors and the texts around them; never pickles, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
@@ -79,10 +79,16 @@ def fetch(model: ModelSettings) -> ModelFiles:
     return _from_hub(path, model.revision)
 
 
+def last_part(path: str) -> str:
+    """The last part of a model's path, on whatever system it was written, without a file's ending."""
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return last[: -len(".gguf")] if last.lower().endswith(".gguf") else last
+
+
 def may_be_repository(name: str) -> bool:
     """Whether a name may be a hub repository's, rather than a folder's that is not there."""
     owner = name.partition("/")[0]
-    return bool(HUB_NAME.fullmatch(name)) and not name.startswith((".", "~")) and not Path(owner).is_dir()
+    return bool(_HUB_NAME.fullmatch(name)) and not name.startswith((".", "~")) and not Path(owner).is_dir()
 
 
 def _from_folder(folder: Path) -> ModelFiles:

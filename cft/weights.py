@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.lora import with_adapter
 from cft.store import replacing, sha256_of_file, write_json
 
@@ -60,7 +60,7 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
         try:
             trunk.load_state_dict(_read_tensors(folder / FULL_WEIGHTS))
         except RuntimeError as error:
-            raise UserError(f"the weights in {folder} are not those of this base model: {_first(error)}") from error
+            raise UserError(f"the weights in {folder} are not those of this base model: {first_line(error)}") from error
         return trunk.requires_grad_(dropout is not None)
     config = adapter_config(folder)
     tensors = {_name_in(trunk, name): tensor for name, tensor in _read_tensors(folder / ADAPTER_WEIGHTS).items()}
@@ -78,7 +78,7 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
         model = with_adapter(trunk, config)
         outcome: Any = set_peft_model_state_dict(model, tensors)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"the adapter in {folder} does not fit this base model: {_first(error)}") from error
+        raise UserError(f"the adapter in {folder} does not fit this base model: {first_line(error)}") from error
     ours = {name for name in get_peft_model_state_dict(model)}
     odd = sorted(ours ^ set(tensors)) + list(outcome.unexpected_keys)
     if odd:
@@ -97,7 +97,7 @@ def adapter_config(folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {folder / ADAPTER_CONFIG}: {_first(error)}") from error
+        raise UserError(f"cannot read {folder / ADAPTER_CONFIG}: {first_line(error)}") from error
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in _ON_LAYERS:
         raise UserError(
@@ -115,12 +115,12 @@ def adapter_config(folder: Path) -> Any:
 
 def head_tensors(folder: Path) -> list[str]:
     """Tensors of an adapter that belong to a language-model head, which no embedding runs through."""
-    return sorted(name for name in _read_tensors(folder / ADAPTER_WEIGHTS) if _is_of_head(name))
+    return sorted(name for name in _names(folder / ADAPTER_WEIGHTS) if _is_of_head(name))
 
 
 def adapter_layers(folder: Path) -> list[str]:
     """The layers that a LoRA sits on, by the last parts of their names."""
-    names = (name for name in _read_tensors(folder / ADAPTER_WEIGHTS) if ".lora_" in name and not _is_of_head(name))
+    names = (name for name in _names(folder / ADAPTER_WEIGHTS) if ".lora_" in name and not _is_of_head(name))
     return sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names})
 
 
@@ -151,11 +151,20 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         )
 
 
+def _names(path: Path) -> list[str]:
+    """Names of a file's tensors, which are not read."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return list(stream.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {_first(error)}") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def weights_digest(folder: Path) -> str:
@@ -168,7 +177,3 @@ def weights_digest(folder: Path) -> str:
         if (folder / name).exists():
             return sha256_of_file(folder / name)
     raise UserError(f"{folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
