@@ -1,19 +1,23 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
+import hashlib
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cft import scenes
+from cft.corpus import Corpus, Rows, open_corpus
 from cft.errors import UserError
-from cft.files import BadRows, read_scored_pairs, read_triplets
+from cft.files import BadRows, read_scored_pairs, stream_triplets
 from cft.records import ScoredPair, Triplet
 from cft.settings import DataSettings, DataSource
 from cft.sources import OFFLINE_HINT, hub_answers
-from cft.store import digest
+from cft.store import DIGEST_LENGTH, canonical
 from cft.sts import DEV_SET, load_hub_set
 
 log = logging.getLogger(__name__)
@@ -24,6 +28,9 @@ NLI_FILE = "nli_for_simcse.csv"
 # A small file keeps at least nine tenths of its rows for training.
 _LARGEST_HOLDOUT_SHARE = 10
 
+# Rows that are named by their content at one time.
+_BLOCK = 10_000
+
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
 
@@ -32,11 +39,11 @@ _SCENES_DEV_PAIRS = 200
 class TrainingData:
     """What a training eats and is watched with.
 
-    triplets: to train on. holdout: triplets kept out of training. dev: scored pairs for in-training evaluation,
-    perhaps none. content: digest of all of it. skipped: how many bad rows were left out.
+    triplets: to train on, in memory or on disk. holdout: triplets kept out of training. dev: scored pairs for
+    in-training evaluation, perhaps none. content: digest of all of it. skipped: how many bad rows were left out.
     """
 
-    triplets: list[Triplet]
+    triplets: Sequence[Triplet]
     holdout: list[Triplet]
     dev: list[ScoredPair]
     content: str
@@ -54,30 +61,49 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         UserError: naming the file and row, or the hub file that cannot be had.
     """
     if settings.source is DataSource.scenes:
-        rows, skipped = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed), 0
+        rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
+        skipped = 0
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     else:
-        rows, skipped = _read_triplets(settings)
-        rows, holdout = _hold_out(rows, settings.holdout, seed)
+        corpus = _open_triplets(settings)
+        skipped = corpus.skipped
+        rows, holdout = _hold_out(corpus.rows[: settings.rows], settings.holdout, seed)
         dev = _read_dev(settings)
-    return TrainingData(rows, holdout, dev, content=digest([rows, holdout, dev]), skipped=skipped)
+    return TrainingData(rows, holdout, dev, content=_content(rows, holdout, dev), skipped=skipped)
 
 
-def _read_triplets(settings: DataSettings) -> tuple[list[Triplet], int]:
+def _content(*parts: Sequence[Any]) -> str:
+    """What `digest` gives for a list of these lists, without ever holding a text of all of them."""
+    state = hashlib.sha256()
+    for number, part in enumerate(parts):
+        state.update(b"[[" if number == 0 else b",[")
+        rows = iter(part)
+        for start in itertools.count():
+            block = list(itertools.islice(rows, _BLOCK))
+            if not block:
+                break
+            state.update((b"," if start else b"") + canonical(block).encode()[1:-1])
+        state.update(b"]")
+    state.update(b"]")
+    return state.hexdigest()[:DIGEST_LENGTH]
+
+
+def _open_triplets(settings: DataSettings) -> Corpus:
     path = _hub_file(settings) if settings.source is DataSource.hub else Path(str(settings.train)).expanduser()
-    rows, skipped = read_triplets(
+    anchor, positive, negatives = settings.anchor_column, settings.positive_column, list(settings.negative_columns)
+    bad = BadRows(settings.on_bad_row)
+    found = open_corpus(
         path,
-        anchor=settings.anchor_column,
-        positive=settings.positive_column,
-        negatives=settings.negative_columns,
-        on_bad_row=BadRows(settings.on_bad_row),
+        # the file's name is told in messages, and its ending says how it is read
+        [path.name, anchor, positive, negatives, bad],
+        lambda: stream_triplets(path, anchor=anchor, positive=positive, negatives=negatives, on_bad_row=bad),
     )
-    for row in skipped[:10]:
+    for row in found.reasons:
         log.warning("skipped %s: %s", row.where, row.reason)
-    if len(skipped) > 10:
-        log.warning("skipped %d more bad rows", len(skipped) - 10)
-    return rows[: settings.rows], len(skipped)
+    if found.skipped > len(found.reasons):
+        log.warning("skipped %d more bad rows", found.skipped - len(found.reasons))
+    return found
 
 
 def _hub_file(settings: DataSettings) -> Path:
@@ -101,12 +127,11 @@ def _hub_file(settings: DataSettings) -> Path:
         ) from error
 
 
-def _hold_out(rows: list[Triplet], count: int, seed: int) -> tuple[list[Triplet], list[Triplet]]:
+def _hold_out(rows: Rows, count: int, seed: int) -> tuple[Rows, list[Triplet]]:
     """Set aside `count` rows, or a tenth of all if that is fewer; the rest keep their order."""
     count = min(count, len(rows) // _LARGEST_HOLDOUT_SHARE)
-    held = set(np.random.default_rng([seed, 1]).permutation(len(rows))[:count].tolist())
-    kept = [row for index, row in enumerate(rows) if index not in held]
-    return kept, [rows[index] for index in sorted(held)]
+    held = np.sort(np.random.default_rng([seed, 1]).permutation(len(rows))[:count])
+    return rows.select(np.delete(np.arange(len(rows)), held)), list(rows.select(held))
 
 
 def _read_dev(settings: DataSettings) -> list[ScoredPair]:

@@ -2,13 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
+
+
+class Encoder(Protocol):
+    """Whatever turns texts into unit vectors: an embedder, or one that remembers what it embedded."""
+
+    def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
+        """(len(texts), D) float32."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Evaluation:
 
 
 def evaluate(
-    embedder: Embedder,
+    embedder: Encoder,
     sets: dict[str, list[ScoredPair]],
     triplets: Sequence[Triplet] = (),
     *,

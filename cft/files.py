@@ -28,6 +28,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz
 # The csv module refuses texts above 131,072 characters by itself; this is the most that every platform takes.
 _LONGEST_CELL = 2**31 - 1
 _MOST_COLUMNS_TOLD = 20
+_MOST_REASONS_TOLD = 3
 
 _Converted = TypeVar("_Converted")
 
@@ -94,7 +95,7 @@ class _Source:
         return UserError(f"{self.key}={self.path}: {problem}")
 
 
-def read_triplets(
+def stream_triplets(
     path: str | Path,
     *,
     anchor: str,
@@ -102,8 +103,8 @@ def read_triplets(
     negatives: Sequence[str],
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "data.train",
-) -> tuple[list[Triplet], list[Skipped]]:
-    """Read training triplets.
+) -> Iterator[Triplet | Skipped]:
+    """Read training triplets one after the other.
 
     Args:
         path: the file.
@@ -114,7 +115,7 @@ def read_triplets(
         on_bad_row: stop at a bad row, or leave it out.
         key: the config key that named the file, for messages.
 
-    Returns:
+    Yields:
         The triplets, texts verbatim, and the rows that were left out.
 
     Raises:
@@ -135,7 +136,7 @@ def read_triplets(
             _text(cells, anchor, "anchor"), _text(cells, positive, "positive"), _all_negatives(cells, negatives)
         )
 
-    return _read(source, triplet, on_bad_row)
+    return _stream(source, triplet, on_bad_row)
 
 
 def read_scored_pairs(
@@ -177,46 +178,51 @@ def read_scored_pairs(
             _text(cells, sentence1, "sentence1"), _text(cells, sentence2, "sentence2"), _number(cells, score, "score")
         )
 
-    return _read(source, pair, on_bad_row)
+    found = list(_stream(source, pair, on_bad_row))
+    return [row for row in found if isinstance(row, ScoredPair)], [row for row in found if isinstance(row, Skipped)]
 
 
 # Reading: from a file to numbered rows
 
 
-def _read(
+def _stream(
     source: _Source, convert: Callable[[dict[str, Any]], _Converted], on_bad_row: BadRows
-) -> tuple[list[_Converted], list[Skipped]]:
+) -> Iterator[_Converted | Skipped]:
     """Convert every row of a file, and word what goes wrong with the file itself."""
+    used = skipped = 0
+    reasons: list[Skipped] = []
     try:
         _check_path(source)
-        rows, skipped = _convert_rows(source, convert, on_bad_row)
+        for row in _convert_rows(source, convert, on_bad_row):
+            if isinstance(row, Skipped):
+                skipped += 1
+                reasons += [row] if skipped <= _MOST_REASONS_TOLD else []
+            else:
+                used += 1
+            yield row
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise source.fail(f"not a whole gzip file ({error}); fetch or compress it again") from error
     except OSError as error:
         raise source.fail(f"cannot be read ({error.strerror or error})") from error
-    if not rows and skipped:
-        reasons = "; ".join(f"{row.where} {row.reason}" for row in skipped[:3])
-        raise source.fail(f"none of its {len(skipped)} rows can be used: {reasons}")
-    if not rows:
+    if not used and skipped:
+        told = "; ".join(f"{row.where} {row.reason}" for row in reasons)
+        raise source.fail(f"none of its {skipped} rows can be used: {told}")
+    if not used:
         raise source.fail("has no data rows")
-    return rows, skipped
 
 
 def _convert_rows(
     source: _Source, convert: Callable[[dict[str, Any]], _Converted], on_bad_row: BadRows
-) -> tuple[list[_Converted], list[Skipped]]:
-    rows: list[_Converted] = []
-    skipped: list[Skipped] = []
+) -> Iterator[_Converted | Skipped]:
     for row in _rows(source):
         try:
             if isinstance(row.cells, _BadRow):
                 raise row.cells
-            rows.append(convert(row.cells))
+            yield convert(row.cells)
         except _BadRow as reason:
             if on_bad_row is BadRows.RAISE:
                 raise UserError(f"{source.place(row)} {reason}; {source.row_advice}") from None
-            skipped.append(Skipped(source.place(row), str(reason)))
-    return rows, skipped
+            yield Skipped(source.place(row), str(reason))
 
 
 def _check_path(source: _Source) -> None:

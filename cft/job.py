@@ -1,6 +1,7 @@
 """One job, carried out: score the base model, train it, score the result, and leave a complete record."""
 
 import gc
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from cft.environment import describe
 from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
-from cft.plan import FINISHED, Inputs, Plan, make_plan
+from cft.plan import FINISHED, RECIPE, Inputs, Plan, make_plan
 from cft.ranks import Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
@@ -27,6 +28,7 @@ from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
 from cft.trainer import Watcher, train
+from cft.vectors import Remembering
 from cft.weights import ADAPTER_FOLDER, save_weights
 
 log = logging.getLogger(__name__)
@@ -268,7 +270,8 @@ def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what:
             began = time.perf_counter()
             prompted = embedder().with_template(plan.config.prompt.eval_template)
             caption = f"evaluating {what} on {folder.name.rsplit('-', 1)[0]}"
-            found = evaluate(prompted, sets, triplets, progress=caption)
+            remembering = Remembering(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
+            found = evaluate(remembering, sets, triplets, progress=caption)
             results.write(folder, found, prompted.contract, seconds=time.perf_counter() - began)
             return found
 
@@ -331,7 +334,8 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ran
     """What is about to happen, in numbers."""
     config, steps = plan.config, plan.steps
     micro = config.train.batch_size // config.train.accumulation
-    negatives = sum(len(row.negatives) for row in data.triplets) / len(data.triplets)
+    some = list(itertools.islice(data.triplets, 10_000))
+    negatives = sum(len(row.negatives) for row in some) / len(some)
     hard = round(micro * negatives) if config.loss.hard_negatives else 0
     count = sum(weight.numel() for weight in trainable(model).values())
     log.info(

@@ -48,7 +48,9 @@ def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pa
     }
     seen = None
     if data is not None:
-        known = {key(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives)}
+        wanted = {one for of_set in keys.values() for both in of_set for one in both}
+        training = (key(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
+        known = {one for one in training if one in wanted}
         seen = {
             name: np.array([sum(one in known for one in both) for both in of_set], dtype=np.uint8)
             for name, of_set in keys.items()

@@ -238,6 +238,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     outputs: str = "outputs"
+    vector_cache_gb: float = 2.0
 
 
 def from_plain(kind: Any, value: Any) -> Any:
@@ -279,6 +280,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
     micro_batch = train.batch_size // max(train.accumulation, 1)
     return [
         (config.lr > 0, f"lr={config.lr}: the learning rate must be above 0 (the paper uses 5e-5)"),
+        (
+            config.vector_cache_gb >= 0,
+            f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) or more",
+        ),
         (config.seed >= 0, f"seed={config.seed}: must be 0 or more"),
         (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),
         (

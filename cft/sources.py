@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from cft.errors import UserError
 from cft.settings import ModelSettings
-from cft.store import digest, sha256_of_file
+from cft.store import cache_folder, digest, sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,6 @@ class ModelFiles:
 
     folder: Path | None
     identity: str
-
-
-def cache_folder() -> Path:
-    """Where converted and fetched models are kept: $CFT_CACHE, or `cft` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CFT_CACHE") or Path(home) / "cft")
 
 
 def fetch(model: ModelSettings) -> ModelFiles:

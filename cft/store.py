@@ -20,6 +20,12 @@ log = logging.getLogger(__name__)
 DIGEST_LENGTH = 12
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept for all jobs: $CFT_CACHE, or `cft` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CFT_CACHE") or Path(home) / "cft")
+
+
 def plain(value: Any) -> Any:
     """Turn dataclasses, enums, tuples and paths into what JSON can hold, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -37,8 +43,12 @@ def plain(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """Short name of a value's content: equal values give equal names, whatever the order of their keys."""
-    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def canonical(value: Any) -> str:
+    """A value as JSON, always in the same way."""
+    return json.dumps(plain(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def sha256_of_file(path: Path) -> str:

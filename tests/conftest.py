@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,24 @@ from transformers import AutoConfig
 
 from cft.embedder import Embedder
 from cft.settings import Attention, ModelSettings
+from cft.store import cache_folder
 from cft.tokenization import byte_tokenizer
 
 # W&B must not look for a network, nor anything for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _private_cache() -> str:
+    """A cache for these tests alone, but for models that are slow to come by."""
+    private = Path(tempfile.mkdtemp(prefix="cft-tests-"))
+    for name in ("converted", "wheels"):
+        (cache_folder() / name).mkdir(parents=True, exist_ok=True)
+        (private / name).symlink_to((cache_folder() / name).resolve())
+    return str(private)
+
+
+os.environ["CFT_CACHE"] = _private_cache()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

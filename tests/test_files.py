@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cft.errors import UserError
-from cft.files import BadRows, Skipped, read_scored_pairs, read_triplets
+from cft.files import BadRows, Skipped, read_scored_pairs, stream_triplets
 from cft.records import ScoredPair, Triplet
 
 ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet"]
@@ -41,6 +41,12 @@ def write(folder: Path, ending: str, rows: list[dict]) -> Path:
         else:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
     return path
+
+
+def read_triplets(path: Path, **options: object) -> tuple[list[Triplet], list[Skipped]]:
+    """Everything that `stream_triplets` gives, sorted into what can be used and what was left out."""
+    found = list(stream_triplets(path, **options))
+    return [row for row in found if isinstance(row, Triplet)], [row for row in found if isinstance(row, Skipped)]
 
 
 def as_json(**changes: object) -> str:
