@@ -108,7 +108,7 @@ def _triplets(config: Config) -> list["Triplet"]:
     from cft.plan import Inputs
 
     try:
-        return Inputs().data(config.data).triplets[: config.train.batch_size]
+        return list(Inputs().data(config.data).triplets[: config.train.batch_size])
     except UserError as error:
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
         return []

@@ -106,7 +106,7 @@ def _key(text: str) -> bytes:
 
 
 def _content(part: np.ndarray) -> str:
-    return hashlib.sha256(part.view(np.uint8)).hexdigest()[:32]
+    return hashlib.sha256(np.ascontiguousarray(part).view(np.uint8).data).hexdigest()[:32]
 
 
 def _read(path: Path) -> np.ndarray | None:

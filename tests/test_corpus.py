@@ -70,14 +70,13 @@ def test_selections_of_selections_are_what_lists_give(tmp_path, small_blocks):
     assert list(rows[10:10]) == [] and rows[-1] == listed[-1]
 
 
-def test_a_file_is_converted_once_by_its_content(tmp_path, cache, monkeypatch):
+def test_a_file_is_converted_once_by_its_content(tmp_path, monkeypatch):
     path = write(tmp_path, 20)
     opened(path)
     reads = []
-    monkeypatch.setattr("cft.files._rows", lambda source: reads.append(source) or iter(()))
-    assert list(opened(path).rows) == expected(20) and not reads
-    monkeypatch.undo()
-    os.environ["CFT_CACHE"] = str(cache.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr("cft.files._rows", lambda source: reads.append(source) or iter(()))
+        assert list(opened(path).rows) == expected(20) and not reads
     path.write_text(path.read_text().replace("anchor 3", "other 3"))
     assert opened(path).rows[3].anchor == "other 3"
 
