@@ -62,9 +62,11 @@ figure1:  ## data efficiency
 paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
 
-bench: install  ## benchmarks: both sides in one go, and their ratio
+bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
+	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
 
 clean:  ## remove caches of the tools (outputs/ and .venv stay)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -8,6 +8,7 @@ Both sides draw the same counts; their scores are compared before anything is ti
 import time
 
 import numpy as np
+from publish import Comparison, Found, publish
 from scipy.stats import spearmanr
 
 from cft.verdicts import _CHUNK, _Set, resample
@@ -19,7 +20,7 @@ SCIPY_RESAMPLES = 20
 
 
 def main() -> None:
-    """Print seconds of both sides and their ratio."""
+    """Time both sides and publish their ratio."""
     generator = np.random.default_rng(0)
     scores = {name: np.round(generator.uniform(0, 5, size), 1) for name, size in SIZES.items()}
     systems = [
@@ -46,12 +47,22 @@ def main() -> None:
     resample(systems, scores, identity, resamples=RESAMPLES)
     seconds = time.perf_counter() - began
     theirs_seconds = scipy_seconds / SCIPY_RESAMPLES * RESAMPLES
-    print(
-        f"{RESAMPLES} resamples of {sum(SIZES.values())} pairs in {len(SIZES)} sets, two embedders, {_CHUNK} at a time"
+    ratio = theirs_seconds / seconds
+    pairs = sum(SIZES.values())
+    publish(
+        "bootstrap",
+        Found(
+            title="Confidence intervals",
+            command="python benchmarks/bootstrap.py",
+            table=[("side", "resamples timed", "time a resample, cft's = 1")]
+            + [("cft", str(RESAMPLES), "1.00"), ("a loop over scipy", str(SCIPY_RESAMPLES), f"{ratio:.2f}")],
+            comparisons=[Comparison(f"{RESAMPLES:,} resamples of nine sets", "a loop over scipy's spearmanr", ratio)],
+            notes=[
+                f"{pairs:,} pairs in {len(SIZES)} sets, two embedders, {_CHUNK} resamples at a time. Largest "
+                f"difference of a score: {largest:.0e} points."
+            ],
+        ),
     )
-    print(f"largest difference of a score: {largest:.1e} points")
-    print(f"scipy's loop ({SCIPY_RESAMPLES} resamples, scaled): {theirs_seconds:.0f} s   here: {seconds:.1f} s")
-    print(f"ratio: {theirs_seconds / seconds:.1f}x")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,18 @@ anything is timed, and the sides take turns. The limit is the time that the step
 """
 
 import argparse
-import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peers import its_version, medians, original, original_vectors, sentence_transformer
+from publish import Comparison, Found, publish
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cft import memory
 from cft.config import compose_config
@@ -31,11 +29,11 @@ from cft.embedder import Embedder
 from cft.lora import add_lora
 from cft.losses import info_nce
 from cft.settings import LoraSettings, LossSettings, ModelSettings
-from cft.sources import fetch
-from cft.tables import as_text
 
-PADDED_TO = 150  # the reference code's
 LOSS = LossSettings()
+OLD_WAY = "the original's way"
+WHY_LIMIT = "single-element products, attention, SiLU, sums, copies and dropout are the rest"
+WHY_OLD_WAY = "450 padded tokens a triplet stand against about 50 real ones, and both run at the machine's rate"
 
 
 def ours(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Embedder]:
@@ -45,31 +43,21 @@ def ours(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Embedd
     return lambda: contrast(embedder, batch, LOSS).loss, embedder
 
 
-def sentence_transformers(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Any]:
-    """Its loss in a loop: three padded passes, last-token pooling, EOS written behind every text."""
-    from sentence_transformers import SentenceTransformer, losses
-    from sentence_transformers.models import Normalize, Pooling, Transformer
+def _columns(batch: list) -> list[list[str]]:
+    return [[row.anchor for row in batch], [row.positive for row in batch], [row.negatives[0] for row in batch]]
 
-    with tempfile.TemporaryDirectory() as folder:
-        _without_chat_template(fetch(model).folder, Path(folder))
-        transformer = Transformer(folder, max_seq_length=model.max_length)
-    tokenizer = transformer.tokenizer
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    whole = SentenceTransformer(
-        modules=[
-            transformer,
-            Pooling(transformer.get_word_embedding_dimension(), pooling_mode="lasttoken"),
-            Normalize(),
-        ],
-        device="cpu",
-    )
-    add_lora(transformer.auto_model, LoraSettings(), seed=0)
+
+def theirs(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Any]:
+    """Sentence-transformers: its loss in a loop, three padded passes, EOS written behind every text."""
+    from sentence_transformers import losses
+
+    whole = sentence_transformer(model)
+    add_lora(whole[0].auto_model, LoraSettings(), seed=0)
     loss = losses.MultipleNegativesRankingLoss(whole, scale=1 / LOSS.temperature)
-    columns = [[row.anchor for row in batch], [row.positive for row in batch], [row.negatives[0] for row in batch]]
-    eos = tokenizer.eos_token
+    eos = whole.tokenizer.eos_token
 
     def step() -> float:
-        features = [whole.preprocess([text + eos for text in column]) for column in columns]
+        features = [whole.preprocess([text + eos for text in column]) for column in _columns(batch)]
         value = loss(features, torch.empty(0))
         value.backward()
         return value.item()
@@ -77,38 +65,14 @@ def sentence_transformers(model: ModelSettings, batch: list) -> tuple[Callable[[
     return step, whole
 
 
-def _without_chat_template(folder: Path, copy: Path) -> None:
-    """The same model, but texts are not silently wrapped into a conversation."""
-    for path in folder.iterdir():
-        if path.name == "tokenizer_config.json":
-            told = json.loads(path.read_text())
-            told.pop("chat_template", None)
-            (copy / path.name).write_text(json.dumps(told))
-        elif path.name != "chat_template.jinja":
-            (copy / path.name).symlink_to(path.resolve())
-
-
-def original(model: ModelSettings, batch: list, embedder: Embedder) -> tuple[Callable[[], float], Any]:
-    """The reference code's way: three passes padded to 150 on the left, language-model head, all hidden states."""
-    folder = fetch(model).folder
-    causal = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    causal.base_model.load_state_dict(Embedder.base(model).model.state_dict())
-    causal.set_attn_implementation("sdpa")
+def old_way(model: ModelSettings, batch: list, embedder: Embedder) -> tuple[Callable[[], float], Any]:
+    """The reference code's step: three passes padded to 150, language-model head, all hidden states."""
+    causal = original(model)
     add_lora(causal.base_model, LoraSettings(), seed=0)
-    columns = [[row.anchor for row in batch], [row.positive for row in batch], [row.negatives[0] for row in batch]]
-    filler = embedder.contract.suffix_ids[-1]
-
-    def embed(texts: list[str]) -> torch.Tensor:
-        sequences = embedder.tokenize(texts)
-        ids = torch.tensor([[filler] * (PADDED_TO - len(s)) + list(s) for s in sequences])
-        mask = torch.tensor([[0] * (PADDED_TO - len(s)) + [1] * len(s) for s in sequences])
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        out = causal(input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True)
-        return out.hidden_states[-1][:, -1]
 
     def step() -> float:
-        anchor, positive, negative = (F.normalize(embed(column), dim=-1) for column in columns)
-        value = info_nce(anchor, positive, negative, temperature=LOSS.temperature).loss
+        found = [original_vectors(causal, embedder.tokenize(column)) for column in _columns(batch)]
+        value = info_nce(*(F.normalize(vectors, dim=-1) for vectors in found), temperature=LOSS.temperature).loss
         value.backward()
         return value.item()
 
@@ -152,21 +116,15 @@ def limit(step: Callable[[], Any]) -> tuple[float, float]:
     return seconds, flops
 
 
-def medians(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, after one warm-up, the sides taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, step in sides.items():
-            began = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-        print(f"  turn {turn} of {repeats} done", file=sys.stderr)
-    return {name: statistics.median(values) for name, values in times.items()}
+def _ready(models: list[Any]) -> None:
+    """Have models in training mode, with dropout and without old gradients."""
+    for model in models:
+        model.train()
+        model.zero_grad(set_to_none=True)
 
 
 def main() -> None:
-    """Compare the sides and print one table."""
+    """Compare the sides and publish one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; generated scenes without")
     parser.add_argument("--model", default="smollm2", help="a choice of conf/model")
@@ -177,56 +135,69 @@ def main() -> None:
     data = ["data=files", f"data.train={arguments.triplets}"] if arguments.triplets else []
     config = compose_config([f"model={arguments.model}", *data])
     rows = load_training_data(config.data, seed=0).triplets
-    batch, small = rows[: arguments.batch], rows[: arguments.original_batch]
-    table = [("step", "triplets", "time, cft's = 1", "peak memory, cft's = 1")]
+    batch, small = list(rows[: arguments.batch]), list(rows[: arguments.original_batch])
+    table: list[tuple[str, ...]] = [("step", "triplets", "time, cft's = 1", "peak memory, cft's = 1")]
+    what = f"training step of {config.model.name}, {len(batch)} triplets"
 
     step, embedder = ours(config.model, batch)
     embedder.model.eval()
     loss = step()
     sides = {"cft": step}
-    models: dict[str, Any] = {"cft": embedder.model}
+    models = [embedder.model]
     try:
-        theirs, whole = sentence_transformers(config.model, batch)
+        other, whole = theirs(config.model, batch)
         whole.eval()
-        other = theirs()
-        assert abs(other - loss) < 1e-4 * loss, (loss, other)
-        sides["sentence-transformers"], models["sentence-transformers"] = theirs, whole
+        their_loss = other()
+        assert abs(their_loss - loss) < 1e-4 * loss, (their_loss, loss)
+        sides[its_version()] = other
+        models.append(whole)
     except ImportError:
         print("sentence-transformers is not installed: its part is left out", file=sys.stderr)
-    for model in models.values():
-        model.train()
-        model.zero_grad(set_to_none=True)
+    _ready(models)
     found = medians(sides, arguments.repeats)
     layout = embedder.lay_out(embedder.tokenize(texts_of(batch, LOSS)))
-    for name, seconds in found.items():
-        table.append((name, str(len(batch)), f"{seconds / found['cft']:.2f}", ""))
-    seconds, flops = limit(step)
-    table.append(("cft's matrix products alone", str(len(batch)), f"{seconds / found['cft']:.2f}", ""))
-    print(f"{flops / seconds / 1e9:.0f} GFLOP/s in matrix products, {flops / 1e9:.0f} GFLOP a step", file=sys.stderr)
+    table += [(name, str(len(batch)), f"{seconds / found['cft']:.2f}", "") for name, seconds in found.items()]
+    alone, flops = limit(step)
+    table.append(("cft's matrix products alone", str(len(batch)), f"{alone / found['cft']:.2f}", ""))
+    comparisons = [Comparison(what, name, found[name] / found["cft"], 3.0) for name in found if name != "cft"]
+    comparisons.append(Comparison(what, "its matrix products alone", alone / found["cft"], 0.85, WHY_LIMIT))
     sides.clear()
     models.clear()
 
     step, embedder = ours(config.model, small)
-    old, causal = original(config.model, small, embedder)
+    old, causal = old_way(config.model, small, embedder)
     embedder.model.eval()
     causal.eval()
     assert abs(old() - step()) < 1e-4 * step(), (old(), step())
-    for model in (embedder.model, causal):
-        model.train()
-        model.zero_grad(set_to_none=True)
-    found = medians({"cft": step, "the original's way": old}, max(arguments.repeats // 2, 1))
+    _ready([embedder.model, causal])
+    found = medians({"cft": step, OLD_WAY: old}, max(arguments.repeats // 2, 1))
     peaks = {}
-    for name, one, model in (("cft", step, embedder.model), ("original", old, causal)):
+    for name, one, model in (("cft", step, embedder.model), (OLD_WAY, old, causal)):
         model.zero_grad(set_to_none=True)
         peaks[name] = memory.peak_bytes(lambda one=one: one() and None, torch.device("cpu")) / 2**30
     table.append(("cft", str(len(small)), "1.00", "1.00"))
-    ratios = found["the original's way"] / found["cft"], peaks["original"] / peaks["cft"]
-    table.append(("the original's way", str(len(small)), *(f"{ratio:.2f}" for ratio in ratios)))
-    print(
-        f"\n{config.model.name}: {layout.nodes:,} nodes stand for the {layout.tokens:,} tokens of {len(batch)} triplets"
+    ratios = found[OLD_WAY] / found["cft"], peaks[OLD_WAY] / peaks["cft"]
+    table.append((OLD_WAY, str(len(small)), *(f"{ratio:.2f}" for ratio in ratios)))
+    few = f"training step of {config.model.name}, {len(small)} triplets"
+    comparisons += [
+        Comparison(few, OLD_WAY, ratios[0], 25.0, WHY_OLD_WAY),
+        Comparison(f"peak memory of a {few}", OLD_WAY, ratios[1], 5.0),
+    ]
+    publish(
+        "training_step",
+        Found(
+            title="One training step",
+            command="python benchmarks/training_step.py" + (" --triplets FILE" if arguments.triplets else ""),
+            table=table,
+            comparisons=comparisons,
+            notes=[
+                f"Losses are equal ({loss:.5f}), LoRA is the paper's; medians of {arguments.repeats} turns. "
+                f"{layout.nodes:,} nodes stand for the {layout.tokens:,} tokens of {len(batch)} triplets; matrix "
+                f"products come to {flops / 1e9:.0f} GFLOP a step, here at {flops / alone / 1e9:.0f} GFLOP a second. "
+                f"{OLD_WAY.capitalize()}: three passes padded to 150 tokens, language-model head, all hidden states.",
+            ],
+        ),
     )
-    print(f"losses are equal ({loss:.5f}); medians of {arguments.repeats} on {torch.get_num_threads()} threads\n")
-    print(as_text(table))
 
 
 if __name__ == "__main__":

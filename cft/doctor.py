@@ -244,7 +244,8 @@ def _memory(embedder: "Embedder", config: Config, triplets: list["Triplet"], *, 
         row(f"training, {what}", usual, optimizer, need.of(usual))
         row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest))
     need = memory.evaluation_need(embedder, length=length)
-    row("evaluation, a full batch", TOKEN_BUDGET, 0, need.of(TOKEN_BUDGET))
+    budget = TOKEN_BUDGET[embedder.device.type]
+    row("evaluation, a full batch", budget, 0, need.of(budget))
     free = memory.available_bytes(embedder.device)
     said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded)"
     too_large = [name for name, beside in wanted if beside > free]

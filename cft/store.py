@@ -43,12 +43,12 @@ def plain(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """Short name of a value's content: equal values give equal names, whatever the order of their keys."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(canonical(plain(value)).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def canonical(value: Any) -> str:
-    """A value as JSON, always in the same way."""
-    return json.dumps(plain(value), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    """What JSON can hold as JSON, always in the same way."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def sha256_of_file(path: Path) -> str:
