@@ -23,6 +23,7 @@ from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_LINES = (".txt", ".txt.gz")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 
 # The csv module refuses texts above 131,072 characters by itself; this is the most that every platform takes.
@@ -68,7 +69,8 @@ class _Source:
     """A file, what is wanted from it, and the words that errors about it need.
 
     key: the config key that named the file. columns: each needed column and the config key that names it, or "".
-    column_advice, row_advice: what to do about a missing column and a bad row.
+    column_advice, row_advice: what to do about a missing column and a bad row. lines: whether files of plain lines
+    are taken too, each a text of the only column.
     """
 
     path: Path
@@ -76,14 +78,16 @@ class _Source:
     columns: dict[str, str]
     column_advice: str
     row_advice: str
+    lines: bool = False
 
     @property
     def ending(self) -> str:
         """The file's format, such as `.csv.gz`."""
-        for ending in ENDINGS:
+        endings = (*_LINES, *ENDINGS) if self.lines else ENDINGS
+        for ending in endings:
             if self.path.name.lower().endswith(ending):
                 return ending
-        raise self.fail(f"unknown kind of file; these are read: {', '.join(ENDINGS)}")
+        raise self.fail(f"unknown kind of file; these are read: {', '.join(endings)}")
 
     def place(self, row: _RawRow) -> str:
         """A row as messages call it."""
@@ -92,7 +96,7 @@ class _Source:
 
     def fail(self, problem: str) -> UserError:
         """An error about the file as a whole."""
-        return UserError(f"{self.key}={self.path}: {problem}")
+        return UserError(f"{self.key}={self.path}: {problem}" if self.key else f"{self.path}: {problem}")
 
 
 def stream_triplets(
@@ -182,6 +186,33 @@ def read_scored_pairs(
     return [row for row in found if isinstance(row, ScoredPair)], [row for row in found if isinstance(row, Skipped)]
 
 
+def stream_texts(
+    path: str | Path, *, column: str = "text", on_bad_row: BadRows = BadRows.RAISE
+) -> Iterator[str | Skipped]:
+    """Read texts one after the other.
+
+    Args:
+        path: the file, of rows or of plain lines.
+        column: that holds the texts; not looked at in files of plain lines.
+        on_bad_row: stop at a bad row, or leave it out.
+
+    Yields:
+        The texts, verbatim, and the rows that were left out.
+
+    Raises:
+        UserError: naming the file, row, column and remedy.
+    """
+    source = _Source(
+        Path(path),
+        "",
+        {column: "column"},
+        column_advice="Set column= to a column of the file",
+        row_advice="mend or drop it, or set on_bad_row=skip",
+        lines=True,
+    )
+    return _stream(source, lambda cells: _text(cells, column, "text"), on_bad_row)
+
+
 # Reading: from a file to numbered rows
 
 
@@ -246,7 +277,9 @@ def _text_rows(source: _Source) -> Iterator[_RawRow]:
     delimiter = _DELIMITERS.get(source.ending.removesuffix(".gz"))
     try:
         with _open_text(source) as stream:
-            if delimiter is None:
+            if source.ending in _LINES:
+                yield from _plain_rows(source, stream)
+            elif delimiter is None:
                 yield from _json_rows(source, stream)
             else:
                 yield from _delimited_rows(source, stream, delimiter)
@@ -270,6 +303,12 @@ def _undecodable_line(source: _Source) -> int:
     """
     with _open_text(source, errors="surrogateescape") as stream:
         return next(line for line, text in enumerate(stream, start=1) if _has_surrogate(text))
+
+
+def _plain_rows(source: _Source, stream: TextIO) -> Iterator[_RawRow]:
+    (column,) = source.columns
+    for number, line in enumerate(stream, start=1):
+        yield _RawRow(number, number, {column: line.rstrip("\r\n")})
 
 
 def _delimited_rows(source: _Source, stream: TextIO, delimiter: str) -> Iterator[_RawRow]:

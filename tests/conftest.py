@@ -108,6 +108,21 @@ def with_own_attention(trunk: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The folder of a finished training of a tiny model; not to be changed."""
+    from cft import job
+    from cft.config import compose_config
+
+    outputs = tmp_path_factory.mktemp("trained")
+    quick = (
+        "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=100 data.holdout=10 eval.pairs=20".split()
+    )
+    job.run(compose_config([*quick, f"outputs={outputs}"]))
+    (folder,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def paper(tmp_path_factory):
     """All the paper's tables and figures at the smoke scale, run once from an empty folder for all tests.
 

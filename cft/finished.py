@@ -1,0 +1,49 @@
+"""What commands that use a finished embedder share: finding it by a folder or a name, and loading it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cft.arguments import Key
+from cft.errors import UserError
+
+if TYPE_CHECKING:
+    from cft.embedder import Embedder
+
+# Not taken from cft.contract, which takes torch with it: what is wrong with a command line is said before that.
+_CONTRACT = "contract.json"
+
+RUN = Key("the embedder: a run's folder, or the end of its name under outputs/")
+PROMPT = Key("words around every text, as in 'query: {text}'; none takes the one it was trained under", default="")
+DEVICE = Key("where it runs", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
+    """A finished embedder's folder, by its path, its name or the end of its name.
+
+    Raises:
+        UserError: if there is none, or several, naming those that are there.
+    """
+    given = Path(name).expanduser()
+    if (given / _CONTRACT).exists():
+        return given
+    there = sorted(path.parent for path in [*outputs.glob(f"*/{_CONTRACT}"), *outputs.glob(f"*/steps/*/{_CONTRACT}")])
+    found = [folder for folder in there if str(folder).endswith(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(folder) for folder in found or there) or f"none under {outputs}"
+    problem = "several embedders end so" if found else "no finished embedder"
+    raise UserError(f"run={name}: {problem}; there: {names}")
+
+
+def load_embedder(values: dict[str, str]) -> "Embedder":
+    """The embedder that `run=`, `prompt=` and `device=` name.
+
+    Raises:
+        UserError: if it cannot be had, or a prompt has no place for the text.
+    """
+    folder = find_embedder(values["run"])
+    from cft.embedder import Embedder
+    from cft.start import choose_device
+
+    embedder = Embedder.load(folder, device=choose_device(values.get("device", "auto")))
+    return embedder.with_template(values["prompt"]) if values.get("prompt") else embedder
