@@ -8,7 +8,6 @@ the model itself demands, for each token has to go through it.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -89,11 +88,17 @@ def open_file(path: str) -> tuple[float, float]:
     """Seconds of opening a training file and of reading one batch, and bytes by which the process grew."""
     import pyarrow  # noqa: F401  what every process loads is not the data's cost
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     began = time.perf_counter()
     data = load_training_data(DataSettings(name="files", source=DataSource.files, train=path), seed=0)
     [data.triplets[int(row)] for row in np.random.default_rng(0).integers(0, len(data.triplets), 60)]
-    return time.perf_counter() - began, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+    return time.perf_counter() - began, most_memory() - before
+
+
+def most_memory() -> float:
+    """Bytes of memory that this process had at its largest; `getrusage` would count its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def slope(curve: Curve) -> float:
@@ -118,6 +123,9 @@ def draw(panels: dict[str, dict[str, Curve]]) -> None:
             axes.plot(list(curve), list(curve.values()), "o-", color=colour, markersize=4, label=name)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(title)
         axes.legend(frameon=False, fontsize=8)
         figures.clean(axes)

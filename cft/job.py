@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from cft import checkpoint, figures, pairs, results, tables
+from cft.card import HUB, write_card
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
@@ -23,7 +24,7 @@ from cft.plan import FINISHED, RECIPE, Inputs, Plan, make_plan
 from cft.ranks import Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
-from cft.settings import Config, DataSource, LoggerKind
+from cft.settings import Config, DataSource, EvalSource, LoggerKind
 from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Tracker, tracking
@@ -291,6 +292,7 @@ def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str
     _say_table(config, table, title)
     write_text(folder / "table.md", f"# {title}\n\n{tables.as_markdown(table)}\n")
     _note_scores(plan, folder.name, before, after)
+    write_card(plan.result, config, read_json(plan.folder / "data.json"))
     pictures = figures.save(figures.scores(before, after), folder, "scores")
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
@@ -305,7 +307,9 @@ def _note_scores(plan: Plan, evaluation: str, before: Evaluation, after: Evaluat
     """Enter one evaluation into the run's own summary, beside those made under other prompts or on other data."""
     path = plan.result / results.METRICS
     known = read_json(path) if path.exists() else {}
+    from_hub = plan.config.eval.source is EvalSource.sts and plan.config.eval.folder is None
     known[evaluation] = {
+        "source": HUB if from_hub else "elsewhere",
         "prompt": plan.config.prompt.eval_template,
         "before": before.record(),
         "after": after.record(),
@@ -377,7 +381,7 @@ def _say_files(folder: Path, pictures: list[Path]) -> None:
 
 def _say_next(plan: Plan) -> None:
     """Name the embedder and what to do with it, or, after the demo, what to try on real text."""
-    log.info("  embedder  %s (adapter/, contract.json)", plan.result)
+    log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
     if plan.config.data.source is DataSource.scenes:
         log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:

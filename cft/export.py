@@ -1,0 +1,122 @@
+"""Write a finished embedder for other libraries: `python -m cft.export run=RUN format=sentence-transformers FOLDER`."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cft.arguments import Command, Key
+from cft.console import exit_statuses, set_up_console
+from cft.errors import UserError
+from cft.finished import PROMPT, RUN, find_embedder, load_embedder
+from cft.sources import may_be_repository
+
+if TYPE_CHECKING:
+    from cft.embedder import Embedder
+
+# Merging rounds; more than this is no rounding (unit vectors, float32).
+_TOLERATED = 1e-5
+
+COMMAND = Command(
+    "cft.export",
+    "Write a finished embedder for other libraries, and check there that it gives the same vectors.",
+    keys={
+        "run": RUN,
+        "format": Key(
+            "sentence-transformers: for SentenceTransformer(FOLDER); merged: for AutoModel, without pooling; peft: the "
+            "adapter alone, for PeftModel on its base model",
+            default="sentence-transformers",
+            choices=("sentence-transformers", "merged", "peft"),
+        ),
+        "prompt": PROMPT,
+    },
+    places={"output": "a folder that does not exist yet"},
+    example="run=outputs/smollm2-files-1a2b3c4d5e6f my-embedder",
+)
+
+
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C)."""
+    set_up_console()
+    with exit_statuses("the same command starts over"):
+        values = COMMAND.read(sys.argv[1:])
+        sys.stdout.write(export(values) + "\n")
+
+
+def export(values: dict[str, str]) -> str:
+    """Write the folder, whole or not at all.
+
+    Returns:
+        What was written, and how it was checked.
+
+    Raises:
+        UserError: if the embedder cannot be had, or not in that form.
+    """
+    target = Path(values["output"]).expanduser()
+    if target.exists():
+        raise UserError(f"{target} exists; name another folder")
+    folder = find_embedder(values["run"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as half:
+        scratch = Path(half) / "export"
+        scratch.mkdir()
+        if values["format"] == "peft":
+            said = _write_adapter(folder, scratch)
+        else:
+            said = _write_merged(load_embedder(values), scratch, modules=values["format"] == "sentence-transformers")
+        os.rename(scratch, target)
+    return f"written: {target}\n{said}"
+
+
+def _write_adapter(folder: Path, scratch: Path) -> str:
+    from cft import contract
+    from cft.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
+
+    promised = contract.Contract.load(folder)
+    if not (folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS).exists():
+        raise UserError(f"{folder} was trained whole (lora=none): there is no adapter; choose format=merged")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copy(folder / ADAPTER_FOLDER / name, scratch / name)
+    promised.save(scratch)
+    base = promised.model
+    where = base if may_be_repository(base) else f"{base}, which others must have as a folder"
+    return (
+        f"an adapter for {where} (contract.json says the rest: pooling, EOS, prompt, length)\n"
+        f"  model = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), {scratch.name!r})"
+    ).replace(scratch.name, "FOLDER")
+
+
+def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
+    from cft import interchange
+
+    expected = embedder.encode(interchange.SAMPLES)
+    tokenizer = interchange.tokenizer_of(embedder)
+    interchange.prompt_before(embedder)  # refused before anything is merged
+    trunk, drift = interchange.merged(embedder)
+    if drift > _TOLERATED and embedder.contract.dtype == "float32":
+        raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
+    interchange.write_transformers(scratch, trunk, tokenizer)
+    interchange.check_tokens(embedder, scratch)
+    said = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
+    if embedder.contract.dtype != "float32":
+        said.append(f"(it was trained on {embedder.contract.dtype} weights, whose rounding is part of that)")
+    said.append("its tokenizer, loaded again, appends the same special tokens")
+    if modules:
+        interchange.write_modules(scratch, embedder)
+        found = interchange.difference_there(scratch, expected)
+        if found is None:
+            said.append(
+                "not tried in sentence-transformers, which is not installed here (pip install sentence-transformers)"
+            )
+        elif found > max(2 * drift, _TOLERATED):
+            raise UserError(f"sentence-transformers makes other vectors of it (off by {found:.1e}): it is not written")
+        else:
+            said.append(f"sentence-transformers gives the same vectors to {found:.1e}")
+        said.append('  vectors = SentenceTransformer("FOLDER").encode(["a text"])')
+    return "\n".join(said)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A finished embedder in the form that other libraries load: its weights in one piece, and a tokenizer that adds EOS.
+
+What cannot be said in that form is refused: it would give other vectors there, silently.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from cft.embedder import Embedder
+from cft.errors import UserError
+from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization
+from cft.store import write_json
+
+# What sentence-transformers calls our ways of pooling, in the words that all its versions since 2.4 read.
+_POOLING = {
+    Pooling.last: "lasttoken",
+    Pooling.mean: "mean_tokens",
+    Pooling.weighted_mean: "weightedmean_tokens",
+    Pooling.first: "cls_token",
+}
+
+SAMPLES = (
+    "A man is playing a flute.",
+    "x",
+    ' Blanks around, "quotes" and Émile\'s 🎻 ',
+    "The end </s> <|im_end|> <eos> of text.",
+    "Two women are talking about the weather in the mountains. " * 40,
+)
+
+
+def merged(embedder: Embedder) -> tuple[Any, float]:
+    """The trunk with its adapter merged in, in float32, under its own attention; the embedder is used up.
+
+    Returns:
+        The trunk, and the largest change of a coordinate of a unit vector that merging made on `SAMPLES`.
+
+    Raises:
+        UserError: if the embedder is something that transformers cannot hold in one piece.
+    """
+    contract, backbone = embedder.contract, embedder.backbone
+    if contract.quantization is not Quantization.none:
+        raise UserError(f"this embedder's base model is held in {contract.quantization.value}: it cannot be merged")
+    if contract.layer is not None:
+        raise UserError(
+            f"this embedder is cut after layer {contract.layer}, without the norm behind the last one: transformers "
+            "has no such model"
+        )
+    if backbone.batching.turned:
+        raise UserError(
+            f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
+            "backwards: other libraries would run it backwards only"
+        )
+    before = embedder.encode(SAMPLES)
+    trunk: Any = embedder.model.float()
+    if isinstance(trunk, PeftModel):
+        trunk = trunk.merge_and_unload()
+    found = Embedder(trunk, backbone, contract).encode(SAMPLES)
+    trunk.set_attn_implementation(backbone.batching.own_attention)
+    trunk.config.use_cache = True
+    return trunk, float(np.abs(found - before).max())
+
+
+def tokenizer_of(embedder: Embedder) -> Any:
+    """A copy of the tokenizer that puts the contract's special tokens around every text by itself.
+
+    Raises:
+        UserError: if the tokenizer has no fast form, or its copy does not give the contract's tokens.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    contract = embedder.contract
+    tokenizer = copy.deepcopy(embedder.backbone.tokenizer)
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{type(tokenizer).__name__} is written in Python: it cannot be told to append EOS in a file")
+    around = {str(ids): tokenizer.convert_ids_to_tokens(ids) for ids in (*contract.prefix_ids, *contract.suffix_ids)}
+    pieces = [around[str(ids)] for ids in contract.prefix_ids] + ["$A"]
+    pieces += [around[str(ids)] for ids in contract.suffix_ids]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=pieces, special_tokens=[(token, int(ids)) for ids, token in around.items()]
+    )
+    tokenizer.chat_template = None  # sentence-transformers would make a conversation of every text
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = contract.max_length
+    tokenizer.split_special_tokens = True  # special tokens that stand in a text are words
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or around[str(contract.suffix_ids[-1])]
+    return tokenizer
+
+
+def prompt_before(embedder: Embedder) -> str:
+    """The words before a text.
+
+    Raises:
+        UserError: if there are words behind it too, for which other libraries have no place.
+    """
+    before, after = embedder.contract.template.split(PLACEHOLDER)
+    if after:
+        raise UserError(
+            f"the prompt {embedder.contract.template!r} has words behind the text, for which other libraries have no "
+            "place: export under another one, as in prompt='{text}', and put the words around each text yourself"
+        )
+    special = [token for token in embedder.backbone.tokenizer.all_special_tokens if token and token in before]
+    if special:
+        raise UserError(f"the prompt holds the special token {special[0]!r}, which would be read as words there")
+    return before
+
+
+def check_tokens(embedder: Embedder, folder: Path) -> None:
+    """Hold the tokenizer in a folder, loaded as others load it, to the embedder's own tokens.
+
+    Raises:
+        UserError: if a text has other tokens there.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    before = prompt_before(embedder)
+    for text, expected in zip(SAMPLES, embedder.tokenize(SAMPLES), strict=True):
+        found = tokenizer(before + text, truncation=True, max_length=embedder.contract.max_length)["input_ids"]
+        if tuple(found) != expected:
+            raise UserError(
+                f"the exported tokenizer gives {text[:40]!r} other tokens than this embedder has: it cannot be exported"
+            )
+
+
+def write_transformers(folder: Path, trunk: Any, tokenizer: Any) -> None:
+    """A folder that `AutoModel` and `AutoTokenizer` load."""
+    with torch.no_grad():
+        trunk.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_modules(folder: Path, embedder: Embedder) -> None:
+    """What makes a transformers folder one that `SentenceTransformer` loads: pooling, normalisation, prompt, length."""
+    contract = embedder.contract
+    trunk: Any = embedder.backbone.trunk
+    names = ("Transformer", "Pooling", "Normalize")
+    places = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{name}"}
+        for number, (name, place) in enumerate(zip(names, places, strict=True))
+    ]
+    chosen = _POOLING[contract.pooling]
+    pooling: dict[str, Any] = {f"pooling_mode_{name}": name == chosen for name in (*_POOLING.values(), "max_tokens")}
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    before = prompt_before(embedder)
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": before, "document": before, "text": before},
+            "default_prompt_name": "text" if before else None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def difference_there(folder: Path, expected: np.ndarray) -> float | None:
+    """Largest difference of a coordinate to what sentence-transformers makes of the folder; None without it."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        return None
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+    return float(np.abs(model.encode(list(SAMPLES)) - expected).max())
