@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from cft.backbone import Backbone, load_backbone
 from cft.batching import Layout
-from cft.contract import Contract
+from cft.contract import FILE_NAME, Contract
 from cft.errors import UserError
 from cft.settings import PLACEHOLDER, Batches, ModelSettings, Pooling
-from cft.sources import ModelFiles, fetch
+from cft.sources import ModelFiles, fetch, fetch_repository, may_be_repository
 from cft.tokenization import bodies
-from cft.weights import ADAPTER_FOLDER, load_weights, weights_digest
+from cft.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, load_weights, weights_digest
 
 # Tokens of one forward pass. Large enough that neighbours in the alphabet share prefixes and matrix products are
 # efficient, small enough that activations stay well below the weights, on a CPU in its caches (8% faster there).
@@ -79,17 +79,20 @@ class Embedder:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> "Embedder":
-        """A trained embedder out of its run folder, held to the contract that was written when it was trained.
+        """A trained embedder, held to the contract that was written when it was trained.
 
         Args:
-            folder: a run's folder, as `cft.run` names it at its end.
+            folder: a run's folder, as `cft.run` names it at its end; one that `cft.export format=peft` wrote; or the
+                hub repository that `cft.push` sent one to, by OWNER/NAME.
             device: where the model goes.
 
         Raises:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
                 what the contract promises.
         """
-        folder = Path(folder)
+        name, folder = str(folder), Path(folder).expanduser()
+        if not folder.is_dir() and may_be_repository(name):
+            folder = fetch_repository("the embedder", name, None, [FILE_NAME, ADAPTER_CONFIG, ADAPTER_WEIGHTS])
         contract = Contract.load(folder)
         kind, _, commit = contract.weights.partition(":")
         model = ModelSettings(
@@ -106,10 +109,10 @@ class Embedder:
         )
         base = cls.base(model, device=device, dtype=getattr(torch, contract.dtype))
         contract.require(base.contract)
-        found = weights_digest(folder / ADAPTER_FOLDER)
-        if found != contract.adapter:
-            raise UserError(f"the weights in {folder / ADAPTER_FOLDER} are not those the contract was written for")
-        trained = load_weights(base.model, folder / ADAPTER_FOLDER).to(device)
+        weights = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
+        if weights_digest(weights) != contract.adapter:
+            raise UserError(f"the weights in {weights} are not those the contract was written for")
+        trained = load_weights(base.model, weights).to(device)
         return cls(trained, base.backbone, contract)
 
     def save(self, folder: Path, weights: str) -> None:

@@ -27,7 +27,8 @@ from cft.schedule import warmup_steps
 from cft.settings import Config, DataSource, EvalSource, LoggerKind
 from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
-from cft.tracking import Tracker, tracking
+from cft.tracking import Job as Followed
+from cft.tracking import Result, Tracker, tracking
 from cft.trainer import Watcher, train
 from cft.vectors import Remembering
 from cft.weights import ADAPTER_FOLDER, save_weights
@@ -161,7 +162,9 @@ def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: 
         pictures = _write_report(plan, before, after)
         scores = {f"before/{name}": score for name, score in before.scores.items()}
         scores |= {f"after/{name}": score for name, score in after.scores.items()}
-        tracker.finish(scores | {"before/mean": before.mean, "after/mean": after.mean}, pictures)
+        scores |= {"before/mean": before.mean, "after/mean": after.mean}
+        table = tables.comparison(before, after)
+        tracker.finish(Result(scores, table, pictures, plan.until, plan.result / ADAPTER_FOLDER))
     return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
 
 
@@ -171,10 +174,15 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     finished = plan.is_trained and results.read(scores) is not None
     return tracking(
         replace(plan.config.logger, kind=LoggerKind.none) if finished else plan.config.logger,
-        name=plan.folder.name,
-        folder=plan.outputs,
-        config=plain(plan.config),
-        identity=digest([plan.folder.name, *([plan.until] if plan.until < plan.steps else []), scores.name]),
+        Followed(
+            name=plan.folder.name,
+            identity=digest([plan.folder.name, *([plan.until] if plan.until < plan.steps else []), scores.name]),
+            kind="evaluate" if plan.is_trained else "train",
+            folder=plan.folder,
+            shared=plan.outputs,
+            config=plain(plan.config),
+            triplets=plan.config.train.batch_size,
+        ),
     )
 
 

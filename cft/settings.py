@@ -90,6 +90,8 @@ class LoggerKind(str, Enum):
     none = "none"
     wandb = "wandb"
     wandb_offline = "wandb_offline"
+    csv = "csv"
+    tensorboard = "tensorboard"
 
 
 @dataclass
@@ -192,12 +194,13 @@ class EvalSettings:
 
 @dataclass
 class LoggerSettings:
-    """conf/logger: Weights & Biases or nothing."""
+    """conf/logger: Weights & Biases, TensorBoard, a CSV file or nothing."""
 
     kind: LoggerKind = LoggerKind.wandb_offline
     project: str = "cft"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    artifact: bool = False
 
 
 @dataclass
