@@ -17,7 +17,6 @@ from cft.errors import UserError
 from cft.export import export
 from cft.finished import PROMPT, RUN, find_embedder
 from cft.sources import may_be_repository
-from cft.store import write_text
 from cft.tables import Row, as_text
 
 COMMAND = Command(
