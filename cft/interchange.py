@@ -86,7 +86,8 @@ def tokenizer_of(embedder: Embedder) -> Any:
     tokenizer.chat_template = None  # sentence-transformers would make a conversation of every text
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     tokenizer.model_max_length = contract.max_length
-    tokenizer.split_special_tokens = True  # special tokens that stand in a text are words
+    # Special tokens that stand in a text are words, now and after it is loaded again.
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or around[str(contract.suffix_ids[-1])]
     return tokenizer
