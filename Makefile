@@ -14,7 +14,7 @@ STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),
 	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix sts bench clean paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo test test-slow check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,11 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
+
+docs: install  ## the pages of docs/ as a site in outputs/site, settings written anew
+	$(BIN)/python -m cft.reference docs/configuration.md
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "written: outputs/site/index.html"
 
 clean:  ## remove caches of the tools (outputs/ and .venv stay)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info

@@ -154,7 +154,7 @@ print(vectors @ vectors.T)
 
 ## How it was made
 
-{as_markdown(how)}
+{as_markdown(how, left=True)}
 
 ## Scores
 

@@ -88,6 +88,67 @@ def compose_config(overrides: list[str]) -> Config:
     return _compose(overrides)
 
 
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """What a search may choose a setting from: values, or an interval.
+
+    key: a setting or group. choices: as they are typed; none for an interval. low, high: of the interval. log: whether
+    it is searched by orders of magnitude. whole: whether only integers will do.
+    """
+
+    key: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+
+def search_space(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
+    """Split a command line into what is fixed and what is searched, in Hydra's own words for sweeps.
+
+    Args:
+        overrides: such as `model=tiny`, `lora.rank=4,8,16` or `lr=tag(log,interval(1e-5,1e-3))`.
+
+    Raises:
+        UserError: if a key or a value, or an interval's end, is one that no job could run with.
+    """
+    fixed: list[str] = []
+    dimensions: list[Dimension] = []
+    for override in _parse(overrides):
+        line = override.input_line or ""
+        if not override.is_sweep_override():
+            fixed.append(line)
+        elif override.is_interval_sweep():
+            dimensions.append(_interval(override))
+        else:
+            key = line.split("=", 1)[0]
+            values = tuple(value.split("=", 1)[1] for value in _values(override))
+            dimensions.append(Dimension(key, choices=values))
+    first = {d.key: f"{d.key}={d.choices[0] if d.choices else _typed(d, d.low)}" for d in dimensions}
+    for dimension in dimensions:
+        ends = dimension.choices or (_typed(dimension, dimension.low), _typed(dimension, dimension.high))
+        for end in ends:
+            _compose([*fixed, *(first | {dimension.key: f"{dimension.key}={end}"}).values()])
+    return fixed, dimensions
+
+
+def _interval(override: Override) -> Dimension:
+    sweep: Any = override.value()
+    low, high = sweep.start, sweep.end
+    if low is None or high is None or not low < high:
+        raise UserError(f"{override.input_line}: an interval needs two ends, the smaller first")
+    log = "log" in sweep.tags
+    if log and low <= 0:
+        raise UserError(f"{override.input_line}: an interval searched by orders of magnitude must begin above 0")
+    whole = isinstance(low, int) and isinstance(high, int)
+    return Dimension(override.key_or_group, low=float(low), high=float(high), log=log, whole=whole)
+
+
+def _typed(dimension: Dimension, value: float) -> str:
+    return str(int(value)) if dimension.whole else repr(float(value))
+
+
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Every setting by its dotted key, as YAML has it; settings as `store.plain` gives them."""
     found: dict[str, str] = {}

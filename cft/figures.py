@@ -82,6 +82,32 @@ def training(history: Sequence[dict]) -> Figure:
     return figure
 
 
+def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -> Figure:
+    """Scores of a search's trials in their order, and by every setting.
+
+    Args:
+        trials: number, score and settings of each. logged: every setting, and whether it goes by orders of magnitude.
+    """
+    figure, panels = plt.subplots(
+        1, 1 + len(logged), figsize=(3.6 * (1 + len(logged)), 3.2), sharey=True, layout="constrained"
+    )
+    numbers, scores = [number for number, _, _ in trials], [score for _, score, _ in trials]
+    panels[0].scatter(numbers, scores, s=24, color=BEFORE)
+    panels[0].step(numbers, np.maximum.accumulate(scores), where="post", color=AFTER, label="best so far")
+    panels[0].legend(frameon=False)
+    panels[0].set_xlabel("trial")
+    panels[0].set_ylabel("development Spearman × 100")
+    for axes, (name, by_order) in zip(panels[1:], logged.items(), strict=True):
+        values = [settings.get(name) for _, _, settings in trials]
+        axes.scatter(values, scores, s=24, color=AFTER)
+        axes.set_xlabel(name)
+        if by_order:
+            axes.set_xscale("log")
+    for axes in panels:
+        clean(axes)
+    return figure
+
+
 def clean(axes: Axes) -> None:
     """No frame, a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)

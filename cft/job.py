@@ -21,7 +21,7 @@ from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
 from cft.plan import FINISHED, RECIPE, Inputs, Plan, make_plan
-from cft.ranks import Ranks, join
+from cft.ranks import ALONE, Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
 from cft.settings import Config, DataSource, EvalSource, LoggerKind
@@ -60,6 +60,30 @@ def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = No
         return _train_and_score(plan, models, watch, ranks) if plan.data else _score_base(plan, models)
     finally:
         models.release()
+
+
+def train_only(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> Path:
+    """Do a job's training, or what is left of it, and score nothing; returns its folder.
+
+    Args:
+        config: the job.
+        inputs: what other jobs loaded already.
+        watch: called with every row of the history as it arises; may raise to end the training, which can go on later.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    plan = make_plan(config, inputs)
+    if plan.data is None:
+        raise UserError("train.steps=0: there is nothing to train")
+    models = _Models(plan)
+    try:
+        with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
+            if not plan.is_trained:
+                _train(plan, models.base, tracker, watch, ALONE)
+    finally:
+        models.release()
+    return plan.folder
 
 
 class _Models:

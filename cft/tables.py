@@ -56,10 +56,10 @@ def as_text(table: Sequence[Row]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def as_markdown(table: Sequence[Row]) -> str:
-    """The table for a README."""
+def as_markdown(table: Sequence[Row], *, left: bool = False) -> str:
+    """The table for a README; its numbers stand to the right, or all its words to the left."""
     header, *rows = table
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + (" --- |" if left else " ---: |") * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 

@@ -1,11 +1,15 @@
 """What the documentation says of models is what the tests check."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from families import ENCODERS, PADDED, TREE
 
+from cft import reference
 from cft.config import keys
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +41,41 @@ def test_links_between_pages_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_page_of_settings_is_what_the_settings_are():
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference.page(), "run `make docs`"
+
+
+def test_the_page_of_settings_has_every_key_with_a_meaning():
+    rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `") for row in rows if len(row) == 4}
+    groups = {key for key in keys() if any(other.startswith(f"{key}.") for other in keys())}
+    assert listed == set(keys()) - groups
+    assert all(row[3].strip(" |") for row in rows if len(row) == 4)
+
+
+def test_the_site_builds_and_its_navigation_is_whole(tmp_path):
+    mkdocs = pytest.importorskip("mkdocs", reason="mkdocs is not installed (the extra `docs`)")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    assert mkdocs
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(config)
+    for page in PAGES[1:]:
+        assert (tmp_path / f"{page.stem}.html").exists(), page.name
+    assert set(re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) == {page.name for page in PAGES[1:]}
+
+
+def test_the_commands_of_the_package_are_the_modules_that_have_one():
+    told = re.findall(r'^cft-(\w+) = "cft\.(\w+):main"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    commands = {
+        path.stem
+        for path in (ROOT / "cft").glob("*.py")
+        if "\ndef main()" in path.read_text() and path.stem not in ("study_worker", "reference")
+    }
+    assert {name for name, _ in told} == {module for _, module in told} == commands
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_targets_that_a_page_names_are_in_the_makefile_and_its_help(page):
     targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -52,3 +91,16 @@ def test_settings_that_a_page_names_exist(page):
     )
     named = {name for name in named if not name.endswith(".py")}
     assert named <= known, named - known
+
+
+def test_the_first_embedder_runs_from_its_file_to_its_table(tmp_path):
+    quick = ["model=tiny", "train.steps=2", "train.eval_every=0", "eval.pairs=10", f"outputs={tmp_path}"]
+    command = [sys.executable, str(ROOT / "docs" / "first_embedder.py"), *quick]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
+    assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
+    assert any(line.startswith("mean rank of the right answer, of 40") for line in table)

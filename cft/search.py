@@ -1,0 +1,239 @@
+"""Search for good settings: `python -m cft.search [--trials N] NAME KEY=VALUES... KEY=VALUE...`.
+
+python -m cft.search --trials 20 lr-and-rank 'lr=tag(log,interval(1e-5,1e-3))' lora.rank=4,8,16 data=files ...
+
+Optuna proposes settings; each is trained, and judged by its Spearman correlation on development pairs during the
+training. The test sets are not looked at. Trainings that fall behind are given up early. Everything is kept under
+outputs/searches/NAME, and the same command goes on where it was.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from cft.config import Dimension, compose_config, search_space
+from cft.console import exit_statuses, report_error, set_up_console
+from cft.errors import UserError
+from cft.experiment import outputs_of
+from cft.settings import Config, EvalSource
+from cft.store import read_json, write_json, write_text
+from cft.tables import Row, as_markdown, as_text
+
+log = logging.getLogger(__name__)
+
+SPACE_FILE = "space.json"
+
+
+def main() -> None:
+    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (interrupted)."""
+    set_up_console()
+    parser = argparse.ArgumentParser(prog="python -m cft.search", description="Search for good settings with Optuna.")
+    parser.add_argument("name", metavar="NAME", help="of the search; its folder under outputs/searches/")
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="settings; several values (lora.rank=4,8) or an interval ('lr=tag(log,interval(1e-5,1e-3))') are searched",
+    )
+    parser.add_argument("--trials", type=int, default=20, help="how many in all, those of earlier calls counted in")
+    parser.add_argument("--seed", type=int, default=0, help="of the proposals")
+    parser.add_argument("--no-pruning", action="store_true", help="train every trial to its end")
+    given = parser.parse_intermixed_args()
+    with exit_statuses("the same command goes on where it was"):
+        table = search(given.name, given.what, trials=given.trials, seed=given.seed, prune=not given.no_pruning)
+        sys.stdout.write("\n" + as_text(table) + "\n")
+
+
+def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune: bool = True) -> list[Row]:
+    """Carry out a search, or what is left of it.
+
+    Args:
+        name: of its folder. overrides: fixed settings, and settings with several values or an interval.
+        trials: in all. seed: of the proposals. prune: whether to give up trainings that fall behind.
+
+    Returns:
+        The trials, the best first, under a header.
+
+    Raises:
+        UserError: if nothing is searched, a value is none, there are no development pairs, or the folder holds another
+            search.
+    """
+    if "/" in name or "=" in name or not name.strip("."):
+        raise UserError(f"{name!r} is no name for a search: letters, digits, - and _")
+    fixed, space = search_space(overrides)
+    if not space:
+        raise UserError("nothing is searched: give a setting several values, as in lora.rank=4,8, or an interval")
+    if trials < 1:
+        raise UserError(f"--trials {trials}: must be 1 or more")
+    folder = outputs_of(fixed) / "searches" / name
+    _same_search(folder, sorted(overrides))
+    from cft.plan import Inputs
+
+    inputs = Inputs()
+    _check_development(compose_config([*fixed, *_first(space)]), inputs)
+    study = _study(folder, name, seed, prune=prune)
+    left = _give_back_interrupted(study, trials)
+    if left > 0:
+        study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
+    table = ranking(study, space)
+    _report(folder, study, table, space)
+    return table
+
+
+def _same_search(folder: Path, overrides: list[str]) -> None:
+    path = folder / SPACE_FILE
+    if path.exists() and read_json(path) != overrides:
+        raise UserError(
+            f"{folder} holds another search ({' '.join(read_json(path))}): give this one another name, or remove that "
+            "folder"
+        )
+    write_json(path, overrides)
+
+
+def _first(space: list[Dimension]) -> list[str]:
+    return [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
+
+
+def _check_development(config: Config, inputs: Any) -> None:
+    """Refuse to choose by nothing, or by pairs of the test sets."""
+    from cft.pairs import key
+
+    data = inputs.data(config.data)
+    if not data.dev or not config.train.eval_every:
+        raise UserError(
+            "a search is judged by development pairs during training: name some by data.dev=FILE (sentence1, "
+            "sentence2, score), and leave train.eval_every above 0"
+        )
+    if config.eval.source is not EvalSource.sts:
+        return
+    sets = inputs.sets(config.eval)
+
+    def pair(row: Any) -> tuple[str, ...]:
+        return tuple(sorted((key(row.sentence1), key(row.sentence2))))
+
+    tested = {pair(row): name for name, rows in sets.items() for row in rows}
+    seen = [tested[pair(row)] for row in data.dev if pair(row) in tested]
+    if seen:
+        raise UserError(
+            f"{len(seen)} of {len(data.dev)} development pairs stand in the test sets "
+            f"({', '.join(sorted(set(seen)))}): settings chosen by them would be chosen by the test; leave those pairs "
+            "out of data.dev"
+        )
+
+
+def _study(folder: Path, name: str, seed: int, *, prune: bool) -> Any:
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError("cft.search needs Optuna: pip install 'cft[optuna]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.jsonl"))),  # JSON lines; nothing is pickled
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
+    )
+    # A sampler that starts anew with one seed would propose the same again.
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=8)
+    return study
+
+
+def _give_back_interrupted(study: Any, trials: int) -> int:
+    """Have trials of killed calls made again, from their checkpoints; returns how many trials are left to make."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
+    return trials - len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+
+
+def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) -> float:
+    """Train under proposed settings; returns the development score of the last step."""
+    import optuna
+
+    from cft import figures, job
+
+    chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
+    log.info("\n# trial %d: %s", trial.number, " ".join(chosen))
+
+    def watch(row: dict) -> None:
+        if row["event"] == "dev" and row["spearman"] is not None:
+            trial.report(row["spearman"], row["step"])
+            if trial.should_prune():
+                log.info("given up at step %d: below the median of the trials before", row["step"])
+                raise optuna.TrialPruned
+
+    try:
+        folder = job.train_only(compose_config([*fixed, *chosen]), inputs, watch)
+    except UserError as error:  # a loss that is not finite, say: this trial failed, and the search goes on
+        report_error(error)
+        raise
+    except KeyboardInterrupt:
+        trial.study.enqueue_trial(trial.params)
+        raise
+    trial.set_user_attr("run", folder.name)
+    return figures.development(folder)[-1][1]
+
+
+def _proposed(trial: Any, dimension: Dimension) -> str:
+    if dimension.choices:
+        return trial.suggest_categorical(dimension.key, dimension.choices)
+    if dimension.whole:
+        return str(trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), log=dimension.log))
+    return repr(trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
+
+
+def ranking(study: Any, space: list[Dimension]) -> list[Row]:
+    """Trials with their settings and development scores, the best first; those that were given up at the end."""
+    from optuna.trial import TrialState
+
+    keys = [dimension.key for dimension in space]
+    table: list[Row] = [("trial", *keys, "development Spearman", "run")]
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    for trial in sorted(done, key=lambda trial: -trial.value):
+        score = f"{trial.value:.2f}"
+        table.append((str(trial.number), *_shown(trial, keys), score, trial.user_attrs.get("run", "")))
+    for trial in study.get_trials(states=[TrialState.PRUNED]):
+        step, score = max(trial.intermediate_values.items())
+        table.append((str(trial.number), *_shown(trial, keys), f"{score:.2f} at step {step}, given up", ""))
+    return table
+
+
+def _shown(trial: Any, keys: list[str]) -> list[str]:
+    values = [trial.params.get(key, "") for key in keys]
+    return [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+
+
+def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
+    """Write the table and the pictures, and say what to do with the best."""
+    from cft import figures
+
+    done = [trial for trial in study.trials if trial.value is not None]
+    if not done:
+        return
+    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], _logged(space))
+    pictures = figures.save(drawn, folder, "search")
+    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    text = [
+        f"# {study.study_name}",
+        "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at.",
+        as_markdown(table),
+        f"![each trial's score, and the score by setting]({pictures[0].with_suffix('.png').name})",
+        f"best: `{best}`",
+    ]
+    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+    log.info("\nbest: %s  (%.2f)\nwritten: %s", best, study.best_value, folder / "report.md")
+
+
+def _logged(space: list[Dimension]) -> dict[str, bool]:
+    return {dimension.key: dimension.log for dimension in space}
+
+
+if __name__ == "__main__":
+    main()
