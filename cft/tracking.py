@@ -209,7 +209,7 @@ class WandbTracker(Tracker):
             self._run.log({"score/step": step, **{f"score/{name}": value for name, value in of_side.items()}})
         header, *rows = result.table
         shown = {name: wandb.Image(str(path)) for name, path in result.pictures.items()}
-        self._run.log({"scores": wandb.Table(columns=list(header), data=[list(row) for row in rows]), **shown})
+        self._run.log({"result": wandb.Table(columns=list(header), data=[list(row) for row in rows]), **shown})
         if self._artifact:
             artifact = wandb.Artifact(self._job.name, type="model")
             artifact.add_dir(str(result.adapter))

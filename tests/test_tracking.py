@@ -89,7 +89,7 @@ def test_rows_are_logged_by_event_at_their_step_and_the_run_is_finished(monkeypa
     assert dev == {"dev/step": 3, "dev/spearman": 40.0}
     assert before == (None, {"score/step": 0, "score/STS12": 1.0, "score/mean": 1.0})
     assert after == (None, {"score/step": 7, "score/STS12": 2.0, "score/mean": 2.0})
-    assert table[1]["scores"].data == [["STS12", "2.00"]]
+    assert table[1]["result"].data == [["STS12", "2.00"]]
     assert run.summary["after/mean"] == 2.0 and run.finished == [0] and run.artifacts == []
     assert run.metrics == {"score/*": "score/step"}
     assert asked["mode"] == "offline" and asked["group"] == "sweep" and asked["config"] == {"lr": 1}
