@@ -104,3 +104,12 @@ def test_the_first_embedder_runs_from_its_file_to_its_table(tmp_path):
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
     assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
     assert any(line.startswith("mean rank of the right answer, of 40") for line in table)
+
+
+def test_every_folder_of_yaml_goes_into_the_wheel():
+    told = set(re.findall(r'^    "(cft\.[\w.]+)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    folders = {
+        path.parent.relative_to(ROOT) for name in ("conf", "experiments") for path in (ROOT / name).rglob("*.yaml")
+    }
+    named = {".".join(("cft", *folder.parts)) for folder in folders}
+    assert named <= told and all((ROOT / name.removeprefix("cft.").replace(".", "/")).is_dir() for name in told)
