@@ -44,6 +44,7 @@ def contrast(
     *,
     scale: float = 1.0,
     seed: int = 0,
+    sequences: Sequence[tuple[int, ...]] | None = None,
     chunk_tokens: int | None = None,
     ranks: Ranks = ALONE,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
@@ -56,12 +57,13 @@ def contrast(
         loss: which objective, at which temperature.
         scale: what the loss is multiplied by.
         seed: draws the dropout of chunks; without chunks the generator goes on as it stands.
+        sequences: what `tokens_of` gives for the batch, if that was done already.
         chunk_tokens: tokens that go through the model at once; None for all.
         ranks: the processes that share the batch. The caller sums the weights' gradients over them.
         autocast: the precision that the model runs in.
     """
     mine = batch[ranks.part(len(batch))]
-    sequences = embedder.tokenize(texts_of(mine, loss))
+    sequences = tokens_of(embedder, batch, loss, ranks) if sequences is None else sequences
     chunks = [list(range(len(sequences)))]
     if chunk_tokens is not None:
         chunks = list(embedder.chunks(embedder.order(sequences), sequences, chunk_tokens))
@@ -92,6 +94,13 @@ def contrast(
             vectors_of(number).backward(leaf.grad[chunk])
     cost, accuracy, candidates, tokens, nodes = ranks.total(values, leaf.device)
     return Contrast(cost, accuracy, candidates, int(tokens), int(nodes), len(chunks))
+
+
+def tokens_of(
+    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, ranks: Ranks = ALONE
+) -> list[tuple[int, ...]]:
+    """Token ids of this process's texts of a batch, in the order of `texts_of`."""
+    return embedder.tokenize(texts_of(batch[ranks.part(len(batch))], loss))
 
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.errors import UserError
 from cft.settings import PLACEHOLDER, ModelSettings
+
+# A fast tokenizer cannot be set up by two threads at a time, and each call sets it up.
+_ONE_AT_A_TIME = threading.Lock()
 
 # What a tokenizer is asked to show its special tokens on; the second serves those that do not know the first.
 _SAMPLES = ("a", "1 2")
@@ -109,7 +113,8 @@ def bodies(tokenizer: Any, texts: Sequence[str], template: str, room: int) -> li
     prompt_is_plain = not any(token in template for token in special)
 
     def ids(batch: list[str], *, plain: bool) -> list[list[int]]:
-        return tokenizer(batch, add_special_tokens=False, split_special_tokens=plain)["input_ids"] if batch else []
+        with _ONE_AT_A_TIME:
+            return tokenizer(batch, add_special_tokens=False, split_special_tokens=plain)["input_ids"] if batch else []
 
     found = [list(body) for body in ids([before + text + after for text in texts], plain=prompt_is_plain)]
     for row, text in enumerate(texts):
@@ -129,7 +134,8 @@ def _tail(tokenizer: Any, up_to: str, after: str, *, plain: bool, ids: Any) -> i
     """Tokens that lie wholly behind the text."""
     if not getattr(tokenizer, "is_fast", False):
         return len(ids([after], plain=plain)[0])
-    offsets = tokenizer(
-        up_to + after, add_special_tokens=False, split_special_tokens=plain, return_offsets_mapping=True
-    )["offset_mapping"]
+    with _ONE_AT_A_TIME:
+        offsets = tokenizer(
+            up_to + after, add_special_tokens=False, split_special_tokens=plain, return_offsets_mapping=True
+        )["offset_mapping"]
     return sum(start >= len(up_to) for start, _ in offsets)

@@ -4,7 +4,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from cft import checkpoint
 from cft.chunking import Chunking, fitting
-from cft.contrast import Contrast, contrast, texts_of
+from cft.contrast import Contrast, contrast, tokens_of
 from cft.data import TrainingData, batches
 from cft.embedder import Embedder
 from cft.errors import UserError
@@ -65,6 +67,15 @@ class _Work:
     def weights(self) -> dict[str, torch.nn.Parameter]:
         """The trained weights by name."""
         return trainable(self.embedder.model)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step is made on. rows: numbers of its triplets. sequences: tokens, a list a micro-batch."""
+
+    rows: np.ndarray
+    triplets: list[Triplet]
+    sequences: list[list[tuple[int, ...]]]
 
 
 def train(
@@ -124,9 +135,10 @@ def train(
                 watch(row)
 
         quiet = not ranks.is_first
-        with tqdm(rows, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar:
-            for step, chosen in enumerate(bar, start=start):
-                row = _step(work, [data.triplets[row] for row in chosen], rows=chosen, step=step)
+        coming = _ahead(rows, lambda chosen: _prepare(work, data, chosen))
+        with tqdm(coming, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar:
+            for step, batch in enumerate(bar, start=start):
+                row = _step(work, batch, step=step)
                 note(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
@@ -140,6 +152,26 @@ def train(
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
         model.eval()
     return history
+
+
+def _prepare(work: _Work, data: TrainingData, rows: np.ndarray) -> _Batch:
+    config = work.config
+    triplets = [data.triplets[row] for row in rows]
+    size = len(triplets) // config.train.accumulation
+    micros = [triplets[start : start + size] for start in range(0, len(triplets), size)]
+    return _Batch(rows, triplets, [tokens_of(work.embedder, micro, config.loss, work.ranks) for micro in micros])
+
+
+def _ahead(steps: Iterable[np.ndarray], prepare: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
+    """Read and tokenise the next batch while this one is trained on: a GPU would wait for it."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        waiting: deque[Future[_Batch]] = deque()
+        for rows in steps:
+            waiting.append(worker.submit(prepare, rows))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _resume(
@@ -181,8 +213,8 @@ def _accelerator(device: torch.device, bf16: bool) -> Iterator[Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _step(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> dict:
-    """One update of the weights on `batch`, whose row numbers are `rows`; returns its row of the history."""
+def _step(work: _Work, batch: _Batch, *, step: int) -> dict:
+    """One update of the weights; returns its row of the history."""
     began = time.perf_counter()
     config, settings = work.config, work.config.train
     rate = learning_rate(config.schedule, config.lr, step, work.steps)
@@ -190,18 +222,18 @@ def _step(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> 
         group["lr"] = rate
     while True:
         try:
-            parts = _gradients(work, batch, rows=rows, step=step)
+            parts = _gradients(work, batch, step=step)
             break
         except torch.OutOfMemoryError as error:
             work.optimizer.zero_grad(set_to_none=True)
-            _shrink(work, batch, error)
+            _shrink(work, batch.sequences[0], error)
     work.ranks.sum_gradients(work.weights.values())
     if all(weight.grad is None for weight in work.weights.values()):
         raise UserError(
             "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
         )
     norm = work.accelerator.clip_grad_norm_(work.weights.values(), settings.max_grad_norm)
-    _require_finite(float(norm), "gradient", step, rows, batch)
+    _require_finite(float(norm), "gradient", step, batch.rows, batch.triplets)
     work.optimizer.step()
     work.optimizer.zero_grad(set_to_none=True)
     count = len(parts)
@@ -219,39 +251,41 @@ def _step(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> 
     }
 
 
-def _gradients(work: _Work, batch: list[Triplet], *, rows: np.ndarray, step: int) -> list[Contrast]:
+def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[Contrast]:
     """Add up the gradients of a batch's micro-batches."""
     config = work.config
     # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
     seed = config.seed * 1_000_003 + step + (work.ranks.rank << 40)
     torch.manual_seed(seed)
     parts = []
-    size = len(batch) // config.train.accumulation
-    for start in range(0, len(batch), size):
+    size = len(batch.triplets) // config.train.accumulation
+    for number, sequences in enumerate(batch.sequences):
+        start = number * size
+        micro = batch.triplets[start : start + size]
         part = contrast(
             work.embedder,
-            batch[start : start + size],
+            micro,
             config.loss,
+            sequences=sequences,
             scale=1 / config.train.accumulation,
             seed=seed + start,
             chunk_tokens=work.chunking.tokens,
             ranks=work.ranks,
             autocast=work.accelerator.autocast,
         )
-        _require_finite(part.loss, "loss", step, rows[start : start + size], batch[start : start + size])
+        _require_finite(part.loss, "loss", step, batch.rows[start : start + size], micro)
         parts.append(part)
     return parts
 
 
-def _shrink(work: _Work, batch: list[Triplet], error: torch.OutOfMemoryError) -> None:
+def _shrink(work: _Work, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
     """Smaller chunks after a batch ran out of memory; other processes would wait for what this one has not sent."""
     if work.ranks.size > 1:
         raise UserError(
             "out of memory; with several processes, name the tokens that go through the model at once: "
             f"train.chunk_tokens={work.chunking.tokens // 2 if work.chunking.tokens else 4096}"
         ) from error
-    micro = batch[: len(batch) // work.config.train.accumulation]
-    lengths = [len(sequence) for sequence in work.embedder.tokenize(texts_of(micro, work.config.loss))]
+    lengths = [len(sequence) for sequence in sequences]
     work.chunking.shrink(sum(lengths), max(lengths))
 
 
