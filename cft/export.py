@@ -14,6 +14,8 @@ from cft.finished import PROMPT, RUN, find_embedder, load_embedder
 from cft.sources import may_be_repository
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cft.embedder import Embedder
 
 # Merging rounds; more than this is no rounding (unit vectors, float32).
@@ -29,6 +31,11 @@ COMMAND = Command(
             "adapter alone, for PeftModel on its base model",
             default="sentence-transformers",
             choices=("sentence-transformers", "merged", "peft"),
+        ),
+        "adapter": Key(
+            "for sentence-transformers: merge it into the model, or keep it beside the base model's name",
+            default="merge",
+            choices=("merge", "keep"),
         ),
         "prompt": PROMPT,
     },
@@ -64,6 +71,8 @@ def export(values: dict[str, str]) -> str:
         scratch.mkdir()
         if values["format"] == "peft":
             said = _write_adapter(folder, scratch)
+        elif values.get("adapter") == "keep":
+            said = _write_kept(load_embedder(values), folder, scratch, values["format"])
         else:
             said = _write_merged(load_embedder(values), scratch, modules=values["format"] == "sentence-transformers")
         os.rename(scratch, target)
@@ -88,6 +97,44 @@ def _write_adapter(folder: Path, scratch: Path) -> str:
     ).replace(scratch.name, "FOLDER")
 
 
+def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) -> str:
+    """The adapter beside its base model's name, for sentence-transformers, which asks PEFT to put it on."""
+    from cft import interchange
+
+    if form != "sentence-transformers":
+        raise UserError(f"adapter=keep goes with format=sentence-transformers; format={form} has another meaning")
+    base = embedder.contract.model
+    if not may_be_repository(base) and not Path(base).expanduser().is_dir():
+        raise UserError(
+            f"the base model {base} is neither a folder nor on the hub, where others could find it: merge it"
+        )
+    interchange.check_portable(embedder)
+    _write_adapter(folder, scratch)
+    interchange.tokenizer_of(embedder).save_pretrained(scratch)
+    interchange.check_tokens(embedder, scratch)
+    interchange.write_modules(scratch, embedder)
+    said = [f"an adapter on {base}, which sentence-transformers loads with it"]
+    said += _tried(scratch, embedder.encode(interchange.SAMPLES), _TOLERATED)
+    return "\n".join(said)
+
+
+def _tried(scratch: Path, expected: "np.ndarray", allowed: float) -> list[str]:
+    """What sentence-transformers makes of a folder, in words.
+
+    Raises:
+        UserError: if its vectors are others.
+    """
+    from cft import interchange
+
+    found = interchange.difference_there(scratch, expected)
+    if found is not None and found > allowed:
+        raise UserError(f"sentence-transformers makes other vectors of it (off by {found:.1e}): it is not written")
+    said = "not tried in sentence-transformers: it is not installed here (pip install sentence-transformers)"
+    if found is not None:
+        said = f"sentence-transformers gives the same vectors to {found:.1e}"
+    return [said, '  vectors = SentenceTransformer("FOLDER").encode(["a text"])']
+
+
 def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
     from cft import interchange
 
@@ -105,16 +152,7 @@ def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
     said.append("its tokenizer, loaded again, appends the same special tokens")
     if modules:
         interchange.write_modules(scratch, embedder)
-        found = interchange.difference_there(scratch, expected)
-        if found is None:
-            said.append(
-                "not tried in sentence-transformers, which is not installed here (pip install sentence-transformers)"
-            )
-        elif found > max(2 * drift, _TOLERATED):
-            raise UserError(f"sentence-transformers makes other vectors of it (off by {found:.1e}): it is not written")
-        else:
-            said.append(f"sentence-transformers gives the same vectors to {found:.1e}")
-        said.append('  vectors = SentenceTransformer("FOLDER").encode(["a text"])')
+        said += _tried(scratch, expected, max(2 * drift, _TOLERATED))
     return "\n".join(said)
 
 

@@ -42,6 +42,24 @@ def merged(embedder: Embedder) -> tuple[Any, float]:
     Raises:
         UserError: if the embedder is something that transformers cannot hold in one piece.
     """
+    check_portable(embedder)
+    contract, backbone = embedder.contract, embedder.backbone
+    before = embedder.encode(SAMPLES)
+    trunk: Any = embedder.model.float()
+    if isinstance(trunk, PeftModel):
+        trunk = trunk.merge_and_unload()
+    found = Embedder(trunk, backbone, contract).encode(SAMPLES)
+    trunk.set_attn_implementation(backbone.batching.own_attention)
+    trunk.config.use_cache = True
+    return trunk, float(np.abs(found - before).max())
+
+
+def check_portable(embedder: Embedder) -> None:
+    """Refuse an embedder that other libraries would turn into another one.
+
+    Raises:
+        UserError: saying why.
+    """
     contract, backbone = embedder.contract, embedder.backbone
     if contract.quantization is not Quantization.none:
         raise UserError(f"this embedder's base model is held in {contract.quantization.value}: it cannot be merged")
@@ -55,14 +73,6 @@ def merged(embedder: Embedder) -> tuple[Any, float]:
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"
         )
-    before = embedder.encode(SAMPLES)
-    trunk: Any = embedder.model.float()
-    if isinstance(trunk, PeftModel):
-        trunk = trunk.merge_and_unload()
-    found = Embedder(trunk, backbone, contract).encode(SAMPLES)
-    trunk.set_attn_implementation(backbone.batching.own_attention)
-    trunk.config.use_cache = True
-    return trunk, float(np.abs(found - before).max())
 
 
 def tokenizer_of(embedder: Embedder) -> Any:

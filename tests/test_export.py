@@ -73,6 +73,8 @@ def test_minicpm_held_as_granite_round_trips(tmp_path):
     config = settings(SHAPES[1])
     write_checkpoint(base, config, random_tensors(config), 1)
     folder = train(tmp_path, f"model.path={base}")
+    with pytest.raises(UserError, match="held by another class than its own"):
+        exported(folder, tmp_path, "adapter=keep")
     target, _ = exported(folder, tmp_path)
     assert json.loads((target / "config.json").read_text())["model_type"] == "granite"
     model = in_sentence_transformers(target)
@@ -86,6 +88,22 @@ def test_a_prompt_goes_along_and_is_put_on_by_default(tmp_path):
     expected = Embedder.load(folder).encode(SAMPLES)
     np.testing.assert_allclose(model.encode(list(SAMPLES)), expected, atol=1e-5)
     np.testing.assert_allclose(model.encode(list(SAMPLES), prompt_name="query"), expected, atol=1e-5)
+
+
+def test_the_adapter_can_be_kept_beside_its_base_model(tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    folder = train(tmp_path, f"model.path={base}")
+    target, said = exported(folder, tmp_path, "adapter=keep")
+    assert f"an adapter on {base}" in said and not (target / "model.safetensors").exists()
+    model = in_sentence_transformers(target)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
+    untrained = Embedder.base(compose_config([f"model.path={base}"]).model).encode(SAMPLES)
+    assert np.abs(model.encode(list(SAMPLES)) - untrained).max() > 1e-3
+
+
+def test_an_adapter_is_not_kept_beside_a_model_that_nobody_finds(tmp_path, trained):
+    with pytest.raises(UserError, match="neither a folder nor on the hub"):
+        exported(trained, tmp_path, "adapter=keep")
 
 
 def test_a_model_trained_whole_is_exported_too(tmp_path):
