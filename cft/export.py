@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cft.arguments import Command, Key
 from cft.console import exit_statuses, set_up_console
@@ -105,9 +105,10 @@ def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) ->
         raise UserError(f"adapter=keep goes with format=sentence-transformers; format={form} has another meaning")
     base = embedder.contract.model
     if not may_be_repository(base) and not Path(base).expanduser().is_dir():
-        raise UserError(
-            f"the base model {base} is neither a folder nor on the hub, where others could find it: merge it"
-        )
+        raise UserError(f"the base model {base} is neither a folder nor on the hub, where others find it: merge it")
+    trunk: Any = embedder.backbone.trunk
+    if getattr(trunk.config, "held_for", None):
+        raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
     interchange.check_portable(embedder)
     _write_adapter(folder, scratch)
     interchange.tokenizer_of(embedder).save_pretrained(scratch)

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from cft.embedder import Embedder
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization
 from cft.store import write_json
 
@@ -174,10 +174,18 @@ def write_modules(folder: Path, embedder: Embedder) -> None:
 
 
 def difference_there(folder: Path, expected: np.ndarray) -> float | None:
-    """Largest difference of a coordinate to what sentence-transformers makes of the folder; None without it."""
+    """Largest difference of a coordinate to what sentence-transformers makes of the folder; None without it.
+
+    Raises:
+        UserError: if it cannot load the folder.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         return None
-    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-    return float(np.abs(model.encode(list(SAMPLES)) - expected).max())
+    try:
+        model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
+        found = model.encode(list(SAMPLES))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"sentence-transformers cannot load what was made of it ({first_line(error)})") from error
+    return float(np.abs(found - expected).max())

@@ -49,7 +49,7 @@ def granite_config(minicpm: dict) -> GraniteConfig:
     if minicpm.get("rope_scaling"):
         raise UserError("this MiniCPM scales its rotary positions, which is not supported")
     heads = minicpm["num_attention_heads"]
-    return GraniteConfig(
+    config: Any = GraniteConfig(
         **{key: minicpm[key] for key in _SHARED if minicpm.get(key) is not None},
         embedding_multiplier=minicpm["scale_emb"],
         residual_multiplier=minicpm["scale_depth"] / math.sqrt(minicpm["num_hidden_layers"]),
@@ -57,8 +57,9 @@ def granite_config(minicpm: dict) -> GraniteConfig:
         logits_scaling=minicpm["hidden_size"] / minicpm["dim_model_base"],
         rope_parameters={"rope_type": "default", "rope_theta": minicpm.get("rope_theta", 10_000.0)},
         tie_word_embeddings=minicpm.get("tie_word_embeddings", True),
-        held_for="minicpm",  # tells whoever writes the model elsewhere that its own name means another class
     )
+    config.held_for = "minicpm"  # tells whoever writes the model elsewhere that its own name means another class
+    return config
 
 
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
