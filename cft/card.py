@@ -1,5 +1,6 @@
 """The model card of a training: README.md with metadata that the Hugging Face hub reads, rewritten at every score."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -44,6 +45,22 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
     metadata = _metadata(folder, config, contract, found).to_yaml()
     card = ModelCard(f"---\n{metadata}\n---\n\n{_text(config, contract, data)}")
     write_text(folder / FILE_NAME, card.content.rstrip() + "\n\n" + "\n\n".join(tables) + "\n")
+
+
+def for_library(card: str, form: str) -> str:
+    """A card whose example is for another library.
+
+    Args:
+        card: as written beside a run. form: as `cft.export` calls it; the example of others than
+            sentence-transformers stays.
+    """
+    if form != "sentence-transformers":
+        return card
+    card = card.replace("from cft import Embedder\n", "from sentence_transformers import SentenceTransformer\n", 1)
+    card = card.replace('embedder = Embedder.load("FOLDER")', 'embedder = SentenceTransformer("FOLDER")', 1)
+    before, _, rest = card.partition("`contract.json` holds all")
+    card = before + rest.partition("\n\n")[2] if rest else card
+    return re.sub(r"(?m)^library_name: .*$", "library_name: sentence-transformers", card, count=1)
 
 
 def _metadata(folder: Path, config: Config, contract: Contract, found: list[EvalResult]) -> ModelCardData:

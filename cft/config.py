@@ -168,7 +168,10 @@ def _parse(overrides: list[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(f"cannot read the command line: {error}") from error
+        raise UserError(
+            f"cannot read the command line: {str(error).splitlines()[0]}; a value with blanks, commas or braces needs "
+            "quotes inside quotes, as in \"prompt.template='Query, {text}'\""
+        ) from error
     for override in parsed:
         _check_names(override)
     return parsed
@@ -264,4 +267,6 @@ def _cause(error: BaseException) -> str:
         lines.append(str(error.__cause__).splitlines()[0])
     message = ": ".join(lines)
     enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
+    if "is not a ListConfig" in message:
+        message += " Write a list in brackets, as in data.negative_columns='[wrong_answer]'"
     return message + (near(enumerated[1], enumerated[2].split(", ")) if enumerated else "")

@@ -71,6 +71,8 @@ class Contract:
             UserError: if there is none, or it lacks a field or has one too many. Fields that came later than a
                 record have their defaults.
         """
+        if (folder / "modules.json").exists() and not (folder / FILE_NAME).exists():
+            raise UserError(f"{folder} was written for sentence-transformers: load it by SentenceTransformer")
         if not (folder / FILE_NAME).exists():
             raise UserError(f"{folder} holds no trained embedder: name the folder that the run named at its end")
         record: dict[str, Any] = read_json(folder / FILE_NAME)

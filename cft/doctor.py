@@ -106,12 +106,15 @@ def examine(config: Config) -> tuple[str, bool]:
 def _triplets(config: Config) -> list["Triplet"]:
     """A first batch of the training data; none if they cannot be had here."""
     from cft.plan import Inputs
+    from cft.trainer import plan_steps
 
     try:
-        return list(Inputs().data(config.data).triplets[: config.train.batch_size])
+        triplets = Inputs().data(config.data).triplets
     except UserError as error:
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
         return []
+    plan_steps(config.train, len(triplets))  # too few rows for a batch are refused here as they would be there
+    return list(triplets[: config.train.batch_size])
 
 
 def _model(embedder: "Embedder", config: Config) -> str:

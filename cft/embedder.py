@@ -30,11 +30,13 @@ class Embedder:
     Attributes:
         model: the trunk, with or without an adapter.
         contract: what the vectors depend on.
+        at_limit: how many texts were tokenised so far that came to the contract's length limit, most of them cut.
     """
 
     def __init__(self, model: torch.nn.Module, backbone: Backbone, contract: Contract) -> None:
         self.model = model
         self.contract = contract
+        self.at_limit = 0
         self._backbone = backbone
 
     @classmethod
@@ -148,6 +150,7 @@ class Embedder:
         prefix, suffix = contract.prefix_ids, contract.suffix_ids
         found = bodies(self._backbone.tokenizer, texts, contract.template, contract.room)
         sequences = [(*prefix, *body, *suffix) for body in found]
+        self.at_limit += sum(len(sequence) == contract.max_length for sequence in sequences)
         assert all(len(s) <= contract.max_length and s[len(s) - len(suffix) :] == suffix for s in sequences)
         for index, sequence in enumerate(sequences):
             if len(sequence) == len(prefix) + len(suffix):

@@ -23,7 +23,7 @@ from cft.store import digest, held, read_json, replacing, sha256_of_file, write_
 if TYPE_CHECKING:
     from cft.embedder import Embedder
 
-_BLOCK = 10_000
+_BLOCK = 2_000
 _OUTPUTS = (".npy", ".parquet")
 
 COLUMN = Key("the column that holds the texts, in files that have columns", default="text")
@@ -55,8 +55,8 @@ def main() -> None:
         values = COMMAND.read(sys.argv[1:])
         with _as_file(values["input"]) as source, _as_output(values["output"]) as target:
             rows, skipped = encode_file(values, source, target)
-            left_out = f", {skipped} rows left out" if skipped else ""
-            sys.stderr.write(f"{rows:,} texts embedded{left_out}: {values['output']}\n")
+            left_out = f", {_count(skipped, 'row')} left out" if skipped else ""
+            sys.stderr.write(f"{_count(rows, 'text')} embedded{left_out}: {values['output']}\n")
 
 
 @contextlib.contextmanager
@@ -119,9 +119,17 @@ def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int
     with held(parts):
         _same_work(parts, [embedder.contract, sha256_of_file(source), values["column"], values["on_bad_row"], _BLOCK])
         _embed(embedder, good, count, parts)
+        if embedder.at_limit:
+            limit = embedder.contract.max_length
+            told = f"{_count(embedder.at_limit, 'text')} reached the {limit} tokens that this embedder reads at most"
+            sys.stderr.write(f"{told}: what is behind them was left out\n")
         _write(target, parts, count, (row for row in texts() if isinstance(row, str)))
     shutil.rmtree(parts)
     return count, skipped
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _same_work(parts: Path, facts: list[Any]) -> None:
@@ -138,6 +146,9 @@ def _embed(embedder: "Embedder", texts: Iterator[str], count: int, parts: Path) 
     import numpy as np
     from tqdm import tqdm
 
+    kept = sum(_part(parts, number).exists() for number in range(-(-count // _BLOCK)))
+    if kept:
+        sys.stderr.write(f"{_count(min(kept * _BLOCK, count), 'text')} of {count:,} were embedded before\n")
     with tqdm(total=count, desc="embedding", unit="text", disable=not sys.stderr.isatty()) as bar:
         for number in range(-(-count // _BLOCK)):
             block = list(islice(texts, _BLOCK))

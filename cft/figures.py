@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -98,7 +99,9 @@ def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -
     panels[0].set_xlabel("trial")
     panels[0].set_ylabel("development Spearman × 100")
     for axes, (name, by_order) in zip(panels[1:], logged.items(), strict=True):
-        values = [settings.get(name) for _, _, settings in trials]
+        values: list[Any] = [settings.get(name) for _, _, settings in trials]
+        if all(_is_number(value) for value in values):
+            values = [float(value) for value in values]
         axes.scatter(values, scores, s=24, color=AFTER)
         axes.set_xlabel(name)
         if by_order:
@@ -106,6 +109,14 @@ def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -
     for axes in panels:
         clean(axes)
     return figure
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def clean(axes: Axes) -> None:

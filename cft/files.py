@@ -131,7 +131,8 @@ def stream_triplets(
         key,
         {name: "data.negative_columns" for name in negatives}
         | {positive: "data.positive_column", anchor: "data.anchor_column"},
-        column_advice="Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file",
+        column_advice="Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file "
+        "(pairs without negatives: data.negative_columns='[]' loss=in_batch)",
         row_advice="mend or drop it, or set data.on_bad_row=skip",
     )
 

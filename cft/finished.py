@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 # Not taken from cft.contract, which takes torch with it: what is wrong with a command line is said before that.
 _CONTRACT = "contract.json"
 
+_MOST_TOLD = 6
+
 RUN = Key("the embedder: a run's folder, or the end of its name under outputs/")
 PROMPT = Key("words around every text, as in 'query: {text}'; none takes the one it was trained under", default="")
 DEVICE = Key("where it runs", default="auto", choices=("auto", "cpu", "cuda"))
@@ -30,7 +32,9 @@ def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
     found = [folder for folder in there if str(folder).endswith(name)] if name else []
     if len(found) == 1:
         return found[0]
-    names = ", ".join(str(folder) for folder in found or there) or f"none under {outputs}"
+    listed = sorted(found or there, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    names = ", ".join(map(str, listed[:_MOST_TOLD])) or f"none under {outputs}"
+    names += f" and {len(listed) - _MOST_TOLD} more" if len(listed) > _MOST_TOLD else ""
     problem = "several embedders end so" if found else "no finished embedder"
     raise UserError(f"run={name}: {problem}; there: {names}")
 

@@ -392,6 +392,14 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ran
             config.train.epochs,
             config.train.steps,
         )
+    seen = pairs.shared(data.dev, plan.sets)
+    if seen:
+        log.warning(
+            "%d of %d development pairs stand in the test sets (%s): choose no settings by them",
+            len(seen),
+            len(data.dev),
+            ", ".join(sorted(set(seen))),
+        )
     log.info(
         "each anchor chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives",
         micro + hard,

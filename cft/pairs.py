@@ -59,6 +59,16 @@ def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pa
     return Pairs(scores, identity, seen)
 
 
+def shared(pairs: list[ScoredPair], sets: dict[str, list[ScoredPair]]) -> list[str]:
+    """For every pair that also stands in a set, whatever the order of its sentences, the set's name."""
+
+    def both(pair: ScoredPair) -> tuple[str, ...]:
+        return tuple(sorted((key(pair.sentence1), key(pair.sentence2))))
+
+    stands = {both(pair): name for name, of_set in sets.items() for pair in of_set}
+    return [stands[both(pair)] for pair in pairs if both(pair) in stands]
+
+
 def write_once(folder: Path, sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> None:
     """Keep what `describe` finds beside an evaluation; the folder's name says which data it is of."""
     if (folder / FILE_NAME).exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cft.arguments import Command, Key
 from cft.console import exit_statuses, set_up_console
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.export import export
 from cft.finished import PROMPT, RUN, find_embedder
 from cft.sources import may_be_repository
@@ -38,7 +38,7 @@ COMMAND = Command(
 )
 
 # Beside what the export writes.
-_FROM_RUN = ("README.md", "training.png", "history.jsonl")
+_FROM_RUN = ("training.png", "history.jsonl")
 
 _TEXTS = (".md", ".json", ".jsonl", ".txt")
 _SECRETS = {
@@ -137,14 +137,13 @@ def _listed(folder: Path) -> str:
 
 def _send(folder: Path, repository: str, *, private: bool) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         client = HfApi()
         client.create_repo(repository, private=private, exist_ok=True)
         client.upload_folder(repo_id=repository, folder_path=folder, commit_message="An embedder made by cft")
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client raises its own, its network library's and the system's errors alike
+        reason = first_line(error)
         raise UserError(
             f"the hub did not take it ({reason}); log in with `hf auth login`, or set HF_TOKEN, with a token that may "
             "write"

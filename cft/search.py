@@ -21,9 +21,12 @@ from cft.settings import Config, EvalSource
 from cft.store import read_json, write_json, write_text
 from cft.tables import Row, as_markdown, as_text
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cft.search")  # also where this module is the command itself
 
 SPACE_FILE = "space.json"
+
+# A trial's attribute: why it failed.
+_PROBLEM = "problem"
 
 
 def main() -> None:
@@ -68,12 +71,13 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
     if trials < 1:
         raise UserError(f"--trials {trials}: must be 1 or more")
     folder = outputs_of(fixed) / "searches" / name
-    _same_search(folder, sorted(overrides))
+    _require_same_search(folder, sorted(overrides))
     from cft.plan import Inputs
 
     inputs = Inputs()
     _check_development(compose_config([*fixed, *_first(space)]), inputs)
-    study = _study(folder, name, seed, prune=prune)
+    write_json(folder / SPACE_FILE, sorted(overrides))
+    study = _study(folder, space, seed, prune=prune)
     left = _give_back_interrupted(study, trials)
     if left > 0:
         study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
@@ -82,14 +86,13 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
     return table
 
 
-def _same_search(folder: Path, overrides: list[str]) -> None:
+def _require_same_search(folder: Path, overrides: list[str]) -> None:
     path = folder / SPACE_FILE
     if path.exists() and read_json(path) != overrides:
         raise UserError(
             f"{folder} holds another search ({' '.join(read_json(path))}): give this one another name, or remove that "
             "folder"
         )
-    write_json(path, overrides)
 
 
 def _first(space: list[Dimension]) -> list[str]:
@@ -98,7 +101,7 @@ def _first(space: list[Dimension]) -> list[str]:
 
 def _check_development(config: Config, inputs: Any) -> None:
     """Refuse to choose by nothing, or by pairs of the test sets."""
-    from cft.pairs import key
+    from cft.pairs import shared
 
     data = inputs.data(config.data)
     if not data.dev or not config.train.eval_every:
@@ -108,13 +111,7 @@ def _check_development(config: Config, inputs: Any) -> None:
         )
     if config.eval.source is not EvalSource.sts:
         return
-    sets = inputs.sets(config.eval)
-
-    def pair(row: Any) -> tuple[str, ...]:
-        return tuple(sorted((key(row.sentence1), key(row.sentence2))))
-
-    tested = {pair(row): name for name, rows in sets.items() for row in rows}
-    seen = [tested[pair(row)] for row in data.dev if pair(row) in tested]
+    seen = shared(data.dev, inputs.sets(config.eval))
     if seen:
         raise UserError(
             f"{len(seen)} of {len(data.dev)} development pairs stand in the test sets "
@@ -123,23 +120,25 @@ def _check_development(config: Config, inputs: Any) -> None:
         )
 
 
-def _study(folder: Path, name: str, seed: int, *, prune: bool) -> Any:
+def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> Any:
     try:
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError("cft.search needs Optuna: pip install 'cft[optuna]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is told here, without a traceback
     study = optuna.create_study(
-        study_name=name,
+        study_name=folder.name,
         storage=JournalStorage(JournalFileBackend(str(folder / "journal.jsonl"))),  # JSON lines; nothing is pickled
         direction="maximize",
         load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
     )
-    # A sampler that starts anew with one seed would propose the same again.
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=8)
+    if all(dimension.choices for dimension in space):
+        study.sampler = optuna.samplers.BruteForceSampler(seed=seed)  # no combination twice
+    else:  # a sampler that starts anew with one seed would propose the same again
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=8)
     return study
 
 
@@ -150,7 +149,8 @@ def _give_back_interrupted(study: Any, trials: int) -> int:
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.enqueue_trial(trial.params)
         study.tell(trial.number, state=TrialState.FAIL)
-    return trials - len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+    done = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    return trials - len(done) - sum(_PROBLEM in trial.user_attrs for trial in study.trials)
 
 
 def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) -> float:
@@ -158,21 +158,26 @@ def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) ->
     import optuna
 
     from cft import figures, job
+    from cft.trainer import plan_steps
 
     chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
     log.info("\n# trial %d: %s", trial.number, " ".join(chosen))
 
+    config = compose_config([*fixed, *chosen])
+    last = plan_steps(config.train, len(inputs.data(config.data).triplets))
+
     def watch(row: dict) -> None:
         if row["event"] == "dev" and row["spearman"] is not None:
             trial.report(row["spearman"], row["step"])
-            if trial.should_prune():
+            if row["step"] < last and trial.should_prune():
                 log.info("given up at step %d: below the median of the trials before", row["step"])
                 raise optuna.TrialPruned
 
     try:
-        folder = job.train_only(compose_config([*fixed, *chosen]), inputs, watch)
+        folder = job.train_only(config, inputs, watch)
     except UserError as error:  # a loss that is not finite, say: this trial failed, and the search goes on
         report_error(error)
+        trial.set_user_attr(_PROBLEM, str(error).splitlines()[0])
         raise
     except KeyboardInterrupt:
         trial.study.enqueue_trial(trial.params)
@@ -202,7 +207,14 @@ def ranking(study: Any, space: list[Dimension]) -> list[Row]:
     for trial in study.get_trials(states=[TrialState.PRUNED]):
         step, score = max(trial.intermediate_values.items())
         table.append((str(trial.number), *_shown(trial, keys), f"{score:.2f} at step {step}, given up", ""))
+    failed = [trial for trial in study.trials if _PROBLEM in trial.user_attrs]
+    table += [(str(trial.number), *_shown(trial, keys), f"failed: {_short(trial)}", "") for trial in failed]
     return table
+
+
+def _short(trial: Any) -> str:
+    text = trial.user_attrs[_PROBLEM]
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _shown(trial: Any, keys: list[str]) -> list[str]:
@@ -212,11 +224,13 @@ def _shown(trial: Any, keys: list[str]) -> list[str]:
 
 def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
     """Write the table and the pictures, and say what to do with the best."""
+    from optuna.trial import TrialState
+
     from cft import figures
 
-    done = [trial for trial in study.trials if trial.value is not None]
+    done = study.get_trials(states=[TrialState.COMPLETE])
     if not done:
-        return
+        raise UserError(f"no trial came to its end: {'; '.join(row[-2] for row in table[1:]) or 'none was made'}")
     drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], _logged(space))
     pictures = figures.save(drawn, folder, "search")
     best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
@@ -228,7 +242,8 @@ def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) 
         f"best: `{best}`",
     ]
     write_text(folder / "report.md", "\n\n".join(text) + "\n")
-    log.info("\nbest: %s  (%.2f)\nwritten: %s", best, study.best_value, folder / "report.md")
+    log.info("\nbest: %s  (%.2f)\nwritten: %s, search.png", best, study.best_value, folder / "report.md")
+    log.info("each run of the table is an embedder; score one on test sets by the same settings with python -m cft.run")
 
 
 def _logged(space: list[Dimension]) -> dict[str, bool]:

@@ -15,6 +15,7 @@ from cft.config import compose_config
 from cft.console import set_up_console
 from cft.job import run
 from cft.plan import make_plan
+from cft.start import find_start
 
 FAQ = Path(__file__).with_name("faq.csv")
 
@@ -35,6 +36,8 @@ ASKED = {
 
 def main() -> None:
     """Train, load and ask."""
+    if any(entry in ("-h", "--help") for entry in sys.argv[1:]):
+        sys.exit(__doc__)
     set_up_console()
     # 1. The settings: your file and its columns. Pairs have no hard negatives, so the loss uses the batch's alone.
     config = compose_config(
@@ -55,10 +58,10 @@ def main() -> None:
         ]
     )
 
-    # 2. The model before any training, to know what the training was worth.
+    # 2. What the training starts from (the base model, or adapter=...), to know what the training was worth.
     answers = [line.rsplit(",", 1)[-1] if '"' not in line else line.split('"')[1] for line in FAQ.open()][1:]
     answers = [answer.strip() for answer in answers]
-    before = ranks(Embedder.base(config.model), answers)
+    before = ranks(find_start(config).load(config, trains=False), answers)
 
     # 3. The training; the same call again finds its result.
     began = time.monotonic()
@@ -73,7 +76,7 @@ def main() -> None:
     for question, old, new in zip(ASKED, before, after, strict=True):
         print(f"{question:52}{old:8}{new:8}")
     print(f"{'mean rank of the right answer, of ' + str(len(answers)):52}{np.mean(before):8.1f}{np.mean(after):8.1f}")
-    print(f"\ntrained and scored in {(time.monotonic() - began) / 60:.0f} min; the embedder is in {folder.name}")
+    print(f"\ntrained and scored in {(time.monotonic() - began) / 60:.1f} min; the embedder: {folder}")
 
 
 def ranks(embedder: Embedder, answers: list[str]) -> list[int]:

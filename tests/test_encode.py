@@ -116,6 +116,13 @@ def test_bad_rows_are_named_before_anything_is_embedded_or_left_out(tmp_path, tr
     assert "skipped data row 2 (a.txt:2)" in capsys.readouterr().err
 
 
+def test_texts_that_are_too_long_are_counted(tmp_path, trained, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text("short\n" + "long " * 400 + "\n")
+    embed(trained, source, tmp_path / "v.npy")
+    assert "1 text reached the 150 tokens that this embedder reads at most" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [

@@ -49,6 +49,9 @@ def test_sentence_transformers_gives_the_same_vectors(tmp_path, pooling):
     assert "sentence-transformers gives the same vectors" in said
     np.testing.assert_allclose(model.encode(list(SAMPLES)), embedder.encode(SAMPLES), atol=1e-5)
     assert model.max_seq_length == 24
+    card = (target / "README.md").read_text()
+    assert 'SentenceTransformer("FOLDER")' in card and "library_name: sentence-transformers" in card
+    assert "from cft" not in card and "contract.json" not in card
     # of its own kind, without anything of ours
     assert {path.name for path in target.iterdir()} >= {"modules.json", "model.safetensors", "tokenizer.json"}
 
@@ -132,7 +135,8 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
     base = write_model(tmp_path / "base", "llama")
     folder = train(tmp_path, f"model.path={base}")
     target, said = exported(folder, tmp_path, "format=peft")
-    assert str(base) in said and 'from_pretrained(BASE), "FOLDER")' in said.replace("'", '"')
+    assert str(base) in said and f'Embedder.load("{target}")' in said and "append the token 1 to each text" in said
+    np.testing.assert_array_equal(Embedder.load(target).encode(SAMPLES), Embedder.load(folder).encode(SAMPLES))
     model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(target)).eval()
     embedder = Embedder.load(folder)
     with torch.no_grad():

@@ -117,7 +117,10 @@ def test_a_secret_in_a_run_stops_the_whole_push(trained, hub, tmp_path):
 
 def test_what_the_hub_says_is_passed_on_with_a_remedy(trained, hub, monkeypatch):
     def refuse(*args, **options):
-        raise OSError("401 Unauthorized\nmore")
+        class OfTheNetworkLibrary(Exception):
+            pass
+
+        raise OfTheNetworkLibrary("401 Unauthorized\nmore")
 
     monkeypatch.setattr(hub, "create_repo", refuse)
     with pytest.raises(UserError, match=r"did not take it \(401 Unauthorized\); log in with `hf auth login`"):

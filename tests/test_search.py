@@ -106,6 +106,36 @@ def test_trainings_that_fall_behind_are_given_up(tmp_path, monkeypatch):
     assert [row[3] for row in rows[4:]] == [f"{50.0 - n:.2f} at step 2, given up" for n in (4, 5, 6)]
 
 
+def test_a_trial_that_came_to_its_end_is_not_given_up(tmp_path, monkeypatch):
+    steps = []
+
+    def train(config, inputs, watch):
+        steps.append(4)
+        watch({"event": "dev", "step": 4, "spearman": 50.0 - len(steps)})
+        folder = tmp_path / f"run{len(steps)}"
+        folder.mkdir()
+        (folder / "history.jsonl").write_text(json.dumps({"event": "dev", "step": 4, "spearman": 50.0 - len(steps)}))
+        return folder
+
+    monkeypatch.setattr(job, "train_only", train)
+    _, *rows = run(tmp_path, trials=7, prune=True)
+    assert len(rows) == 7 and not any("given up" in row[3] for row in rows)
+
+
+def test_a_small_space_is_gone_through_once(tmp_path):
+    _, *rows = run(tmp_path, trials=9, space=["lora.rank=2,4", "loss=hard_neg,in_batch"])
+    assert len(rows) == 4 and len({(row[1], row[2]) for row in rows}) == 4
+
+
+def test_a_refused_search_leaves_its_name_free(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
+    (tmp_path / "dev.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n")
+    with pytest.raises(UserError, match="judged by development pairs"):
+        run(tmp_path, "data=files", f"data.train={path}", trials=1)
+    assert len(run(tmp_path, "data=files", f"data.train={path}", f"data.dev={tmp_path / 'dev.csv'}", trials=1)) == 2
+
+
 def test_a_trial_that_fails_does_not_end_the_search(tmp_path, monkeypatch, capsys):
     calls = []
     train = job.train_only
@@ -118,7 +148,19 @@ def test_a_trial_that_fails_does_not_end_the_search(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr(job, "train_only", fails)
     _, *rows = run(tmp_path)
-    assert len(rows) == 2 and "the loss of step 1 is nan" in capsys.readouterr().err
+    assert [row[3] for row in rows[2:]] == ["failed: the loss of step 1 is nan"]
+    said = capsys.readouterr()
+    assert "the loss of step 1 is nan" in said.err and "Traceback" not in said.err + said.out
+    assert len(run(tmp_path)) == len(rows) + 1 and len(calls) == 3  # it counts as one of the trials
+
+
+def test_a_search_in_which_all_fail_says_so(tmp_path, monkeypatch):
+    def fails(config, *a):
+        raise UserError("the loss is nan")
+
+    monkeypatch.setattr(job, "train_only", fails)
+    with pytest.raises(UserError, match="no trial came to its end: failed: the loss is nan"):
+        run(tmp_path, trials=2)
 
 
 def test_another_search_of_that_name_is_refused(tmp_path):
