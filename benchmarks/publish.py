@@ -69,9 +69,24 @@ def _cpu() -> list[str]:
 
 def write_page() -> None:
     """docs/benchmarks.md and its picture, of whatever is kept."""
+    kept = _kept()
+    write_text(DOCS / "benchmarks.md", page(kept))
+    _draw(_comparisons(kept))
+
+
+def _kept() -> dict[str, dict]:
     kept = {path.stem: read_json(path) for path in (DOCS / "benchmarks").glob("*.json")}
-    kept = {name: kept[name] for name in (*ORDER, *sorted(kept.keys() - set(ORDER))) if name in kept}
-    every = [Comparison(**one) for found in kept.values() for one in found["comparisons"]]
+    return {name: kept[name] for name in (*ORDER, *sorted(kept.keys() - set(ORDER))) if name in kept}
+
+
+def _comparisons(kept: dict[str, dict]) -> list[Comparison]:
+    return [Comparison(**one) for found in kept.values() for one in found["comparisons"]]
+
+
+def page(kept: dict[str, dict] | None = None) -> str:
+    """The page of what is kept."""
+    kept = _kept() if kept is None else kept
+    every = _comparisons(kept)
     text = [
         "# Benchmarks",
         "Written by `make bench` (or the single commands below). Both sides run in one go, on the same texts, weights "
@@ -84,8 +99,7 @@ def write_page() -> None:
         text += [f"## {found['title']}", f"    {found['command']}", as_markdown(list(map(tuple, found["table"])))]
         text += [*found["notes"], f"({found['machine']})"]
         text += [f"![{name}](benchmarks/{name}.png)"] if (DOCS / "benchmarks" / f"{name}.png").exists() else []
-    write_text(DOCS / "benchmarks.md", "\n\n".join(text) + "\n")
-    _draw(every)
+    return "\n\n".join(text) + "\n"
 
 
 def _row(one: Comparison) -> tuple[str, ...]:

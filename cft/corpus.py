@@ -7,6 +7,7 @@ A user's file is converted once, in blocks, and looked at again only to see that
 """
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from cft.errors import UserError
 from cft.files import Skipped
 from cft.records import Triplet
-from cft.store import cache_folder, digest, read_json, replacing, sha256_of_file, write_json
+from cft.store import cache_folder, digest, replacing, sha256_of_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +98,6 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
     Raises:
         UserError: by `read`, about the file; or if the cache cannot be written.
     """
-    import pyarrow as arrow
-
     folder = cache_folder() / "triplets"
     try:
         content = sha256_of_file(path)
@@ -106,7 +105,8 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
         next(read())  # which says what is wrong in better words
         raise
     table = folder / f"{digest([_FORMAT, facts, content])}.arrow"
-    if not table.exists():
+    kept = _open(table)
+    if kept is None:
         try:
             _convert(read(), table)
         except OSError as error:
@@ -115,10 +115,23 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
                 "the environment variable CFT_CACHE to a folder with room"
             ) from error
         _tidy(folder)
-    table.touch()
-    with arrow.memory_map(str(table)) as mapped, arrow.ipc.open_file(mapped) as file:
-        blocks = [file.get_batch(number) for number in range(file.num_record_batches)]
-    told = read_json(_notes(table))
+        kept = _open(table)
+        assert kept is not None, f"{table} cannot be read again"
+    with contextlib.suppress(OSError):  # a cache that others wrote may be read-only; this only keeps it young
+        table.touch()
+    return kept
+
+
+def _open(table: Path) -> Corpus | None:
+    """What was converted before; None if it is not there, or not whole."""
+    import pyarrow as arrow
+
+    try:
+        told = json.loads(_notes(table).read_text(encoding="utf-8"))
+        with arrow.memory_map(str(table)) as mapped, arrow.ipc.open_file(mapped) as file:
+            blocks = [file.get_batch(number) for number in range(file.num_record_batches)]
+    except (OSError, ValueError, arrow.ArrowException):
+        return None
     return Corpus(Rows(blocks), told["skipped"], [Skipped(**reason) for reason in told["reasons"]])
 
 

@@ -81,11 +81,13 @@ class Remembering:
             part = _read(path)
             if part is None:
                 log.warning("%s is damaged: its vectors are computed again", path)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 continue
             found |= {key.tobytes(): _Found(part, row) for row, key in enumerate(part["key"])}
         if found:
-            os.utime(self._folder)
+            with contextlib.suppress(OSError):  # of somebody else's cache; this only keeps it young
+                os.utime(self._folder)
         return found
 
     def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:

@@ -131,6 +131,28 @@ def test_a_cache_without_room_is_named(tmp_path, monkeypatch):
         opened(write(tmp_path, 20))
 
 
+def test_a_damaged_conversion_is_made_again(tmp_path, cache):
+    path = write(tmp_path, 50)
+    opened(path)
+    (table,) = cache.glob("*.arrow")
+    table.write_bytes(table.read_bytes()[:200])
+    assert list(opened(path).rows) == expected(50)
+    next(cache.glob("*.json")).unlink()
+    assert list(opened(path).rows) == expected(50)
+
+
+def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path, 20)
+    opened(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    monkeypatch.setattr(corpus, "replacing", refuse)
+    assert list(opened(path).rows) == expected(20)
+
+
 def test_what_nobody_opened_for_a_month_goes(tmp_path, cache):
     opened(write(tmp_path, 20))
     (old,) = cache.glob("*.arrow")

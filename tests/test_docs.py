@@ -53,6 +53,13 @@ def test_the_page_of_settings_has_every_key_with_a_meaning():
     assert all(row[3].strip(" |") for row in rows if len(row) == 4)
 
 
+def test_the_page_of_benchmarks_is_what_the_benchmarks_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import publish
+
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == publish.page(), "run python benchmarks/publish.py"
+
+
 def test_the_site_builds_and_its_navigation_is_whole(tmp_path):
     mkdocs = pytest.importorskip("mkdocs", reason="mkdocs is not installed (the extra `docs`)")
     from mkdocs.commands.build import build

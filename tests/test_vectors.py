@@ -122,6 +122,17 @@ def test_nothing_is_kept_without_room_or_a_place_to_write(tiny, cache, monkeypat
     assert "No space left on device" in caplog.text
 
 
+def test_a_read_only_cache_is_read(tiny, embedded, monkeypatch):
+    first = remembering(tiny).encode(TEXTS)
+    embedded.clear()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(vectors.os, "utime", refuse)
+    assert remembering(tiny).encode(TEXTS).tobytes() == first.tobytes() and embedded == []
+
+
 def test_a_job_scored_again_elsewhere_embeds_nothing(tmp_path, embedded):
     from test_config import composed
 
