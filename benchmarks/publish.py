@@ -120,7 +120,7 @@ def _draw(every: list[Comparison]) -> None:
     axes.set_xscale("log")
     axes.set_yticks(heights, [f"{one.what}\nagainst {one.against}" for one in every], fontsize=8)
     axes.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-    axes.set_xlabel("times as fast (log scale)")
+    axes.set_xlabel("times as fast, or as small (log scale)")
     figure.legend(loc="outside upper right", frameon=False)
     figures.clean(axes)
     figures.save(figure, DOCS / "benchmarks", "ratios")
