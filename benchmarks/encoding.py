@@ -84,8 +84,8 @@ def main() -> None:
     note = (
         f"{pairs:,} pairs have {len(every):,} texts, {len(texts):,} of them distinct, of "
         f"{sum(lengths.values()) / len(texts):.1f} tokens. Vectors of all sides are equal to 1e-4. The second time, "
-        "vectors come from the cache and no text is run. As MTEB calls it, each column of each set on its own: laid out by "
-        "tokens from the time of the distinct texts."
+        "vectors come from the cache and no text is run. As MTEB calls it, each column of each set on its own: laid "
+        "out by tokens from the time of the distinct texts."
     )
     publish("encoding", Found("Embedding the STS sets", command, table, comparisons, [note]))
 
