@@ -71,7 +71,7 @@ def export(values: dict[str, str]) -> str:
         scratch = Path(half) / "export"
         scratch.mkdir()
         if values["format"] == "peft":
-            said = _write_adapter(folder, scratch)
+            said = _write_adapter(folder, scratch, values["prompt"])
         elif values.get("adapter") == "keep":
             said = _write_kept(load_embedder(values), folder, scratch, values["format"])
         else:
@@ -89,7 +89,7 @@ def _copy_card(folder: Path, scratch: Path, form: str) -> None:
         write_text(scratch / FILE_NAME, for_library((folder / FILE_NAME).read_text(encoding="utf-8"), form))
 
 
-def _write_adapter(folder: Path, scratch: Path) -> str:
+def _write_adapter(folder: Path, scratch: Path, prompt: str) -> str:
     from cft import contract
     from cft.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
 
@@ -98,7 +98,7 @@ def _write_adapter(folder: Path, scratch: Path) -> str:
         raise UserError(f"{folder} was trained whole (lora=none): there is no adapter; choose format=merged")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy(folder / ADAPTER_FOLDER / name, scratch / name)
-    promised.save(scratch)
+    (promised.with_template(prompt) if prompt else promised).save(scratch)
     suffix = ", ".join(map(str, promised.suffix_ids))
     return (
         f"an adapter for {_base_in_words(promised.model)}\n"
@@ -134,7 +134,7 @@ def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) ->
     if getattr(trunk.config, "held_for", None):
         raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
     interchange.check_portable(embedder)
-    _write_adapter(folder, scratch)
+    _write_adapter(folder, scratch, embedder.contract.template)
     interchange.tokenizer_of(embedder).save_pretrained(scratch)
     interchange.check_tokens(embedder, scratch)
     interchange.write_modules(scratch, embedder)

@@ -18,7 +18,7 @@ from cft.console import exit_statuses, report_error, set_up_console
 from cft.errors import UserError
 from cft.experiment import outputs_of
 from cft.settings import Config, EvalSource
-from cft.store import read_json, write_json, write_text
+from cft.store import held, read_json, write_json, write_text
 from cft.tables import Row, as_markdown, as_text
 
 log = logging.getLogger("cft.search")  # also where this module is the command itself
@@ -76,13 +76,14 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
 
     inputs = Inputs()
     _check_development(compose_config([*fixed, *_first(space)]), inputs)
-    write_json(folder / SPACE_FILE, sorted(overrides))
-    study = _study(folder, space, seed, prune=prune)
-    left = _give_back_interrupted(study, trials)
-    if left > 0:
-        study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
-    table = ranking(study, space)
-    _report(folder, study, table, space)
+    with held(folder):  # trials that are under way in nobody's hands are those of killed calls
+        write_json(folder / SPACE_FILE, sorted(overrides))
+        study = _study(folder, space, seed, prune=prune)
+        left = _give_back_interrupted(study, trials)
+        if left > 0:
+            study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
+        table = ranking(study, space)
+        _report(folder, study, table, space)
     return table
 
 

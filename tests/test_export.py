@@ -180,6 +180,12 @@ def test_without_sentence_transformers_it_says_that_nobody_tried(tmp_path, train
     assert "not tried in sentence-transformers" in said
 
 
+def test_another_prompt_goes_into_the_contract(tmp_path, trained):
+    target, _ = exported(trained, tmp_path, "format=peft", "prompt=query: {text}")
+    expected = Embedder.load(trained).with_template("query: {text}").encode(SAMPLES)
+    np.testing.assert_array_equal(Embedder.load(target).encode(SAMPLES), expected)
+
+
 def test_nothing_is_overwritten(tmp_path, trained):
     (tmp_path / "exported").mkdir()
     with pytest.raises(UserError, match="exists; name another folder"):

@@ -1,6 +1,8 @@
 """A search over settings: judged by development pairs alone, given up early, resumed, reported."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -120,6 +122,18 @@ def test_a_trial_that_came_to_its_end_is_not_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "train_only", train)
     _, *rows = run(tmp_path, trials=7, prune=True)
     assert len(rows) == 7 and not any("given up" in row[3] for row in rows)
+
+
+def test_two_processes_do_not_search_in_one_folder(tmp_path):
+    code = "import sys,time,pathlib; from cft.store import held\nwith held(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "searches" / "s")], stdout=subprocess.PIPE)
+    try:
+        other.stdout.read(1)
+        with pytest.raises(UserError, match=f"process {other.pid} is at work"):
+            run(tmp_path, trials=1)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_small_space_is_gone_through_once(tmp_path):
