@@ -10,6 +10,7 @@ outputs/searches/NAME, and the same command goes on where it was.
 import argparse
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,9 @@ def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> A
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
     )
     if all(dimension.choices for dimension in space):
-        study.sampler = optuna.samplers.BruteForceSampler(seed=seed)  # no combination twice
+        with warnings.catch_warnings():  # experimental since Optuna 3.1
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.BruteForceSampler(seed=seed)  # no combination twice
     else:  # a sampler that starts anew with one seed would propose the same again
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=8)
     return study

@@ -375,7 +375,8 @@ BAD_FILES = {
         "rows.csv",
         b"sent0,sent_1,hard_neg\na,b,c\n",
         "has no column 'sent1' (data.positive_column names it); its columns are 'sent0', 'sent_1', 'hard_neg'. Did you "
-        "mean 'sent_1'? Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file.",
+        "mean 'sent_1'? Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file "
+        "(pairs without negatives: data.negative_columns='[]' loss=in_batch).",
     ),
     "a missing anchor": ("rows.csv", b"x,sent1,hard_neg\na,b,c\n", "no column 'sent0' (data.anchor_column names it)"),
     "a missing negative": ("rows.csv", b"sent0,sent1\na,b\n", "no column 'hard_neg' (data.negative_columns names it)"),
