@@ -224,7 +224,7 @@ def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
 def _memory(embedder: "Embedder", config: Config, triplets: list["Triplet"], *, bf16: bool) -> str:
     """What a training step and an evaluation batch take, measured on small batches and laid out to the real ones."""
     from cft import memory
-    from cft.embedder import TOKEN_BUDGET
+    from cft.embedder import token_budget_on
 
     weights = memory.weight_bytes(embedder.model)
     rows: list[Row] = [("memory needed", "tokens", "weights", "optimiser", "batch", "together")]
@@ -247,7 +247,7 @@ def _memory(embedder: "Embedder", config: Config, triplets: list["Triplet"], *, 
         row(f"training, {what}", usual, optimizer, need.of(usual))
         row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest))
     need = memory.evaluation_need(embedder, length=length)
-    budget = TOKEN_BUDGET[embedder.device.type]
+    budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, need.of(budget))
     free = memory.available_bytes(embedder.device)
     said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded)"

@@ -1,7 +1,9 @@
 """What tests share: tiny models, reference encodings, a private cache."""
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def _private_cache() -> str:
     for name in ("converted", "wheels"):
         (cache_folder() / name).mkdir(parents=True, exist_ok=True)
         (private / name).symlink_to((cache_folder() / name).resolve())
+    atexit.register(shutil.rmtree, private, ignore_errors=True)  # the links in it are removed, not what they lead to
     return str(private)
 
 
