@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from peers import medians
-from publish import DOCS, Found, publish
+from publish import Found, publish, save_png
 
 from cft import figures, memory
 from cft.config import compose_config
@@ -130,8 +130,7 @@ def draw(panels: dict[str, dict[str, Curve]]) -> None:
         axes.legend(frameon=False, fontsize=8)
         figures.clean(axes)
     all_axes[0].set_ylabel("relative to the smallest")
-    figures.save(figure, DOCS / "benchmarks", "growth")
-    (DOCS / "benchmarks" / "growth.svg").unlink(missing_ok=True)
+    save_png(figure, "growth")
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from cft import figures
 from cft.store import read_json, write_json, write_text
@@ -123,8 +124,14 @@ def _draw(every: list[Comparison]) -> None:
     axes.set_xlabel("times as fast, or as small (log scale)")
     figure.legend(loc="outside upper right", frameon=False)
     figures.clean(axes)
-    figures.save(figure, DOCS / "benchmarks", "ratios")
-    (DOCS / "benchmarks" / "ratios.svg").unlink(missing_ok=True)
+    save_png(figure, "ratios")
+
+
+def save_png(figure: Figure, name: str) -> None:
+    """Keep a figure beside the numbers, as a PNG alone."""
+    for path in figures.save(figure, DOCS / "benchmarks", name):
+        if path.suffix != ".png":
+            path.unlink()
 
 
 if __name__ == "__main__":

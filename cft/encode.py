@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 2_000
 _OUTPUTS = (".npy", ".parquet")
+_PIPE = "-"
 
 COLUMN = Key("the column that holds the texts, in files that have columns", default="text")
 ON_BAD_ROW = Key("what to do with a row that holds no text", default="raise", choices=("raise", "skip"))
@@ -53,35 +54,26 @@ def main() -> None:
     set_up_console()
     with exit_statuses("the same command goes on where it was"):
         values = COMMAND.read(sys.argv[1:])
-        with _as_file(values["input"]) as source, _as_output(values["output"]) as target:
+        with _file(values["input"], ".txt") as source, _file(values["output"], ".npy") as target:
+            if values["input"] == _PIPE:
+                with source.open("wb") as stream:
+                    shutil.copyfileobj(sys.stdin.buffer, stream)
             rows, skipped = encode_file(values, source, target)
+            if values["output"] == _PIPE:
+                with target.open("rb") as stream:
+                    shutil.copyfileobj(stream, sys.stdout.buffer)
             left_out = f", {_count(skipped, 'row')} left out" if skipped else ""
             sys.stderr.write(f"{_count(rows, 'text')} embedded{left_out}: {values['output']}\n")
 
 
 @contextlib.contextmanager
-def _as_file(name: str) -> Iterator[Path]:
-    """The input as a file; what comes from stdin is kept until the end."""
-    if name != "-":
+def _file(name: str, ending: str) -> Iterator[Path]:
+    """A place of the command as a file; what goes through a pipe is kept in one for the while."""
+    if name != _PIPE:
         yield Path(name).expanduser()
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdin.txt"
-        with path.open("wb") as stream:
-            shutil.copyfileobj(sys.stdin.buffer, stream)
-        yield path
-
-
-@contextlib.contextmanager
-def _as_output(name: str) -> Iterator[Path]:
-    if name != "-":
-        yield Path(name).expanduser()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stdout.npy"
-        yield path
-        with path.open("rb") as stream:
-            shutil.copyfileobj(stream, sys.stdout.buffer)
+        yield Path(folder) / f"pipe{ending}"
 
 
 def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int, int]:
@@ -113,17 +105,20 @@ def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int
             sys.stderr.write(f"skipped {row.where}: {row.reason}\n" if skipped <= 10 else "")
         else:
             count += 1
-    good = (row for row in texts() if isinstance(row, str))
+
+    def good() -> Iterator[str]:
+        return (row for row in texts() if isinstance(row, str))
+
     embedder = load_embedder(values)
     parts = target.with_name(f".{target.name}.parts")
     with held(parts):
         _same_work(parts, [embedder.contract, sha256_of_file(source), values["column"], values["on_bad_row"], _BLOCK])
-        _embed(embedder, good, count, parts)
+        _embed(embedder, good(), count, parts)
         if embedder.at_limit:
             limit = embedder.contract.max_length
             told = f"{_count(embedder.at_limit, 'text')} reached the {limit} tokens that this embedder reads at most"
             sys.stderr.write(f"{told}: what is behind them was left out\n")
-        _write(target, parts, count, (row for row in texts() if isinstance(row, str)))
+        _write(target, parts, count, good())
     shutil.rmtree(parts)
     return count, skipped
 

@@ -178,7 +178,7 @@ def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
     if not modules:
         said.append(f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1")
         said.append('  model, tokenizer = AutoModel.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")')
-    if modules:
+    else:
         interchange.write_modules(scratch, embedder)
         said += _tried(scratch, expected, max(2 * drift, _TOLERATED))
     return "\n".join(said)

@@ -87,11 +87,11 @@ def tokenizer_of(embedder: Embedder) -> Any:
     tokenizer = copy.deepcopy(embedder.backbone.tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{type(tokenizer).__name__} is written in Python: it cannot be told to append EOS in a file")
-    around = {str(ids): tokenizer.convert_ids_to_tokens(ids) for ids in (*contract.prefix_ids, *contract.suffix_ids)}
-    pieces = [around[str(ids)] for ids in contract.prefix_ids] + ["$A"]
-    pieces += [around[str(ids)] for ids in contract.suffix_ids]
+    named = {number: tokenizer.convert_ids_to_tokens(number) for number in (*contract.prefix_ids, *contract.suffix_ids)}
+    pieces = [named[number] for number in contract.prefix_ids] + ["$A"]
+    pieces += [named[number] for number in contract.suffix_ids]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=pieces, special_tokens=[(token, int(ids)) for ids, token in around.items()]
+        single=pieces, special_tokens=[(token, number) for number, token in named.items()]
     )
     tokenizer.chat_template = None  # sentence-transformers would make a conversation of every text
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -99,7 +99,7 @@ def tokenizer_of(embedder: Embedder) -> Any:
     # Special tokens that stand in a text are words, now and after it is loaded again.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or around[str(contract.suffix_ids[-1])]
+        tokenizer.pad_token = tokenizer.eos_token or named[contract.suffix_ids[-1]]
     return tokenizer
 
 
