@@ -48,6 +48,21 @@ class Chunking:
         log.info("out of memory: from here on at most %d tokens go through the model at once", self.tokens)
 
 
+def require_separable(model: torch.nn.Module) -> None:
+    """Refuse gradient caching for a model whose texts change one another's vectors.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"this model has batch normalisation ({name}), which mixes the texts that go through it together: a "
+                "batch cannot go in chunks (gradient caching, train.chunk_tokens); take a train.batch_size that fits "
+                "as a whole, and train.chunk_tokens=null"
+            )
+
+
 def fitting(
     embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, *, bf16: bool, asked: int | None
 ) -> Chunking:
@@ -58,6 +73,7 @@ def fitting(
             model is trained under autocast. asked: tokens that the configuration names, or None to choose.
     """
     if asked is not None:
+        require_separable(embedder.model)
         return Chunking(asked)
     texts = texts_of(batch, loss)
     layout = embedder.lay_out(embedder.tokenize(texts))
@@ -67,6 +83,7 @@ def fitting(
     free = _SHARE * memory.available_bytes(embedder.device) - memory.optimizer_bytes(embedder.model)
     if need.of(layout.nodes) <= free:
         return Chunking()
+    require_separable(embedder.model)
     tokens = max(int((free - need.fixed) / need.by_token), length)
     log.info(
         "a batch of %s tokens needs %.1f GiB and %.1f are free: at most %s tokens go through the model at once, by "

@@ -4,27 +4,39 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from tqdm import tqdm
 
-from cft.errors import UserError
+from cft import interrupts, secrets
+from cft.errors import UserError, first_line, of_system
 
+DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
+CLOSED_STATUS = 141  # 128 + SIGPIPE: whoever read the output has stopped reading
+
+DEBUG_FLAG = "--debug"
+_DEBUG = "CFT_DEBUG"  # an environment variable, so that processes which a launcher starts know it too
 
 
 class _Console(logging.Handler):
     """Writes messages above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        # A terminal that was closed is no reason to end a training: its log.txt has all of this too.
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=sys.stdout)
 
 
 def set_up_console() -> None:
-    """Print the package's messages, without disturbing progress bars."""
+    """Print the package's messages, without disturbing progress bars; take --debug out of the command line."""
+    if DEBUG_FLAG in sys.argv[1:]:
+        sys.argv.remove(DEBUG_FLAG)
+        os.environ[_DEBUG] = "1"
     handler = _Console()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(secrets.Masking("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Of several processes that train one model, the first one speaks.
     logging.getLogger("cft").setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
@@ -32,9 +44,31 @@ def set_up_console() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def report_error(error: UserError) -> None:
-    """Print an error that the user can mend."""
-    sys.stderr.write(f"cft{f' (process {_rank()})' if _rank() else ''}: {error}\n")
+def report_error(error: Exception) -> int:
+    """Print what went wrong: a message for what the user can mend, and for a defect where it is.
+
+    Returns:
+        The exit status that it has.
+    """
+    if os.environ.get(_DEBUG):
+        _say("".join(traceback.format_exception(error)))
+    told = (of_system(error) or error) if isinstance(error, OSError) else error
+    if isinstance(told, UserError):
+        _say(f"cft{f' (process {_rank()})' if _rank() else ''}: {told}\n")
+        return USER_ERROR_STATUS
+    frame = traceback.extract_tb(error.__traceback__)[-1:]
+    place = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
+    _say(
+        f"cft: unexpected {type(error).__name__}{place}: {first_line(error)[:300]}\n"
+        "This is a defect of cft or of a library below, no mistake of yours. "
+        f"{DEBUG_FLAG} shows the traceback; a run's log.txt has it too.\n"
+    )
+    return DEFECT_STATUS
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # see _Console
+        sys.stderr.write(secrets.masked(text))
 
 
 def _rank() -> int:
@@ -44,12 +78,16 @@ def _rank() -> int:
 
 @contextlib.contextmanager
 def exit_statuses(interrupted: str) -> Iterator[None]:
-    """End the command with the status that an error or Ctrl-C has; `interrupted` says what to do after the latter."""
+    """End the command with the status that an error or a signal has; `interrupted` says what to do after the latter."""
     try:
-        yield
-    except UserError as error:
-        report_error(error)
-        sys.exit(USER_ERROR_STATUS)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"\ncft: interrupted; {interrupted}\n")
-        sys.exit(INTERRUPTED_STATUS)
+        with interrupts.heeded():
+            yield
+    except KeyboardInterrupt as error:
+        _say(f"\ncft: interrupted; {interrupted}\n")
+        sys.exit(interrupts.status_of(error))
+    except BrokenPipeError:
+        # Python would complain once more when it closes its output at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CLOSED_STATUS)
+    except Exception as error:
+        sys.exit(report_error(error))

@@ -1,4 +1,27 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and which of the system's errors are of that kind."""
+
+import errno
+
+# What a user can do about an error of the system; other numbers are nobody's mistake but ours.
+_ADVICE = {
+    errno.ENOSPC: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",
+    errno.EDQUOT: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",
+    errno.EFBIG: "the disk or a limit (ulimit -f) takes no file of this size; name another by outputs=",
+    errno.EROFS: "name a folder that can be written by outputs= (CFT_CACHE for what is cached)",
+    errno.EACCES: "name a folder that you may write by outputs= (CFT_CACHE for what is cached), or change its rights",
+    errno.EPERM: "name a folder that you may write by outputs= (CFT_CACHE for what is cached), or change its rights",
+    errno.ENOTDIR: "a file stands where a folder is needed; name another folder, or move the file away",
+    errno.EISDIR: "a folder stands where a file is needed; name another, or move it away",
+    errno.EEXIST: "a file stands where a folder is needed; name another folder, or move the file away",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.EIO: "the disk does not answer as it should; see to it, then run the same command again",
+    errno.ESTALE: "the network's file system has lost it; run the same command again",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOLCK: "this file system has no locks, by which jobs keep out of each other's way; name another by outputs=",
+    errno.EOPNOTSUPP: "this file system lacks what is needed, such as locks; name another by outputs=",
+    errno.ENOMEM: "the machine is out of memory",
+}
 
 
 class UserError(ValueError):
@@ -12,3 +35,12 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, without what it adds below; its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def of_system(error: OSError) -> UserError | None:
+    """An error of the operating system in words for the user; None if it is not one that the user can mend."""
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return UserError(f"{where}{error.strerror or 'the system refuses'}; {advice}")

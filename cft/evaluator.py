@@ -10,6 +10,9 @@ from scipy.stats import spearmanr
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
 
+# Cosines of float32 unit vectors that are nearer to one another than this differ by rounding alone.
+_ROUNDING = 1e-6
+
 
 class Encoder(Protocol):
     """Whatever turns texts into unit vectors: an embedder, or one that remembers what it embedded."""
@@ -141,6 +144,10 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
         raise UserError(f"the set {name} has {len(scores)} pairs: a rank correlation needs at least 2")
     if len(set(scores)) < 2:
         raise UserError(f"all scores of the set {name} are equal: no rank correlation is defined")
-    if float(np.ptp(cosines)) == 0.0:
-        raise UserError(f"the embedding has collapsed: all cosines of the set {name} are equal")
+    if float(np.ptp(cosines)) <= _ROUNDING:
+        raise UserError(
+            f"the embedding has collapsed: all cosines of the set {name} are equal up to rounding "
+            f"({float(cosines.min()):.7f} to {float(cosines.max()):.7f}), so that they order nothing. After training: "
+            "lower lr or raise loss.temperature. Before it: another model.pooling or model.layer may tell texts apart"
+        )
     return float(spearmanr(cosines, scores).statistic) * 100

@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
 from cft.finished import PROMPT, RUN, find_embedder, load_embedder
 from cft.sources import may_be_repository
-from cft.store import write_text
+from cft.store import scratch_beside, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +65,8 @@ def export(values: dict[str, str]) -> str:
     if target.exists():
         raise UserError(f"{target} exists; name another folder")
     folder = find_embedder(values["run"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as half:
-        scratch = Path(half) / "export"
+    with scratch_beside(target) as half:
+        scratch = half / "export"
         scratch.mkdir()
         if values["format"] == "peft":
             said = _write_adapter(folder, scratch, values["prompt"])

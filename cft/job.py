@@ -5,14 +5,15 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cft import checkpoint, figures, pairs, results, tables
+from cft import checkpoint, figures, pairs, results, secrets, tables
 from cft.card import HUB, write_card
 from cft.data import TrainingData
 from cft.embedder import Embedder
@@ -20,20 +21,24 @@ from cft.environment import describe
 from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
-from cft.plan import FINISHED, RECIPE, Inputs, Plan, make_plan
+from cft.plan import FAILED, FINISHED, RECIPE, Inputs, Plan, make_plan
 from cft.ranks import ALONE, Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
 from cft.settings import Config, DataSource, EvalSource, LoggerKind
+from cft.space import require_room, require_writable
 from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
 from cft.tracking import Job as Followed
 from cft.tracking import Result, Tracker, tracking
 from cft.trainer import Watcher, train
 from cft.vectors import Remembering
-from cft.weights import ADAPTER_FOLDER, save_weights
+from cft.weights import ADAPTER_FOLDER, save_weights, weights_in_memory
 
 log = logging.getLogger(__name__)
+
+# Beside scores that whoever follows the job was told of; it comes last, so that a killed job tells them again.
+REPORTED = "reported.json"
 
 
 def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> str:
@@ -52,6 +57,8 @@ def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = No
     """
     ranks = join(choose_device(config.device))
     with ranks.first_alone():
+        if ranks.is_first:
+            require_writable(Path(config.outputs))
         plan = make_plan(config, inputs)
     models = _Models(plan)
     try:
@@ -78,7 +85,7 @@ def train_only(config: Config, inputs: Inputs | None = None, watch: Watcher | No
         raise UserError("train.steps=0: there is nothing to train")
     models = _Models(plan)
     try:
-        with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
+        with _at_work(plan) as tracker:
             if not plan.is_trained:
                 _train(plan, models.base, tracker, watch, ALONE)
     finally:
@@ -176,28 +183,62 @@ def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: 
         if not plan.start.adapter:
             find_targets(base.model, plan.config.lora)
     before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
-    with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _tracker(plan) as tracker:
+    with _at_work(plan) as tracker:
         if ranks.from_first(plan.is_trained):
             log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:
             _train(plan, models.base, tracker, watch, ranks)
         models.release()
         after = _evaluation(plan, plan.result, lambda: models.tuned, "the result")
+        _require_effect(plan, before, after)
         pictures = _write_report(plan, before, after)
         scores = {f"before/{name}": score for name, score in before.scores.items()}
         scores |= {f"after/{name}": score for name, score in after.scores.items()}
         scores |= {"before/mean": before.mean, "after/mean": after.mean}
         table = tables.comparison(before, after)
         tracker.finish(Result(scores, table, pictures, plan.until, plan.result / ADAPTER_FOLDER))
+    write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": plan.config.logger.kind})
     return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
+
+
+def _require_effect(plan: Plan, before: Evaluation, after: Evaluation) -> None:
+    """Refuse a result that embeds exactly as what it was trained from: its weights are not in use."""
+    same = [np.array_equal(cosines, after.cosines[name]) for name, cosines in before.cosines.items()]
+    if same and all(same):
+        raise UserError(
+            f"the trained weights in {plan.result} change no cosine of any evaluated pair: they are without effect; "
+            "remove the folder, and see by `python -m cft.doctor` whether lora.targets names layers that are used"
+        )
+
+
+@contextmanager
+def _at_work(plan: Plan) -> Iterator[Tracker]:
+    """Be the one process at work on a training: its log, its followers, and a note if it fails."""
+    with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _failure_noted(plan.folder):
+        with _tracker(plan) as tracker:
+            yield tracker
+
+
+@contextmanager
+def _failure_noted(folder: Path) -> Iterator[None]:
+    """Leave the reason in a training's folder when it fails, until it goes well."""
+    path = folder / FAILED
+    try:
+        yield
+    except Exception as error:
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # a full disk, of all reasons, must not be hidden by this
+            write_json(path, {"step": checkpoint.step_of(folder), "cause": secrets.masked(cause)})
+        raise
+    path.unlink(missing_ok=True)
 
 
 def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     """Whoever follows this job; nobody, if it only shows what it finds."""
     scores = plan.scores_folder(plan.result)
-    finished = plan.is_trained and results.read(scores) is not None
+    reported = plan.is_trained and (scores / REPORTED).exists()
     return tracking(
-        replace(plan.config.logger, kind=LoggerKind.none) if finished else plan.config.logger,
+        replace(plan.config.logger, kind=LoggerKind.none) if reported else plan.config.logger,
         Followed(
             name=plan.folder.name,
             identity=digest([plan.folder.name, *([plan.until] if plan.until < plan.steps else []), scores.name]),
@@ -231,6 +272,8 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
         if watch:
             watch(row)
 
+    require_room(folder, embedder.model, len(wanted))
+    before = weights_in_memory(embedder.model)
     _say_plan(plan, data, embedder.model, ranks)
     work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
     began = time.perf_counter()
@@ -246,6 +289,11 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
         reached=keep,
         ranks=ranks,
     )
+    if weights_in_memory(embedder.model) == before:
+        raise UserError(
+            f"{plan.until} steps changed none of the trained weights: the learning rate was 0 all along, or too small "
+            f"for float32 (lr={config.lr:g}, {warmup_steps(config.schedule, plan.steps)} warm-up steps)"
+        )
     if plan.until == plan.steps:
         _finish(plan, embedder, history, seconds=time.perf_counter() - began)
     if work != folder:
@@ -349,17 +397,37 @@ def _note_scores(plan: Plan, evaluation: str, before: Evaluation, after: Evaluat
     write_json(path, known)
 
 
+class _File(logging.FileHandler):
+    """A log that cannot be written ends nothing: what it says stands on the terminal too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Without the traceback that logging would print for every line."""
+
+
+def _exc_info(error: BaseException | None) -> tuple | None:
+    return (type(error), error, error.__traceback__) if error else None
+
+
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Copy what is reported into the run's own log, with times."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    try:
+        handler = _File(path, encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    handler.setFormatter(secrets.Masking("%(asctime)s %(message)s"))
     package = logging.getLogger("cft")
     level = package.level
     package.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # What the user can mend needs no traceback; for the rest there may be no second chance to see it.
+        traceback = None if isinstance(error, (UserError, OSError)) else error
+        handler.handle(package.makeRecord("cft", logging.ERROR, "", 0, f"failed: {error}", (), _exc_info(traceback)))
+        raise
     finally:
         package.removeHandler(handler)
         package.setLevel(level)

@@ -13,7 +13,7 @@ import numpy as np
 from cft.data import TrainingData
 from cft.errors import UserError
 from cft.records import ScoredPair
-from cft.store import replacing
+from cft.store import read_arrays, replacing
 
 FILE_NAME = "pairs.npz"
 
@@ -90,9 +90,10 @@ def read(folder: Path) -> Pairs:
     path = folder / FILE_NAME
     if not path.exists():
         raise UserError(f"{path} is missing: run the job again, which adds it without evaluating again")
-    with np.load(path, allow_pickle=False) as stored:
-        kinds: dict[str, Arrays] = {"scores": {}, "identity": {}, "seen": {}}
-        for entry in stored.files:
-            kind, name = entry.split("/", 1)
-            kinds[kind][name] = stored[entry]
+    kinds: dict[str, Arrays] = {"scores": {}, "identity": {}, "seen": {}}
+    for entry, values in read_arrays(path).items():
+        kind, _, name = entry.partition("/")
+        if kind not in kinds:
+            raise UserError(f"{path} holds {entry!r}, which is not ours; remove it and run the job again")
+        kinds[kind][name] = values
     return Pairs(kinds["scores"], kinds["identity"], kinds["seen"] or None)

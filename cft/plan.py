@@ -20,6 +20,7 @@ from cft import contract
 from cft.data import TrainingData, load_training_data
 from cft.errors import UserError
 from cft.records import ScoredPair, Triplet
+from cft.schedule import warmup_steps
 from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, check
 from cft.sources import ModelFiles, fetch
 from cft.start import Start, choose_device, find_start
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 RECIPE = 2
 
 FINISHED = "training.json"
+FAILED = "failed.json"
 
 # Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
@@ -204,6 +206,11 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
     if data is None and config.data.train is not None:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
     steps = plan_steps(config.train, len(data.triplets)) if data else 0
+    if steps and warmup_steps(config.schedule, steps) >= steps:
+        raise UserError(
+            f"schedule.warmup_ratio={config.schedule.warmup_ratio}: the warm-up would take all {steps} steps of this "
+            "training; lower it"
+        )
     late = [step for step in (*config.train.keep, config.eval.step or 0) if step > steps]
     if late:
         raise UserError(

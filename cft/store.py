@@ -6,12 +6,19 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
+import socket
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cft.errors import UserError
 
@@ -22,8 +29,13 @@ DIGEST_LENGTH = 12
 
 def cache_folder() -> Path:
     """Where what can be made again is kept for all jobs: $CFT_CACHE, or `cft` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CFT_CACHE") or Path(home) / "cft")
+    named = os.environ.get("CFT_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cft"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder: name a folder for the cache by CFT_CACHE") from error
 
 
 def plain(value: Any) -> Any:
@@ -64,20 +76,90 @@ def sha256_of_file(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes the place of `path` in one step.
 
-    A reader, or a process killed at any moment, sees the old file or the new one, never half of either.
+    A reader, or a process killed at any moment, sees the old file or the new one, never half of either. What a
+    killed process left of an earlier attempt is removed.
+
+    Raises:
+        OSError: naming `path`, whatever wrote into it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    with _blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_PART, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            part.chmod(0o644)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty folder on the disk where `path` is to be; it is removed afterwards, or next time if killed."""
+    with _blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        part = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_PART, dir=path.parent))
+        part.chmod(0o755)
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+_PART = ".part"
+
+
+def _prefix(path: Path) -> str:
+    """What the names of half-written copies of `path` begin with: who writes them, and where."""
+    return f".{path.name}.{_machine()}-{os.getpid()}."
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove half-written copies of processes of this machine that are no more."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\..*{re.escape(_PART)}")
+    for found in path.parent.iterdir():
+        match = pattern.fullmatch(found.name)
+        if match and not _lives(int(match[1])):
+            log.debug("removing what process %s left: %s", match[1], found)
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
     try:
-        yield part
-        with part.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        part.chmod(0o644)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Have errors of the system name the file; writers in other languages only quote them in a text."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        if quoted is None:
+            raise
+        raise OSError(int(quoted[1]), os.strerror(int(quoted[1])), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,9 +185,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file, none of which may hold pickled objects.
+
+    Raises:
+        UserError: naming the file, if it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read {path}: {reason}; remove its folder and run again to make it anew") from error
+
+
 def append_line(path: Path, value: Any) -> None:
     """Add one JSON line to a file."""
-    with path.open("a", encoding="utf-8") as stream:
+    with _blamed_on(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(plain(value), sort_keys=True) + "\n")
 
 
@@ -120,9 +216,11 @@ def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: if another process is at work there, naming it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / ".lock"
-    with path.open("a+") as stream:
+    with contextlib.ExitStack() as stack:
+        with _blamed_on(path):
+            directory.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(path.open("a+"))
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -132,6 +230,9 @@ def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
                 raise UserError(f"{holder}; wait for it, or stop it") from None
             log.info("%s: waiting for it", holder)
             fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()

@@ -180,13 +180,10 @@ def carry_out(name: str, config: Config, inputs: Inputs | None = None, watch: Wa
     try:
         plan = make_plan(config, inputs)
         job.run(config, inputs, watch)
-    except UserError as error:
+    except Exception as error:  # whatever it is, the other cells must go on
         report_error(error)
-        study_plan.note_failed(outputs, name, str(error))
-        return False
-    except Exception as error:  # the other cells must go on; the traceback is shown now
-        log.exception("this run failed")
-        study_plan.note_failed(outputs, name, f"{type(error).__name__}: {error}")
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        study_plan.note_failed(outputs, name, cause)
         return False
     finally:
         gc.collect()

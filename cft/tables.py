@@ -58,9 +58,14 @@ def as_text(table: Sequence[Row]) -> str:
 
 def as_markdown(table: Sequence[Row], *, left: bool = False) -> str:
     """The table for a README; its numbers stand to the right, or all its words to the left."""
-    header, *rows = table
+    header, *rows = [tuple(map(_in_markdown, row)) for row in table]
     lines = ["| " + " | ".join(header) + " |", "| --- |" + (" --- |" if left else " ---: |") * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell without what would be a tag on the page that a README becomes, or the end of the cell."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", cell).replace("|", "\\|")
 
 
 def as_csv(table: Sequence[Row]) -> str:

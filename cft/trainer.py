@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
-from cft import checkpoint
+from cft import checkpoint, interrupts
 from cft.chunking import Chunking, fitting
 from cft.contrast import Contrast, contrast, tokens_of
 from cft.data import TrainingData, batches
@@ -136,22 +136,34 @@ def train(
 
         quiet = not ranks.is_first
         coming = _ahead(rows, lambda chosen: _prepare(work, data, chosen))
-        with tqdm(coming, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar:
+        with (
+            tqdm(coming, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar,
+            interrupts.between_steps() as asked_to_end,
+        ):
             for step, batch in enumerate(bar, start=start):
                 row = _step(work, batch, step=step)
                 note(row)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
+                # A signal may reach the processes on both sides of a step; all must leave after the same one.
+                signal = ranks.largest(asked_to_end())
                 if quiet:
+                    _leave_if(signal)
                     continue
                 due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
                 if due and (data.dev or data.holdout):
                     note(_develop(embedder, data, done))
                 reached(done)
-                if done % settings.checkpoint_every == 0 or done in (until, steps):
+                if done % settings.checkpoint_every == 0 or done in (until, steps) or signal:
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
+                _leave_if(signal)
         model.eval()
     return history
+
+
+def _leave_if(signal: int) -> None:
+    if signal:
+        raise interrupts.Interrupted(signal)
 
 
 def _prepare(work: _Work, data: TrainingData, rows: np.ndarray) -> _Batch:
@@ -236,6 +248,9 @@ def _step(work: _Work, batch: _Batch, *, step: int) -> dict:
     _require_finite(float(norm), "gradient", step, batch.rows, batch.triplets)
     work.optimizer.step()
     work.optimizer.zero_grad(set_to_none=True)
+    # A finite gradient can still push a weight too far, and no checkpoint may take such weights in.
+    largest = torch.stack([weight.detach().abs().max().float() for weight in work.weights.values()]).max()
+    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
     count = len(parts)
     return {
         "event": "step",

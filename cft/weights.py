@@ -1,5 +1,6 @@
 """Trained weights on disk: an adapter in PEFT's layout, or the whole trunk, written and put back."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cft.errors import UserError, first_line
-from cft.lora import with_adapter
+from cft.lora import trainable, with_adapter
 from cft.store import replacing, sha256_of_file, write_json
 
 ADAPTER_FOLDER = "adapter"
@@ -43,6 +44,14 @@ def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
             record[name] = sorted(value)
     write_json(folder / ADAPTER_CONFIG, record)
     return weights_digest(folder)
+
+
+def weights_in_memory(model: nn.Module) -> str:
+    """SHA-256 of the trained weights as they are now."""
+    state = hashlib.sha256()
+    for _, weight in sorted(trainable(model).items()):
+        state.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None) -> nn.Module:

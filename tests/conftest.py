@@ -4,21 +4,32 @@ import atexit
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+# W&B must not look for a network, nor anything for a hub; the hub's client looks at this once, when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+# Neither these tests nor what they start may reach a network; importing it guards this process.
+GUARD = Path(__file__).parent / "guard"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(GUARD))
+sys.modules.pop("sitecustomize", None)  # the system may have one of its own
+import sitecustomize  # noqa: E402, F401
+
+# isort: split
 import pytest
 import torch
+from forked import Commands, server
 from transformers import AutoConfig
 
 from cft.embedder import Embedder
 from cft.settings import Attention, ModelSettings
 from cft.store import cache_folder
 from cft.tokenization import byte_tokenizer
-
-# W&B must not look for a network, nor anything for a hub.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "offline")
 
 
 def _private_cache() -> str:
@@ -123,6 +134,13 @@ def trained(tmp_path_factory) -> Path:
     job.run(compose_config([*quick, f"outputs={outputs}"]))
     (folder,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """The package's commands as quick processes of their own."""
+    with server() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
