@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cft.errors import UserError
-from cft.settings import Config, check
+from cft.settings import LONGEST_NAME, Config, check
 from cft.sources import last_part
 
 CONFIG_NAME = "config"
@@ -57,20 +57,22 @@ def _name_of(path: str) -> str:
     """What folders and tables call a model that is known by its path; random ones keep their group's name."""
     if path.startswith("random:"):
         return ""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(path)).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(path)).strip("-.")[:LONGEST_NAME]
 
 
-def check_overrides(overrides: list[str]) -> None:
+def check_overrides(overrides: list[str]) -> list[Config]:
     """Compose what a command line asks for, every value of a sweep included, before anything is loaded.
 
     Args:
         overrides: as typed, such as `model=phi2` or `lr=1e-5,5e-5`.
 
+    Returns:
+        Jobs in which every value occurs.
+
     Raises:
         UserError: naming the key or choice at fault and the nearest valid one.
     """
-    for job in _jobs(_parse(overrides)):
-        _compose(job)
+    return [_compose(job) for job in _jobs(_parse(overrides))]
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -269,4 +271,5 @@ def _cause(error: BaseException) -> str:
     enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
     if "is not a ListConfig" in message:
         message += " Write a list in brackets, as in data.negative_columns='[wrong_answer]'"
-    return message + (near(enumerated[1], enumerated[2].split(", ")) if enumerated else "")
+    message += near(enumerated[1], enumerated[2].split(", ")) if enumerated else ""
+    return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)

@@ -272,7 +272,8 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
         if watch:
             watch(row)
 
-    require_room(folder, embedder.model, len(wanted))
+    sizes = [weight.numel() * weight.element_size() for weight in trainable(embedder.model).values()]
+    require_room(folder, sum(sizes), len(wanted))
     before = weights_in_memory(embedder.model)
     _say_plan(plan, data, embedder.model, ranks)
     work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
 from cft.console import exit_statuses, report_error, set_up_console
+from cft.space import require_writable
 from cft.store import digest
 
 log = logging.getLogger("cft")
@@ -43,7 +44,8 @@ def main() -> None:
     try:
         with exit_statuses("the same command goes on from the last checkpoint, if there is one yet"):
             if not (asks_only or elsewhere):
-                check_overrides(arguments.overrides)
+                for config in check_overrides(arguments.overrides):
+                    require_writable(Path(config.outputs))  # Hydra goes there before any job does
             job()
     finally:
         _summarize(results)

@@ -281,8 +281,10 @@ def check(config: Config) -> None:
 
 _Rule = tuple[bool, str]
 
-# What no training can use: torch draws its random numbers from 64 bits, of which a step's number takes a part.
+# Torch draws its random numbers from 64 bits, of which a step's number takes a part.
 _SEEDS = 2**32
+# Of a model, data or an evaluation: part of a folder's name, with a digest behind it.
+LONGEST_NAME = 100
 
 
 def _numbers(config: Config) -> list[_Rule]:
@@ -300,9 +302,12 @@ def _names(config: Config) -> list[_Rule]:
     named = {"model.name": config.model.name, "data.name": config.data.name, "eval.name": config.eval.name}
     return [
         (
-            name == name.strip() and name.isprintable() and bool(re.fullmatch(r"[^./\\][^/\\]{0,99}", name)),
-            f"{key}={name[:100]!r}: names folders, so it takes 1 to 100 printable characters, none of which "
-            "is / or \\, and the first of which is no dot",
+            name == name.strip()
+            and name.isprintable()
+            and bool(re.fullmatch(r"[^./\\][^/\\]*", name))
+            and len(name) <= LONGEST_NAME,
+            f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, none of "
+            "which is / or \\, and the first of which is no dot",
         )
         for key, name in named.items()
     ]
@@ -322,10 +327,10 @@ def _rules(config: Config) -> list[_Rule]:
     data, evaluation, train = config.data, config.eval, config.train
     micro_batch = train.batch_size // max(train.accumulation, 1)
     return [
-        (config.lr > 0, f"lr={config.lr}: the learning rate must be above 0 (the paper uses 5e-5)"),
+        (0 < config.lr <= 1, f"lr={config.lr}: the learning rate must be above 0 and at most 1 (the paper uses 5e-5)"),
         (
-            config.vector_cache_gb >= 0,
-            f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) or more",
+            0 <= config.vector_cache_gb <= 1e6,
+            f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) to a million",
         ),
         (0 <= config.seed < _SEEDS, f"seed={config.seed}: must be 0 to {_SEEDS - 1}"),
         (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),

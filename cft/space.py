@@ -5,10 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from cft.errors import UserError
-from cft.lora import trainable
 
 # Scores, pictures, logs and the history, and what else writes to the same disk in the meantime.
 _BESIDE = 64 << 20
@@ -23,22 +20,25 @@ def require_writable(folder: Path) -> None:
         UserError: if there is hardly any room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        stream.write(b"\0")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"\0")
+    except OSError as error:
+        error.filename = os.fspath(folder)  # the file's own name means nothing to anybody
+        raise
     _require(folder, _BESIDE, "results of a job")
 
 
-def require_room(folder: Path, model: torch.nn.Module, kept: int) -> None:
+def require_room(folder: Path, weights: int, kept: int) -> None:
     """Refuse to begin a training whose weights and checkpoints the disk will not hold.
 
     Args:
-        folder: of the training. model: with the weights to be trained. kept: how many steps' weights are kept beside
+        folder: of the training. weights: bytes of those to be trained. kept: how many steps' weights are kept beside
             the last one's.
 
     Raises:
         UserError: naming the folder, what is needed and what is free.
     """
-    weights = sum(weight.numel() * weight.element_size() for weight in trainable(model).values())
     # A checkpoint is written beside the one before; the result is written before the last one goes.
     needed = 2 * weights * (1 + _MOMENTS) + weights * (1 + kept)
     _require(folder, needed + _BESIDE, "checkpoints and weights of this training")

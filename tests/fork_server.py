@@ -3,6 +3,7 @@
 It is started by `forked.py` and reads one request a line: what to run, where, and when to end it.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -48,6 +49,9 @@ def watch(child: int, request: dict) -> dict:
         ended, status = os.waitpid(child, os.WNOHANG)
         lasted = time.monotonic() - began
         if ended:
+            for name in ("out", "err"):
+                while not os.path.exists(request[name] + ".whole") and time.monotonic() - began < request["timeout"]:
+                    time.sleep(0.001)
             return {"status": os.waitstatus_to_exitcode(status), "seconds": lasted}
         if request["signal_after"] is not None and not signalled and lasted > request["signal_after"]:
             os.kill(child, request["signal"])
@@ -57,13 +61,29 @@ def watch(child: int, request: dict) -> dict:
         time.sleep(0.001)
 
 
+def pipe_into(path: str) -> int:
+    """The writing end of a pipe that another process copies to a file: limits of this process are not the file's."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(write)
+        with os.fdopen(read, "rb", 0) as source, open(path, "wb", 0) as target:
+            while block := source.read(65536):
+                target.write(block)
+        os.rename(path, path + ".whole")
+        os._exit(0)
+    os.close(read)
+    return write
+
+
 def run_as_child(request: dict) -> None:
     """Become the command; never returns."""
     status = 70
     try:
-        os.setsid()
+        for name in ("out", "err"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(request[name] + ".whole")
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            os.dup2(pipe_into(request[name]), number)
         sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
         sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
         os.environ.update(request["env"])

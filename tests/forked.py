@@ -78,7 +78,7 @@ class Commands:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             answer = json.loads(self._process.stdout.readline())
-        out, err = ((self._scratch / name).read_text(errors="replace") for name in ("out", "err"))
+        out, err = ((self._scratch / f"{name}.whole").read_text(errors="replace") for name in ("out", "err"))
         return Ended(answer["status"], out, err, answer["seconds"], int(count.read_text()) if count.exists() else None)
 
 
