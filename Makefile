@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STS ?=
+FACTOR ?= 10
 
 # Of the paper's tables: at which scale (paper, small, smoke), with which seeds, on which files, and anything else.
 SCALE ?= paper
@@ -14,7 +15,7 @@ STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),
 	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo test test-slow test-load fuzz audit check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +35,17 @@ test: install  ## run the tests (minutes on 2 cores)
 
 test-slow: install  ## run the tests that want the real SmolLM2 weights or real data
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-load: install  ## 200 jobs in one process, a million texts: memory and file handles (half an hour on 2 cores)
+	$(BIN)/python -m pytest -m slow -s tests/test_load.py
+
+fuzz: install  ## spoilt files, settings and kills by the hundred: FACTOR times what the tests do (hours at 10)
+	CFT_FUZZ=$(FACTOR) $(BIN)/python -m pytest tests/test_fuzz_data.py tests/test_fuzz_config.py tests/test_crash.py
+
+audit:  ## ask whether the tested versions have known weaknesses; fails where the advisories cannot be had
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/python -m pip_audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 check: install  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
 from cft.files import BadRows, Skipped, stream_texts
 from cft.finished import DEVICE, PROMPT, RUN, load_embedder
+from cft.space import require_free
 from cft.store import digest, held, read_json, replacing, sha256_of_file, write_json
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ def _embed(embedder: "Embedder", texts: Iterator[str], count: int, parts: Path) 
             path = _part(parts, number)
             if not path.exists():
                 vectors = embedder.encode(block)
+                if number == kept:  # the blocks to come and, before they go, the file that is put together of them
+                    to_come = 2 * count - kept * _BLOCK
+                    require_free(parts, to_come * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
                 with replacing(path) as scratch, scratch.open("wb") as stream:
                     np.save(stream, vectors, allow_pickle=False)
             bar.update(len(block))

@@ -34,8 +34,8 @@ def main() -> None:
     results: list[tuple[list[str], str]] = []
 
     started_by = os.getpid()
-    # A sweep that is started again has its old folder; launchers' processes inherit the name.
-    os.environ["CFT_SWEEP"] = digest(sorted(arguments.overrides))
+    # A sweep that is started again, even by another launcher, has its old folder; launched processes inherit the name.
+    os.environ["CFT_SWEEP"] = digest(sorted(entry for entry in arguments.overrides if not entry.startswith("hydra")))
 
     @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
     def job(composed: DictConfig) -> None:

@@ -306,8 +306,8 @@ def _names(config: Config) -> list[_Rule]:
             and name.isprintable()
             and bool(re.fullmatch(r"[^./\\][^/\\]*", name))
             and len(name) <= LONGEST_NAME,
-            f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, none of "
-            "which is / or \\, and the first of which is no dot",
+            f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, none "
+            "of which is / or \\, and the first of which is no dot",
         )
         for key, name in named.items()
     ]

@@ -26,7 +26,7 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         error.filename = os.fspath(folder)  # the file's own name means nothing to anybody
         raise
-    _require(folder, _BESIDE, "results of a job")
+    require_free(folder, _BESIDE, "results of a job")
 
 
 def require_room(folder: Path, weights: int, kept: int) -> None:
@@ -41,15 +41,23 @@ def require_room(folder: Path, weights: int, kept: int) -> None:
     """
     # A checkpoint is written beside the one before; the result is written before the last one goes.
     needed = 2 * weights * (1 + _MOMENTS) + weights * (1 + kept)
-    _require(folder, needed + _BESIDE, "checkpoints and weights of this training")
+    require_free(folder, needed + _BESIDE, "checkpoints and weights of this training")
 
 
-def _require(folder: Path, needed: int, what: str) -> None:
+def require_free(folder: Path, needed: int, what: str) -> None:
+    """Refuse a disk with less room than is needed.
+
+    Args:
+        folder: on it. needed: bytes. what: takes them, for the message.
+
+    Raises:
+        UserError: saying what is needed and what is free.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{os.fspath(folder)}: the {what} take up to {_size(needed)}, and {_size(free)} are free there; make room, "
-            "or name another disk by outputs="
+            "or name another disk"
         )
 
 

@@ -6,10 +6,14 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from forked import Commands, Ended
+import torch
+from forked import ROOT, Commands, Ended
+from safetensors.torch import load_file
 
 from cft import checkpoint, interrupts
 
@@ -106,6 +110,37 @@ def undisturbed_sweep(commands, tmp_path_factory) -> tuple[Path, Ended]:
 def test_the_same_command_leaves_the_same_bytes(commands, undisturbed, tmp_path):
     assert run(commands, tmp_path, JOB).status == 0
     assert_same(left(tmp_path), left(undisturbed[0]))
+
+
+def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
+    """The same without the server, whose processes cannot have threads or workers of their own."""
+    (root / "outputs").mkdir()
+    environment |= {"CFT_CACHE": str(root / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
+    whole = [sys.executable, "-m", "cft.run", *command, "outputs=outputs"]
+    ended = subprocess.run(whole, capture_output=True, text=True, cwd=root, env=os.environ | environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path, workers):
+    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"], OMP_NUM_THREADS="1")
+    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+
+
+def test_the_number_of_threads_moves_a_result_by_rounding_alone(undisturbed, tmp_path):
+    """What docs/reliability.md promises across machines, whose threads and instructions differ."""
+    run_on_its_own(tmp_path, JOB, OMP_NUM_THREADS="4", MKL_NUM_THREADS="4")
+    roots = (tmp_path, undisturbed[0])
+    one, other = (load_file(next(root.glob("outputs/tiny-*/adapter/*.safetensors"))) for root in roots)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+    means = []
+    for root in roots:
+        (entry,) = json.loads(next(root.glob("outputs/tiny-*/metrics.json")).read_text()).values()
+        means.append([entry[side]["mean"] for side in ("before", "after")])
+    assert means[0] == pytest.approx(means[1], abs=0.1)
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))

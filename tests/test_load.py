@@ -1,0 +1,97 @@
+"""Many jobs in one process, and very many texts: neither memory nor file handles grow with their number."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+JOB = "model=tiny logger=csv train.steps=2 train.batch_size=4 data.rows=20 data.holdout=2 eval.pairs=6".split()
+
+# A sweep as on the command line, that notes after every job what its process holds.
+WATCHED_SWEEP = """
+import json, sys
+import psutil
+from cft import job, run as command
+
+process, real, notes = psutil.Process(), job.run, []
+
+def watched(*arguments, **keywords):
+    outcome = real(*arguments, **keywords)
+    notes.append([process.memory_info().rss, process.num_fds(), process.num_threads()])
+    return outcome
+
+job.run = watched
+note_file = sys.argv.pop(1)
+command.main()
+with open(note_file, "w") as stream:
+    json.dump(notes, stream)
+"""
+
+
+def sweep(tmp_path: Path, jobs: int) -> np.ndarray:
+    """(jobs, 3): bytes of memory, file handles and threads after each job of a sweep over seeds."""
+    notes = tmp_path / "notes.json"
+    overrides = [*JOB, f"outputs={tmp_path / 'o'}", f"seed=range({jobs})"]
+    script = tmp_path / "watched.py"
+    script.write_text(WATCHED_SWEEP)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"] + os.pathsep + "."}
+    command = [sys.executable, str(script), str(notes), "-m", *overrides]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert len(list((tmp_path / "o").glob("tiny-*/training.json"))) == jobs
+    return np.array(json.loads(notes.read_text()))
+
+
+def slope(values: np.ndarray) -> tuple[float, float]:
+    """Growth a job of a straight line through the values, and its standard error."""
+    place = np.arange(len(values))
+    (rate, _), covariance = np.polyfit(place, values, 1, cov=True)
+    return float(rate), float(np.sqrt(covariance[0, 0]))
+
+
+def test_a_short_sweep_leaves_no_file_open(tmp_path):
+    _, handles, threads = sweep(tmp_path, 8).T
+    assert handles[-1] <= handles[3] and threads[-1] <= threads[3]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_200_jobs_grows_neither_in_memory_nor_in_file_handles(tmp_path, capsys):
+    memory, handles, threads = sweep(tmp_path, 200).T
+    settled = memory[50:] / 2**20  # libraries are imported, and the allocator has its pools
+    rate, error = slope(settled)
+    with capsys.disabled():
+        said = (
+            f"{settled[0]:.0f} MiB after 50 jobs, {settled[-1]:.0f} after 200: {1000 * rate:+.1f} +- {1000 * error:.1f}"
+        )
+        sys.stdout.write(f"\n200 jobs in one process: {said} KiB a job; {handles[50]} and {handles[-1]} file handles\n")
+    assert handles[-1] <= handles[50] and threads[-1] <= threads[50]
+    assert rate < 0.1, "MiB a job; a leaked tiny model with its optimiser would be more"
+
+
+@pytest.mark.slow
+def test_a_million_texts_are_embedded_in_flat_memory(tmp_path, trained, capsys):
+    """The peak with ten times the texts may differ by what they are kept in while they are sorted, and no more."""
+    peaks = {}
+    for count in (100_000, 1_000_000):
+        source, target = tmp_path / f"{count}.txt", tmp_path / f"{count}.npy"
+        with source.open("w") as stream:
+            stream.writelines(f"text {number}\n" for number in range(count))
+        code = (
+            "import resource, subprocess, sys; done = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+            "print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, done.stderr[-500:])"
+        )
+        command = [sys.executable, "-c", code, sys.executable, "-m", "cft.encode", f"run={trained}", str(source)]
+        ended = subprocess.run([*command, str(target)], capture_output=True, text=True)
+        found = re.match(r"(\d+) (\d+) ", ended.stdout)
+        assert found and found[1] == "0", ended.stdout + ended.stderr
+        assert np.load(target, mmap_mode="r").shape == (count, 32)
+        peaks[count] = int(found[2]) / 1024
+    with capsys.disabled():
+        sys.stdout.write(f"\npeak memory of cft.encode: {peaks[100_000]:.0f} MiB for 100,000 texts, ")
+        sys.stdout.write(f"{peaks[1_000_000]:.0f} MiB for 1,000,000\n")
+    assert peaks[1_000_000] < peaks[100_000] + 64
