@@ -5,6 +5,7 @@ or OmegaConf: modules take these, or plain values out of them.
 """
 
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -273,8 +274,26 @@ def check(config: Config) -> None:
         UserError: naming every key at fault, its value and what it may be.
     """
     problems = [message for holds, message in _rules(config) if not holds]
+    problems += [f"{key}={text!a}: is not UTF-8; rename what it names" for key, text in _texts(config) if _is_odd(text)]
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  {problem}" for problem in problems)]))
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting that is a text, with its key."""
+    if is_dataclass(value):
+        for entry in fields(value):
+            yield from _texts(getattr(value, entry.name), f"{key}.{entry.name}" if key else entry.name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _is_odd(text: str) -> bool:
+    """Whether a text holds bytes that are not UTF-8, as names of files may: no record of the job could hold it."""
+    return any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _rules(config: Config) -> list[tuple[bool, str]]:
