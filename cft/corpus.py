@@ -100,10 +100,12 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
     """
     folder = cache_folder() / "triplets"
     try:
+        if not path.is_file():
+            next(read())  # which says what is wrong; to hash a pipe would be to wait for its writer
         content = sha256_of_file(path)
-    except OSError:
-        next(read())  # which says what is wrong in better words
-        raise
+    except OSError as error:
+        next(read())  # which says what is wrong in better words, if it meets it too
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     table = folder / f"{digest([_FORMAT, facts, content])}.arrow"
     kept = _open(table)
     if kept is None:

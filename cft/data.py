@@ -13,6 +13,7 @@ import numpy as np
 from cft import scenes
 from cft.corpus import Corpus, Rows, open_corpus
 from cft.errors import UserError
+from cft.evaluator import check_ranked
 from cft.files import BadRows, read_scored_pairs, stream_triplets
 from cft.records import ScoredPair, Triplet
 from cft.settings import DataSettings, DataSource
@@ -139,7 +140,9 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
         return []
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
-    return read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
+    pairs = read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
+    check_ranked([pair.score for pair in pairs], f"data.dev={settings.dev}")
+    return pairs
 
 
 def batches(count: int, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:

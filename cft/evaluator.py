@@ -134,16 +134,25 @@ def uniformity(vectors: np.ndarray) -> float | None:
     return float(np.log(np.mean(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)))))
 
 
+def check_ranked(scores: Sequence[float], name: str) -> None:
+    """Refuse scores that no cosines have a rank correlation with; known as soon as the scores are.
+
+    Raises:
+        UserError: naming the set.
+    """
+    if len(scores) < 2:
+        raise UserError(f"the set {name} has {len(scores)} pairs: a rank correlation needs at least 2")
+    if len(set(scores)) < 2:
+        raise UserError(f"all scores of the set {name} are equal: no rank correlation is defined")
+
+
 def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
     """Spearman rank correlation x 100 of cosines with human scores, over all pairs of a set at once, as in MTEB.
 
     Raises:
         UserError: naming the set, if the correlation is undefined.
     """
-    if len(scores) < 2:
-        raise UserError(f"the set {name} has {len(scores)} pairs: a rank correlation needs at least 2")
-    if len(set(scores)) < 2:
-        raise UserError(f"all scores of the set {name} are equal: no rank correlation is defined")
+    check_ranked(scores, name)
     if float(np.ptp(cosines)) <= _ROUNDING:
         raise UserError(
             f"the embedding has collapsed: all cosines of the set {name} are equal up to rounding "

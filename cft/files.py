@@ -9,6 +9,7 @@ import difflib
 import gzip
 import json
 import math
+import re
 import reprlib
 import zlib
 from collections import Counter
@@ -19,7 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from cft.errors import UserError
+from cft.errors import UserError, first_line
 from cft.records import ScoredPair, Triplet
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -30,6 +31,29 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz
 _LONGEST_CELL = 2**31 - 1
 _MOST_COLUMNS_TOLD = 20
 _MOST_REASONS_TOLD = 3
+# A message is to be read in one look, whatever a file holds: so many characters of a value, a name, all names, a cause.
+_VALUE_TOLD = 60
+_NAME_TOLD = 40
+_NAMES_TOLD = 160
+_CAUSE_TOLD = 160
+
+# How files begin that are no text in UTF-8, and what they are. No text begins so: of Parquet and zip, the last byte
+# told is a control character that has no place in one, and the others are not UTF-8.
+_SAVE_AS_UTF8 = "save it as UTF-8"
+_FOREIGN = {
+    b"\xff\xfe\0\0": f"is text in UTF-32; {_SAVE_AS_UTF8}",
+    b"\0\0\xfe\xff": f"is text in UTF-32; {_SAVE_AS_UTF8}",
+    b"\xff\xfe": f"is text in UTF-16; {_SAVE_AS_UTF8}",
+    b"\xfe\xff": f"is text in UTF-16; {_SAVE_AS_UTF8}",
+    b"PAR1\x15": "holds Parquet; let its name end in .parquet",
+    b"PK\x03\x04": "is a zip file or a spreadsheet; unpack it, or save it as CSV",
+}
+_GZIP = b"\x1f\x8b"
+_LONGEST_FOREIGN = 5
+
+# Of a value's nested lists and objects, the outermost are told; six levels of them are a book.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
 
 _Converted = TypeVar("_Converted")
 
@@ -92,11 +116,12 @@ class _Source:
     def place(self, row: _RawRow) -> str:
         """A row as messages call it."""
         line = "" if row.line is None else f":{row.line}"
-        return f"data row {row.number} ({self.path.name}{line})"
+        return f"data row {row.number} ({_printable(self.path.name)}{line})"
 
     def fail(self, problem: str) -> UserError:
         """An error about the file as a whole."""
-        return UserError(f"{self.key}={self.path}: {problem}" if self.key else f"{self.path}: {problem}")
+        path = _printable(str(self.path))
+        return UserError(f"{self.key}={path}: {problem}" if self.key else f"{path}: {problem}")
 
 
 def stream_triplets(
@@ -261,11 +286,17 @@ def _check_path(source: _Source) -> None:
     path, folder = source.path, source.path.parent
     if path.is_dir():
         raise source.fail("is a folder; name a file in it")
+    if path.is_symlink() and not path.exists():
+        raise source.fail(f"is a link to {_printable(str(path.readlink()))}, which is not there")
     if not path.exists():
         if not folder.is_dir():
-            raise source.fail(f"no such file, nor is there a folder {folder}")
+            raise source.fail(f"no such file, nor is there a folder {_printable(str(folder))}")
         near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir() if entry.is_file()], n=1)
-        raise source.fail("no such file" + (f"; did you mean {folder / near[0]}?" if near else ""))
+        guess = f"; did you mean {_printable(str(folder / near[0]))}?" if near else ""
+        raise source.fail(f"no such file{guess}")
+    if not path.is_file():
+        # files are read more than once, and before that as a whole: a pipe would wait, a device need not end
+        raise source.fail("is a pipe or a device, not a regular file; write what it gives to a file first")
     if path.stat().st_size == 0:
         raise source.fail("is empty")
 
@@ -276,6 +307,7 @@ def _rows(source: _Source) -> Iterator[_RawRow]:
 
 def _text_rows(source: _Source) -> Iterator[_RawRow]:
     delimiter = _DELIMITERS.get(source.ending.removesuffix(".gz"))
+    _check_beginning(source)
     try:
         with _open_text(source) as stream:
             if source.ending in _LINES:
@@ -287,6 +319,20 @@ def _text_rows(source: _Source) -> Iterator[_RawRow]:
     except UnicodeDecodeError as error:
         line = _undecodable_line(source)
         raise source.fail(f"line {line} is not valid UTF-8 ({error.reason}); save the file as UTF-8") from error
+
+
+def _check_beginning(source: _Source) -> None:
+    """Refuse what is no text in UTF-8 by saying what it is: "save it as UTF-8" would help little with a spreadsheet."""
+    zipped = source.ending.endswith(".gz")
+    with gzip.open(source.path, "rb") if zipped else source.path.open("rb") as stream:
+        begin = stream.read(_LONGEST_FOREIGN)
+    for mark, problem in _FOREIGN.items():
+        if begin.startswith(mark):
+            raise source.fail(problem)
+    if begin.startswith(_GZIP):
+        raise source.fail("is gzip within gzip; unpack it once" if zipped else "is gzip; let its name end in .gz")
+    if [sign == 0 for sign in begin[:4]] in ([False, True] * 2, [True, False] * 2):
+        raise source.fail(f"looks like text in UTF-16 (every other byte is NUL); {_SAVE_AS_UTF8}")
 
 
 def _open_text(source: _Source, errors: str = "strict") -> TextIO:
@@ -330,7 +376,7 @@ def _delimited_rows(source: _Source, stream: TextIO, delimiter: str) -> Iterator
             start = reader.line_num + 1
     except csv.Error as error:
         raise source.fail(
-            f"the row that starts on line {start} has broken quoting ({error}); "
+            f"the row that starts on line {start} has broken quoting ({_printable(str(error))}); "
             'put a text that begins with " in quotes and double the quotes within'
         ) from error
 
@@ -360,8 +406,10 @@ def _json_object(text: str) -> dict[str, Any] | _BadRow:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         return _BadRow(f"is not valid JSON ({error.msg} at character {error.pos + 1}); a line holds one object")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        return _BadRow(f"is not JSON that can be read ({error})")
+    except RecursionError:
+        return _BadRow("is not JSON that can be read (brackets within brackets, too many)")
+    except ValueError:
+        return _BadRow("is not JSON that can be read (a number of thousands of digits)")
     return value if isinstance(value, dict) else _BadRow(f"is not a JSON object but {_described(value)}")
 
 
@@ -392,33 +440,59 @@ def _parquet_rows(source: _Source) -> Iterator[_RawRow]:
             for batch in table.iter_batches(columns=list(source.columns)):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
-                    values = (cell.as_py() for cell in cells)
-                    yield _RawRow(number, None, dict(zip(batch.schema.names, values, strict=True)))
+                    yield _RawRow(number, None, _from_arrow(dict(zip(batch.schema.names, cells, strict=True))))
         except UnicodeDecodeError as error:
-            raise source.fail(f"data row {number} is not valid UTF-8 ({error.reason}); write it as UTF-8") from error
+            where = f"data row {number}" if number else "the name of a column"
+            raise source.fail(f"{where} is not valid UTF-8 ({error.reason}); write it as UTF-8") from error
         except (arrow.ArrowException, OSError) as error:
-            cause = str(error).strip().splitlines()[0]
+            # pyarrow passes on names of what was thrown within, which tell a user nothing
+            cause = _cut(_printable(re.sub(r"\w+Exception: ", "", first_line(error))), _CAUSE_TOLD)
             raise source.fail(f"not a whole Parquet file ({cause}); fetch or write it again") from error
+
+
+def _from_arrow(cells: dict[str, Any]) -> dict[str, Any] | _BadRow:
+    """Arrow's cells as Python's; some have no like there, such as a date in a million years."""
+    found = {}
+    for name, cell in cells.items():
+        try:
+            found[name] = cell.as_py()
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError):  # pyarrow's are among them
+            return _BadRow(f"has a {cell.type} in column {_named(name)} that cannot be read")
+    return found
 
 
 def _check_columns(source: _Source, found: list[str]) -> None:
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
-        raise source.fail(f"has the column {twice[0]!r} more than once; rename one")
+        raise source.fail(f"has the column {_named(twice[0])} more than once; rename one")
     for name, key in source.columns.items():
         if name not in found:
             named = f" ({key} names it)" if key else ""
-            near = difflib.get_close_matches(name, found, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
+            near = _nearest(name, found)
+            guess = "" if near is None else f" Did you mean {_named(near)}?"
             raise source.fail(
                 f"has no column {name!r}{named}; its columns are {_listed(found)}.{guess} {source.column_advice}."
             )
 
 
+def _nearest(name: str, found: list[str]) -> str | None:
+    """The column that was meant, whatever its case and the blanks around it."""
+    folded = {each.strip().casefold(): each for each in reversed(found)}
+    near = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
+    return folded[near[0]] if near else None
+
+
 def _listed(names: list[str]) -> str:
-    told = ", ".join(map(repr, names[:_MOST_COLUMNS_TOLD]))
-    more = len(names) - _MOST_COLUMNS_TOLD
-    return f"{told} and {more} more" if more > 0 else told
+    """The first names: few enough to be read, and at least one."""
+    told: list[str] = []
+    for name in map(_named, names[:_MOST_COLUMNS_TOLD]):
+        if told and len(", ".join([*told, name])) > _NAMES_TOLD:
+            break
+        told.append(name)
+    more = len(names) - len(told)
+    return (", ".join(told) or "none") + (f" and {more} more" if more else "")
 
 
 # Validation: from cells to texts and numbers, the same for every format
@@ -507,4 +581,18 @@ def _called(role: str, column: str) -> str:
 
 def _described(value: Any) -> str:
     """A value and its type, cut short."""
-    return "null" if value is None else f"{reprlib.repr(value)} ({type(value).__name__})"
+    return "null" if value is None else f"{_cut(_REPR.repr(value), _VALUE_TOLD)} ({type(value).__name__})"
+
+
+def _named(column: str) -> str:
+    """A column's name in quotes, cut short: without a header it is a text of the first row."""
+    return _cut(repr(column[: _NAME_TOLD * 2]), _NAME_TOLD)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _printable(text: str) -> str:
+    """A text that cannot upset a terminal nor break a line: what is not printable stands as Python writes it."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -7,6 +7,7 @@ or OmegaConf: modules take these, or plain values out of them.
 import math
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -274,7 +275,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: naming every key at fault, its value and what it may be.
     """
-    problems = [message for holds, message in [*_numbers(config), *_names(config), *_rules(config)] if not holds]
+    problems = [message for holds, message in [*_by_type(config), *_names(config), *_rules(config)] if not holds]
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *(f"  {problem}" for problem in problems)]))
 
@@ -287,14 +288,17 @@ _SEEDS = 2**32
 LONGEST_NAME = 100
 
 
-def _numbers(config: Config) -> list[_Rule]:
-    """Every number is one; only the gradients' bound may be infinite, which means that there is none."""
-    rules = []
+def _by_type(config: Config) -> Iterator[_Rule]:
+    """What every number and every text must be."""
     for key, value in _leaves(config):
         if isinstance(value, float):
-            finite = math.isfinite(value) or (key == "train.max_grad_norm" and value > 0)
-            rules.append((finite, f"{key}={value}: must be a finite number"))
-    return rules
+            # Only the gradients' bound may be infinite, which means that there is none.
+            unbounded = key == "train.max_grad_norm" and value == math.inf
+            yield math.isfinite(value) or unbounded, f"{key}={value}: must be a finite number"
+        elif isinstance(value, str):
+            # Names of files may hold other bytes, which Python shows as halves of characters; no record could.
+            odd = any("\ud800" <= sign <= "\udfff" for sign in value)
+            yield not odd, f"{key}={value!a}: is not UTF-8; rename what it names"
 
 
 def _names(config: Config) -> list[_Rule]:
@@ -313,13 +317,16 @@ def _names(config: Config) -> list[_Rule]:
     ]
 
 
-def _leaves(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for entry in fields(settings):
-        value = getattr(settings, entry.name)
-        key = f"{prefix}{entry.name}"
-        found += _leaves(value, f"{key}.") if is_dataclass(value) else [(key, value)]
-    return found
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number, text and choice, those in lists one by one, with its key."""
+    if is_dataclass(value):
+        for entry in fields(value):
+            yield from _leaves(getattr(value, entry.name), f"{key}.{entry.name}" if key else entry.name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(each, key)
+    else:
+        yield key, value
 
 
 def _rules(config: Config) -> list[_Rule]:

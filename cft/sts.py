@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cft import scenes
 from cft.errors import UserError
+from cft.evaluator import check_ranked
 from cft.files import ENDINGS, read_scored_pairs
 from cft.records import ScoredPair
 from cft.settings import EvalSettings, EvalSource
@@ -51,11 +52,17 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
         seed: draws the scenes.
 
     Raises:
-        UserError: if a set is unknown, has no file in the folder, or the hub does not answer.
+        UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
     """
     if settings.source is EvalSource.scenes:
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
-    return {name: thin_out(pairs, settings.rows) for name, pairs in _read_sets(settings).items()}
+    if settings.folder is not None:
+        folder = Path(settings.folder).expanduser()
+        return {name: _read_set(name, _file_of(name, folder), settings.rows) for name in settings.sets}
+    unknown = [name for name in settings.sets if name not in NINE_SETS]
+    if unknown:
+        raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
+    return {name: thin_out(load_hub_set(NINE_SETS[name]), settings.rows) for name in settings.sets}
 
 
 def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
@@ -65,22 +72,24 @@ def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
     return [pairs[index * len(pairs) // rows] for index in range(rows)]
 
 
-def _read_sets(settings: EvalSettings) -> dict[str, list[ScoredPair]]:
-    if settings.folder is not None:
-        folder = Path(settings.folder).expanduser()
-        return {name: read_scored_pairs(_file_of(name, folder))[0] for name in settings.sets}
-    unknown = [name for name in settings.sets if name not in NINE_SETS]
-    if unknown:
-        raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
-    return {name: load_hub_set(NINE_SETS[name]) for name in settings.sets}
+def _read_set(name: str, path: Path, rows: int | None) -> list[ScoredPair]:
+    """A set from its file, refused before a model is loaded if no embedder could be scored on it."""
+    found = read_scored_pairs(path)[0]
+    taken = thin_out(found, rows)
+    less = "" if len(taken) == len(found) else f", thinned out by eval.rows={rows}"
+    check_ranked([pair.score for pair in taken], f"{name} (eval.folder={path}{less})")
+    return taken
 
 
 def _file_of(name: str, folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"eval.folder={folder}: no such folder")
-    for ending in ENDINGS:
-        if (folder / f"{name}{ending}").exists():
-            return folder / f"{name}{ending}"
+    try:
+        if not folder.is_dir():
+            raise UserError(f"eval.folder={folder}: no such folder")
+        for path in (folder / f"{name}{ending}" for ending in ENDINGS):
+            if path.exists() or path.is_symlink():  # of a link that leads nowhere, reading says so
+                return path
+    except OSError as error:
+        raise UserError(f"eval.folder={folder}: {name} cannot be read ({error.strerror or error})") from error
     raise UserError(
         f"eval.folder={folder} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet with columns "
         "sentence1, sentence2, score); leave it out of eval.sets, or add it"

@@ -127,6 +127,14 @@ def test_a_mistake_is_refused_before_anything_is_loaded(override, message):
         check_overrides([override])
 
 
+def test_a_name_that_no_record_could_hold_is_refused():
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match=r"data.train='caf\\udce9.csv': is not UTF-8; rename what it names"):
+        check_overrides(["data=files", f"data.train='{name}.csv'"])
+    with pytest.raises(UserError, match=r"eval.sets='caf\\udce9': is not UTF-8"):
+        check_overrides(["eval=sts", f"eval.sets=[STS12,'{name}']"])
+
+
 def test_all_problems_are_told_at_once():
     with pytest.raises(UserError, match=r"(?s)lr=0.*loss.temperature=0"):
         check_overrides(["lr=0", "loss.temperature=0"])

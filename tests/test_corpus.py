@@ -122,6 +122,28 @@ def test_a_file_that_cannot_be_had_is_named(tmp_path):
         load_training_data(from_file(tmp_path), seed=0)
 
 
+def test_a_pipe_is_refused_before_it_is_hashed(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "rows.csv")
+    monkeypatch.setattr(corpus, "sha256_of_file", lambda path: pytest.fail("a pipe was read"))
+    with pytest.raises(UserError, match="rows.csv: is a pipe or a device"):
+        load_training_data(from_file(tmp_path / "rows.csv"), seed=0)
+
+
+def test_a_file_that_only_its_hash_cannot_read_is_named(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(corpus, "sha256_of_file", fail)
+    with pytest.raises(UserError, match=r"rows.jsonl: cannot be read \(Input/output error\)"):
+        opened(write(tmp_path, 20))
+
+
+def test_skipped_rows_of_a_file_with_an_odd_name_are_kept(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    path.write_text("sent0,sent1,hard_neg\na,,c\n" + "d,e,f\n" * 20)
+    assert load_training_data(from_file(path, on_bad_row="skip"), seed=0).skipped == 1
+
+
 def test_a_cache_without_room_is_named(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")

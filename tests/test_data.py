@@ -54,9 +54,46 @@ def test_content_names_the_data_and_not_the_file(tmp_path):
 
 
 def test_development_pairs_come_from_their_file(tmp_path):
-    (tmp_path / "dev.csv").write_text("sentence1,sentence2,score\na b,c d,1.5\n")
+    (tmp_path / "dev.csv").write_text("sentence1,sentence2,score\na b,c d,1.5\ne,f,2\n")
     found = load_training_data(from_file(triplet_file(tmp_path, 20), dev=str(tmp_path / "dev.csv")), seed=0)
-    assert [tuple(row) for row in found.dev] == [("a b", "c d", 1.5)]
+    assert [tuple(row) for row in found.dev] == [("a b", "c d", 1.5), ("e", "f", 2.0)]
+
+
+UNRANKED = {
+    "one pair": ("a,b,1\n", "the set {} has 1 pairs: a rank correlation needs at least 2"),
+    "equal scores": ("a,b,3\nc,d,3.0\n", "all scores of the set {} are equal: no rank correlation is defined"),
+}
+
+
+@pytest.mark.parametrize(("rows", "message"), UNRANKED.values(), ids=UNRANKED)
+def test_pairs_that_cannot_be_scored_are_refused_as_soon_as_they_are_read(tmp_path, rows, message):
+    path = tmp_path / "mine.csv"
+    path.write_text("sentence1,sentence2,score\n" + rows)
+    with pytest.raises(UserError) as error:
+        load_training_data(from_file(triplet_file(tmp_path, 20), dev=str(path)), seed=0)
+    assert str(error.value) == message.format(f"data.dev={path}")
+    with pytest.raises(UserError) as error:
+        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["mine"]), seed=0)
+    assert str(error.value) == message.format(f"mine (eval.folder={path})")
+
+
+def test_pairs_that_cannot_be_scored_once_thinned_out_are_refused_too(tmp_path):
+    (tmp_path / "mine.csv").write_text("sentence1,sentence2,score\n" + "a,b,1\na,c,2\n" * 4)
+    settings = EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["mine"], rows=2)
+    with pytest.raises(
+        UserError, match="all scores of the set mine .*mine.csv, thinned out by eval.rows=2.* are equal"
+    ):
+        load_eval_sets(settings, seed=0)
+
+
+def test_a_set_whose_name_no_file_can_have_or_whose_link_leads_nowhere_is_named(tmp_path):
+    settings = EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["x" * 300])
+    with pytest.raises(UserError, match=r"eval.folder=.*: xxx.* cannot be read \(File name too long\)"):
+        load_eval_sets(settings, seed=0)
+    (tmp_path / "mine.tsv").symlink_to(tmp_path / "nowhere.tsv")
+    settings.sets = ["mine"]
+    with pytest.raises(UserError, match=r"eval.folder=.*mine.tsv: is a link to .*nowhere.tsv, which is not there"):
+        load_eval_sets(settings, seed=0)
 
 
 def test_bad_rows_are_skipped_and_counted_on_request(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cft.errors import UserError
-from cft.files import BadRows, Skipped, read_scored_pairs, stream_triplets
+from cft.files import BadRows, Skipped, read_scored_pairs, stream_texts, stream_triplets
 from cft.records import ScoredPair, Triplet
 
 ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet"]
@@ -276,10 +276,37 @@ def test_a_bad_parquet_row_is_named_without_a_line(tmp_path, cell, message):
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [(2**30, "date32[day]"), (2**61, "timestamp[us]"), (2**62, "duration[s]"), (2**40, "timestamp[us, tz=No/Where]")],
+)
+def test_a_parquet_cell_that_python_has_no_value_for_is_a_bad_row_like_others(tmp_path, cell, kind):
+    types = {"date32[day]": pyarrow.date32(), "duration[s]": pyarrow.duration("s")}
+    wanted = types.get(kind) or pyarrow.timestamp("us", tz="No/Where" if "tz" in kind else None)
+    table = pyarrow.table({"text": pyarrow.array([cell, None], type=wanted)})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    reason = f"has a {kind} in column 'text' that cannot be read"
+    with pytest.raises(UserError) as error:
+        list(stream_texts(tmp_path / "rows.parquet"))
+    assert str(error.value) == f"data row 1 (rows.parquet) {reason}; mend or drop it, or set on_bad_row=skip"
+    with pytest.raises(UserError, match="none of its 2 rows can be used: data row 1 .*; data row 2 .* is null"):
+        list(stream_texts(tmp_path / "rows.parquet", on_bad_row=BadRows.SKIP))
+
+
 def test_a_parquet_column_of_numbers_is_refused_as_text(tmp_path):
     path = write(tmp_path, ".parquet", [{"sent0": 1, "sent1": "b", "hard_neg": "c"}])
     with pytest.raises(UserError, match=r"data row 1 \(rows.parquet\) has 1 \(int\) as 'anchor'"):
         read_triplets(path, **COLUMNS)
+
+
+def test_a_message_stays_short_whatever_a_cell_holds(tmp_path):
+    nested = "a text"
+    for _ in range(5):
+        nested = [{f"a key of some length {n}": nested for n in range(4)}, nested]
+    (tmp_path / "rows.jsonl").write_text(as_json(sent0=nested) + json.dumps(nested) + "\n")
+    with pytest.raises(UserError, match=r"none of its 2 rows can be used: data row 1 \(rows.jsonl:1\) has \[") as error:
+        read_triplets(tmp_path / "rows.jsonl", **COLUMNS, on_bad_row=BadRows.SKIP)
+    assert len(str(error.value)) < 500 and "(list) as 'anchor'" in str(error.value)
 
 
 def test_skipped_rows_are_listed_with_place_and_reason(tmp_path):
@@ -350,10 +377,10 @@ GOOD = (HEADER + "a,b,c\n").encode()
 TEXTS = pyarrow.table({name: [f"{name} {n}" for n in range(20_000)] for name in ROWS[0]})
 
 
-def parquet_bytes(table: pyarrow.Table) -> bytes:
+def parquet_bytes(table: pyarrow.Table, **options: object) -> bytes:
     """A table as the content of a Parquet file."""
     stream = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, stream)
+    pyarrow.parquet.write_table(table, stream, **options)
     return stream.getvalue().to_pybytes()
 
 
@@ -416,6 +443,11 @@ BAD_FILES = {
         parquet_bytes(pyarrow.table(dict.fromkeys(ROWS[0], not_text()))),
         "data row 2 is not valid UTF-8",
     ),
+    "a Parquet column whose name is not UTF-8": (
+        "rows.parquet",
+        parquet_bytes(TEXTS.slice(0, 9), store_schema=False).replace(b"sent0", b"\xffent0"),
+        "the name of a column is not valid UTF-8",
+    ),
     "not gzip": ("rows.csv.gz", GOOD, "not a whole gzip file (Not a gzipped file"),
     "cut gzip": ("rows.csv.gz", gzip.compress(GOOD + os.urandom(999).hex().encode())[:-99], "not a whole gzip file"),
     "gzip with a flipped checksum": ("rows.csv.gz", gzip.compress(GOOD)[:-8] + bytes(8), "not a whole gzip file"),
@@ -426,6 +458,21 @@ BAD_FILES = {
         parquet_bytes(TEXTS)[:1000] + b"\xff" * 5000 + parquet_bytes(TEXTS)[6000:],
         "not a whole Parquet file",
     ),
+    "UTF-16": ("rows.csv", GOOD.decode().encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
+    "UTF-16 without a mark": ("rows.jsonl", as_json().encode("utf-16-be"), "looks like text in UTF-16 (every other by"),
+    "UTF-32, gzipped": ("rows.csv.gz", gzip.compress(GOOD.decode().encode("utf-32")), "is text in UTF-32; save it as"),
+    "gzip not named so": ("rows.csv", gzip.compress(GOOD), "is gzip; let its name end in .gz"),
+    "gzip twice": ("rows.csv.gz", gzip.compress(gzip.compress(GOOD)), "is gzip within gzip; unpack it once"),
+    "Parquet not named so": ("rows.csv", parquet_bytes(TEXTS), "holds Parquet; let its name end in .parquet"),
+    "a spreadsheet": ("rows.csv", b"PK\3\4\x14", "is a zip file or a spreadsheet; unpack it, or save it as CSV"),
+    "broken quoting by tabs": ("rows.tsv", HEADER.replace(",", "\t").encode() + b'"a"b\tc\td\n', r"('\t' expected"),
+    "columns of another case": (
+        "rows.csv",
+        b"SENT0, Sent1 ,HARD_NEG\na,b,c\n",
+        "has no column 'hard_neg' (data.negative_columns names it); its columns are 'SENT0', ' Sent1 ', 'HARD_NEG'. "
+        "Did you mean 'HARD_NEG'? Set",
+    ),
+    "objects without keys": ("rows.jsonl", b"{}\n", "has no column 'hard_neg' (data.negative_columns names it); its c"),
     "an unknown ending": (
         "rows.xlsx",
         b"x",
@@ -442,6 +489,26 @@ def test_a_bad_file_is_refused_even_when_skipping(tmp_path, name, content, messa
         read_triplets(tmp_path / name, **COLUMNS, on_bad_row=on_bad_row)
     assert str(error.value).startswith(f"data.train={tmp_path / name}: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "names", [["a long sentence " * 99] * 2, [f"{n} a long sentence {'.' * 999}" for n in range(9)]]
+)
+def test_a_message_stays_short_whatever_a_file_has_for_a_header(tmp_path, names):
+    (tmp_path / "rows.csv").write_text(",".join(names) + "\n")
+    with pytest.raises(UserError, match="a long sentence") as error:
+        list(stream_texts(tmp_path / "rows.csv"))
+    assert len(str(error.value)) < 400
+
+
+def test_a_cause_that_pyarrow_gives_is_printable(tmp_path, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise pyarrow.ArrowInvalid(f"TException: unknown type: \x0e {'long ' * 200}\n at line 3")
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", refuse)
+    with pytest.raises(UserError, match=r"not a whole Parquet file \(unknown type: \\x0e long .*\.\.\.\)") as error:
+        read_triplets(write(tmp_path, ".parquet", ROWS), **COLUMNS)
+    assert len(str(error.value)) < 500 and str(error.value).isprintable()
 
 
 def test_a_missing_score_column_is_named_with_what_scored_pairs_need(tmp_path):
@@ -489,3 +556,41 @@ def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch,
     monkeypatch.setattr(gzip, "open", refuse)
     with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         read_triplets(path, **COLUMNS)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, ending):
+    os.mkfifo(tmp_path / f"rows{ending}")
+    with pytest.raises(
+        UserError, match=f"rows{ending}: is a pipe or a device, not a regular file; write what it gives"
+    ):
+        read_triplets(tmp_path / f"rows{ending}", **COLUMNS)
+
+
+def test_a_link_to_a_device_is_refused(tmp_path):
+    (tmp_path / "rows.csv").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        read_triplets(tmp_path / "rows.csv", **COLUMNS)
+
+
+def test_a_link_is_followed_and_named_where_it_leads_nowhere(tmp_path):
+    (tmp_path / "link.csv").symlink_to(write(tmp_path, ".csv", ROWS))
+    assert len(read_triplets(tmp_path / "link.csv", **COLUMNS)[0]) == 2
+    (tmp_path / "rows.csv").unlink()
+    with pytest.raises(UserError, match=r"link.csv: is a link to .*/rows.csv, which is not there"):
+        read_triplets(tmp_path / "link.csv", **COLUMNS)
+    (tmp_path / "round.csv").symlink_to("round.csv")
+    with pytest.raises(UserError, match=r"round.csv: is a link to round.csv, which is not there"):
+        read_triplets(tmp_path / "round.csv", **COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["two\nlines.csv", "red\x1b[31m.csv", os.fsdecode(b"caf\xe9.csv")])
+def test_a_name_of_a_file_cannot_break_a_message(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(HEADER + "a,,c\nd,e,f\n")
+    _, (skipped,) = read_triplets(path, **COLUMNS, on_bad_row=BadRows.SKIP)
+    assert skipped.where == f"data row 1 ({repr(name)[1:-1]}:2)"
+    path.write_text(HEADER)
+    with pytest.raises(UserError) as error:
+        read_triplets(path, **COLUMNS)
+    assert str(error.value) == f"data.train={tmp_path}/{repr(name)[1:-1]}: has no data rows"
