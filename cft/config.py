@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cft.errors import UserError
+from cft.errors import UserError, shortened
 from cft.settings import LONGEST_NAME, Config, check
 from cft.sources import last_part
 
@@ -272,4 +272,4 @@ def _cause(error: BaseException) -> str:
     if "is not a ListConfig" in message:
         message += " Write a list in brackets, as in data.negative_columns='[wrong_answer]'"
     message += near(enumerated[1], enumerated[2].split(", ")) if enumerated else ""
-    return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)
+    return shortened(message)

@@ -1,6 +1,7 @@
 """The one exception for mistakes that a user can mend, and which of the system's errors are of that kind."""
 
 import errno
+import re
 
 # What a user can do about an error of the system; other numbers are nobody's mistake but ours.
 _ADVICE = {
@@ -35,6 +36,11 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, without what it adds below; its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def shortened(message: str) -> str:
+    """A message in which no word is longer than anybody reads: what a user typed may be anything."""
+    return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)
 
 
 def of_system(error: OSError) -> UserError | None:

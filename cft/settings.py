@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from cft.errors import UserError
+from cft.errors import UserError, shortened
 
 PLACEHOLDER = "{text}"
 
@@ -275,9 +275,10 @@ def check(config: Config) -> None:
     Raises:
         UserError: naming every key at fault, its value and what it may be.
     """
-    problems = [message for holds, message in [*_by_type(config), *_names(config), *_rules(config)] if not holds]
+    rules = [*_by_type(config), *_names(config), *_rules(config)]
+    problems = [f"  {shortened(message)}" for holds, message in rules if not holds]
     if problems:
-        raise UserError("\n".join(["the configuration cannot run:", *(f"  {problem}" for problem in problems)]))
+        raise UserError("\n".join(["the configuration cannot run:", *problems]))
 
 
 _Rule = tuple[bool, str]

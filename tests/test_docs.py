@@ -41,6 +41,22 @@ def test_links_between_pages_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_promise_names_a_test_that_exists():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    for row in re.findall(r"^\| .* \|$", page, flags=re.MULTILINE):
+        assert (
+            "test_" in row
+            or "---" in row
+            or row.endswith("| held by |")
+            or row.split("|")[1].strip().strip("`").isdigit()
+            or row.startswith("| status")
+        )
+
+
 def test_the_page_of_settings_is_what_the_settings_are():
     assert (ROOT / "docs" / "configuration.md").read_text() == reference.page(), "run `make docs`"
 

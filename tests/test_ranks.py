@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_job import QUICK, run_folder
 
+from cft import checkpoint
 from cft.errors import UserError
 from cft.ranks import ALONE, Ranks, device_of_rank
 
@@ -121,6 +122,24 @@ def test_the_others_end_with_a_clear_error_when_one_dies(tmp_path):
     assert first.returncode == 2
     assert "another process of this training has ended or cannot be reached" in said and "Traceback" not in said
     assert list(tmp_path.glob("tiny-*/checkpoint.safetensors")), "what was done is kept"
+
+
+def test_all_processes_leave_after_the_same_step(tmp_path):
+    """Only one of them is asked, as a signal may reach the others later."""
+    both = start(2, "-m", "cft.run", *JOB, "train.steps=5000", "train.epochs=1000", f"outputs={tmp_path}")
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("tiny-*/checkpoint.safetensors")):
+            assert time.monotonic() < deadline and both[0].poll() is None, "no checkpoint in time"
+            time.sleep(0.2)
+        both[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [143, 143], said
+    assert not any("Traceback" in text for text in said)
+    assert checkpoint.step_of(run_folder(tmp_path)) > 0
 
 
 def test_shares_cover_every_row_once():
