@@ -1,6 +1,7 @@
 # Every target makes the environment first if it is missing. `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STS ?=
 FACTOR ?= 10
@@ -15,14 +16,14 @@ STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),
 	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-load fuzz audit check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-$(VENV)/.made: pyproject.toml constraints.txt
+$(VENV)/.made: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 install: $(VENV)/.made  ## make the environment in .venv with the tested versions
@@ -32,6 +33,9 @@ demo: install  ## fine-tune SmolLM2-135M on generated scenes and show before and
 
 test: install  ## run the tests (minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 test-slow: install  ## run the tests that want the real SmolLM2 weights or real data
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -114,7 +114,13 @@ class Ranks:
 
     def wait(self) -> None:
         """Until all processes are here."""
-        self.from_first(None)
+        if self.size > 1:
+            # Not a message: a process often ends after this. Before torch 2.8, a thread of gloo may then still be
+            # freeing the message's tensor, for which it wants the interpreter's lock; destroying the group holds that
+            # lock and waits for the thread.
+            devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+            with _said():
+                dist.barrier(device_ids=devices)
 
 
 ALONE = Ranks()

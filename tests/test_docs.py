@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from families import ENCODERS, PADDED, TREE
+from packaging.version import Version
 
 from cft import reference
 from cft.config import keys
@@ -136,3 +137,11 @@ def test_every_folder_of_yaml_goes_into_the_wheel():
     }
     named = {".".join(("cft", *folder.parts)) for folder in folders}
     assert named <= told and all((ROOT / name.removeprefix("cft.").replace(".", "/")).is_dir() for name in told)
+
+
+def test_lower_bounds_are_the_versions_that_the_lowest_environment_has():
+    untested = {"setuptools", "bitsandbytes", "ruff", "mypy"}  # builds; wants an extra of its own; tools of developers
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE))
+    for name in bounds.keys() - untested:
+        assert Version(pins[name]) == Version(bounds[name]), name
