@@ -17,7 +17,7 @@ from cft.errors import UserError, first_line
 from cft.layers import keep_layers
 from cft.settings import ModelSettings, Quantization
 from cft.sources import ModelFiles
-from cft.tokenization import byte_tokenizer, special_tokens, tokenizer_digest
+from cft.tokenization import byte_tokenizer, kept_tokenizer, special_tokens, tokenizer_digest
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +112,11 @@ def load_backbone(
     _check_positions(model, trunk)
     if model.layer is not None:
         trunk = keep_layers(trunk, model.layer, token_ids=list(sample_sequences(trunk, prefix)[0]))
+    named = tokenizer_digest(tokenizer, (prefix, suffix))
     return Backbone(
         trunk=trunk,
-        tokenizer=tokenizer,
-        tokenizer_digest=tokenizer_digest(tokenizer, (prefix, suffix)),
+        tokenizer=kept_tokenizer(named, tokenizer),
+        tokenizer_digest=named,
         prefix_ids=prefix,
         suffix_ids=suffix,
         batching=find_batching(trunk, model, prefix),
