@@ -29,7 +29,7 @@ def start(size: int, *command: str) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    given["PYTHONPATH"] = f"{TESTS.parent}{os.pathsep}{TESTS}"
+    given["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(TESTS.parent), str(TESTS)])
     return [
         subprocess.Popen(
             [sys.executable, *command],
@@ -44,7 +44,11 @@ def start(size: int, *command: str) -> list[subprocess.Popen]:
 
 def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[str]:
     """What all of them said; they must all end well."""
-    said = [process.communicate(timeout=timeout)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
     return said
 
