@@ -4,6 +4,7 @@ It is started by `forked.py` and reads one request a line: what to run, where, a
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -11,18 +12,32 @@ import random
 import runpy
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 
 def prepare() -> None:
-    """Import what commands import late; nothing may compute here, as threads do not survive a fork."""
+    """Import what commands import late; torch may compute nothing here, as threads do not survive a fork."""
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import scipy.stats  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from cft import card, config, embedder, figures, job, study_report, study_runner, verdicts  # noqa: F401
+    from cft import card, embedder, figures, job, study_report, study_runner, verdicts  # noqa: F401
+    from cft.config import check_overrides
+
+    # The first of each of these is slow, and no thread is started by them.
+    check_overrides(["model=tiny"])
+    figure, axes = figures.plt.subplots(layout="constrained")
+    axes.plot([0, 1], label="fonts are looked up")
+    axes.legend()
+    with tempfile.TemporaryDirectory() as folder:
+        figures.save(figure, Path(folder), "first")
+    # Collectors in children need not look at all that was imported here.
+    gc.collect()
+    gc.freeze()
 
 
 def say(line: str) -> None:
