@@ -131,7 +131,7 @@ def _count(number: int, what: str) -> str:
 def _same_work(parts: Path, facts: list[Any]) -> None:
     """Drop blocks that belong to other texts or another embedder."""
     told = parts / "work.json"
-    if not told.exists() or read_json(told) != digest(facts):
+    if not told.exists() or read_json(told, str) != digest(facts):
         for path in parts.glob("*.npy"):
             path.unlink()
         write_json(told, digest(facts))

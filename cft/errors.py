@@ -8,6 +8,7 @@ _ADVICE = {
     errno.ENOSPC: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",
     errno.EDQUOT: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",
     errno.EFBIG: "the disk or a limit (ulimit -f) takes no file of this size; name another by outputs=",
+    errno.ENOENT: "something removed it while it was needed; the same command makes it anew, or says what is missing",
     errno.EROFS: "name a folder that can be written by outputs= (CFT_CACHE for what is cached)",
     errno.EACCES: "name a folder that you may write by outputs= (CFT_CACHE for what is cached), or change its rights",
     errno.EPERM: "name a folder that you may write by outputs= (CFT_CACHE for what is cached), or change its rights",

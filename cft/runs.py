@@ -14,6 +14,7 @@ from cft import checkpoint, pairs, results
 from cft.config import flat, keys, near
 from cft.console import exit_statuses, set_up_console
 from cft.errors import UserError
+from cft.evaluator import Evaluation
 from cft.experiment import DEFAULT_OUTPUTS
 from cft.plan import FAILED, FINISHED
 from cft.store import held, read_json
@@ -170,9 +171,8 @@ def _evaluations(folder: Path) -> list[Path]:
 def _compared_on(name: str, one: Path, other: Path) -> str:
     """One evaluation's table: both scores, second minus first, and the verdict."""
     folders = [folder / "evaluations" / name for folder in (one, other)]
-    found = [results.read(folder) for folder in folders]
     data = pairs.read(folders[0])
-    cosines = [[evaluation.cosines] for evaluation in found if evaluation is not None]
+    cosines = [[_evaluation(folder).cosines] for folder in folders]
     drawn = resample(cosines, data.scores, data.identity)
     (differences,) = drawn.differences([(1, 0)])
     rows: list[Row] = [("set", one.name, other.name, "difference", "the second is")]
@@ -182,6 +182,13 @@ def _compared_on(name: str, one: Path, other: Path) -> str:
         rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
     prompt = (read_json(folders[0] / results.METRICS).get("contract") or {}).get("template", "")
     return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
+
+
+def _evaluation(folder: Path) -> Evaluation:
+    found = results.read(folder)
+    if found is None:
+        raise UserError(f"{folder} has no {results.METRICS}: run its job again, which makes it anew")
+    return found
 
 
 def _remove(folders: list[Path], *, sure: bool) -> None:

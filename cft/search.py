@@ -90,9 +90,10 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
 
 def _require_same_search(folder: Path, overrides: list[str]) -> None:
     path = folder / SPACE_FILE
-    if path.exists() and read_json(path) != overrides:
+    before = read_json(path, list) if path.exists() else overrides
+    if before != overrides:
         raise UserError(
-            f"{folder} holds another search ({' '.join(read_json(path))}): give this one another name, or remove that "
+            f"{folder} holds another search ({' '.join(map(str, before))}): give this one another name, or remove that "
             "folder"
         )
 

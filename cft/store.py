@@ -12,7 +12,7 @@ import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -173,16 +173,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+class _Record(dict):
+    """An object out of a JSON file, which says so where it lacks a key."""
+
+    def __init__(self, content: Iterable = (), path: Path | None = None) -> None:
+        super().__init__(content)
+        self._path = path  # None for copies that others make of it
+
+    def __missing__(self, key: str) -> Any:
+        if self._path is None:
+            raise KeyError(key)
+        raise UserError(f"{self._path} lacks {key!r}; remove its folder and run again to make it anew")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file.
 
+    Args:
+        path: the file. kind: what it must hold.
+
     Raises:
-        UserError: naming the file, if it is missing or is not JSON.
+        UserError: naming the file, if it is missing, not JSON or holds something else; also where a key that an
+            object in it lacks is asked for.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: _Record(content, path))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path} does not hold what it should; remove its folder and run again to make it anew")
+    return found
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -51,3 +51,20 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
         process.join()
     with held(tmp_path):  # and when it has ended, the folder is free
         pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "nul", "[" * 100_000])
+def test_a_record_that_holds_something_else_is_named(tmp_path, content):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"record\.json.*remove its folder and run again to make it anew"):
+        read_json(path)
+
+
+def test_a_key_that_a_record_lacks_is_named_with_the_record(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"outer": {"inner": 1}})
+    found = read_json(path)
+    assert found == {"outer": {"inner": 1}} and found["outer"]["inner"] == 1 and found.get("other") is None
+    with pytest.raises(UserError, match=r"record\.json lacks 'other'"):
+        found["outer"]["other"]
