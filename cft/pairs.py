@@ -13,7 +13,7 @@ import numpy as np
 from cft.data import TrainingData
 from cft.errors import UserError
 from cft.records import ScoredPair
-from cft.store import read_arrays, replacing
+from cft.store import read_arrays, write_arrays
 
 FILE_NAME = "pairs.npz"
 
@@ -77,8 +77,7 @@ def write_once(folder: Path, sets: dict[str, list[ScoredPair]], data: TrainingDa
     arrays: Arrays = {}
     for kind, by_set in (("scores", found.scores), ("identity", found.identity), ("seen", found.seen or {})):
         arrays |= {f"{kind}/{name}": values for name, values in by_set.items()}
-    with replacing(folder / FILE_NAME) as part, part.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the arrays for flags
+    write_arrays(folder / FILE_NAME, arrays, compressed=True)
 
 
 def read(folder: Path) -> Pairs:

@@ -2,14 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cft.contract import Contract
 from cft.errors import UserError
 from cft.evaluator import Evaluation
-from cft.store import read_arrays, read_json, replacing, write_json
+from cft.store import read_arrays, read_json, write_arrays, write_json
 
 METRICS = "metrics.json"
 COSINES = "cosines.npz"
@@ -17,9 +14,8 @@ COSINES = "cosines.npz"
 
 def write(folder: Path, found: Evaluation, contract: Contract, *, seconds: float) -> None:
     """Keep scores, the cosine of every pair, the contract they were made under and the time; METRICS comes last."""
-    with replacing(folder / COSINES) as part, part.open("wb") as stream:
-        arrays: dict[str, Any] = {f"set/{name}": cosines for name, cosines in found.cosines.items()}
-        np.savez(stream, positives=found.positives, negatives=found.negatives, **arrays)
+    by_set = {f"set/{name}": cosines for name, cosines in found.cosines.items()}
+    write_arrays(folder / COSINES, {"positives": found.positives, "negatives": found.negatives, **by_set})
     write_json(folder / METRICS, {**found.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -217,6 +218,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read {path}: {reason}; remove its folder and run again to make it anew") from error
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Write an .npz file whole or not at all; equal arrays give equal bytes."""
+    # In memory first: an archive on a full disk would try to end itself once more when it is let go.
+    archive = io.BytesIO()
+    save: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    save(archive, **arrays)
+    with replacing(path) as part:
+        part.write_bytes(archive.getvalue())
 
 
 def append_line(path: Path, value: Any) -> None:
