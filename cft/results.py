@@ -35,7 +35,7 @@ def read(folder: Path) -> Evaluation | None:
             negatives=arrays["negatives"],
             uniformity=record.get("uniformity"),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:  # of the arrays, or of an object that is none
         raise UserError(
             f"{folder / METRICS} does not belong to {folder / COSINES}; remove the folder and run again to make it anew"
         ) from error

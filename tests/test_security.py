@@ -129,6 +129,9 @@ def test_damaged_arrays_and_scores_are_named(tmp_path, trained, spoiled):
         results.read(tmp_path)
     (tmp_path / "cosines.npz").write_bytes(whole)
     (tmp_path / "metrics.json").write_text('{"sets": {"other": 1}}')
+    with pytest.raises(UserError, match=r"metrics.json lacks 'scenes'"):
+        results.read(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"sets": [1]}')
     with pytest.raises(UserError, match=r"metrics.json does not belong to"):
         results.read(tmp_path)
 
