@@ -64,13 +64,14 @@ def test_a_short_sweep_leaves_no_file_open(tmp_path):
     assert handles[-1] <= handles[3] and threads[-1] <= threads[3]
 
 
-# Hydra keeps the configuration of every job of a sweep until the last one's end; measured with jobs that do nothing.
-OF_HYDRA = 0.07
+# What 200 jobs were measured to add, in MiB a job (docs/reliability.md), with room for other machines. Of a sweep's, 0.07
+# is Hydra's, which keeps the configuration of every job until the last one's end.
+ONE_BY_ONE, SWEEP = 0.06, 0.15
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "limit"), [("one by one", 0.03), ("sweep", OF_HYDRA + 0.08)])
-def test_200_jobs_in_one_process_grow_neither_in_memory_nor_in_file_handles(tmp_path, capsys, how, limit):
+@pytest.mark.parametrize(("how", "limit"), [("one by one", ONE_BY_ONE), ("sweep", SWEEP)])
+def test_200_jobs_in_one_process_hold_no_file_and_next_to_no_memory(tmp_path, capsys, how, limit):
     memory, handles, threads = watched(tmp_path, how, 200).T
     settled = memory[50:]  # libraries are imported, and the allocator has its pools
     rate, error = slope(settled)
