@@ -27,6 +27,9 @@ ATTENTION_NAME = "cft_tree"
 # a fifth for NLI sentences and the number of blocks (and so of kernel launches) below ten at 150 tokens.
 _BLOCK_STEP = 16
 
+# Tokens up to which attention weights may be kept for the backward pass: at 64, no more than a layer's other states.
+_SHORT = 64
+
 
 @dataclass(frozen=True)
 class AttentionBlock:
@@ -202,19 +205,66 @@ def tree_attention(
             states.index_select(0, block.nodes).view(block.rows, block.length, *states.shape[1:]).transpose(1, 2)
             for states in by_node
         )
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=block.keys,
-            dropout_p=dropout,
-            is_causal=layout.causal,
-            scale=scaling,
-            enable_gqa=k.shape[1] != heads,
-        )
+        if not dropout and _fused_is_slow(q):
+            out = _attend_by_products(q, k, v, block.keys, causal=layout.causal, scaling=scaling)
+        else:
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=block.keys,
+                dropout_p=dropout,
+                is_causal=layout.causal,
+                scale=scaling,
+                enable_gqa=k.shape[1] != heads,
+            )
         outs.append(out.transpose(1, 2).reshape(-1, heads, depth))
     cells = outs[0] if len(outs) == 1 else torch.cat(outs)
     return cells.index_select(0, layout.outputs)[None], None
+
+
+def _fused_is_slow(query: torch.Tensor) -> bool:
+    """Whether the fused attention would be slower than plain products, (B, H, L, D) asked.
+
+    PyTorch's fused kernel for the CPU takes six times as long in its backward pass in bfloat16 as plain products
+    (benchmarks/attention.py). These keep all weights for the backward pass, which long texts have no memory for.
+    """
+    if query.device.type != "cpu" or query.dtype is torch.float32:
+        return False
+    return query.requires_grad and query.shape[2] <= _SHORT
+
+
+def _attend_by_products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor | None,
+    *,
+    causal: bool,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention by two matrix products around a softmax in float32.
+
+    Args:
+        query: (B, H, L, D). key, value: (B, K, L, D), K dividing H. seen: (B, 1, 1, L) True at keys that count, or
+            None for all. causal: hide later keys. scaling: of the logits; None for 1 / sqrt(D).
+
+    Returns:
+        (B, H, L, D).
+    """
+    rows, heads, length, depth = query.shape
+    groups = key.shape[1]
+    # The heads that share a key are more queries of it: one product serves them all.
+    stacked = query.reshape(rows, groups, heads // groups * length, depth)
+    logits = torch.matmul(stacked, key.transpose(-1, -2)) * (depth**-0.5 if scaling is None else scaling)
+    visible = seen
+    if causal:
+        earlier = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().repeat(heads // groups, 1)
+        visible = earlier if visible is None else visible & earlier
+    if visible is not None:
+        logits = logits.masked_fill(~visible, -torch.inf)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value).view(rows, heads, length, value.shape[-1])
 
 
 def _refuse_what_is_not_honoured(module: torch.nn.Module, layout: TreeLayout, features: dict) -> None:

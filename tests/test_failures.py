@@ -28,6 +28,15 @@ from cft.start import wants_bf16
 CHECKPOINT = "checkpoint.safetensors"
 
 
+@pytest.fixture(scope="module")
+def undisturbed(commands: Commands, tmp_path_factory) -> Path:
+    """The outputs of an undisturbed command, of a process with as many threads as the disturbed ones have."""
+    outputs = tmp_path_factory.mktemp("undisturbed-command")
+    ended = commands.run("cft.run", *QUICK, f"outputs={outputs}")
+    assert ended.status == 0, ended.err
+    return outputs
+
+
 # Numbers
 
 
@@ -184,7 +193,7 @@ def test_checkpoints_that_will_not_fit_are_told_before_the_first_step(tmp_path, 
 
 
 @pytest.mark.parametrize("limit", [0, 100, 3000, 9000, 20_000, 60_000])
-def test_a_disk_that_fills_up_is_told_and_nothing_is_corrupted(commands: Commands, tmp_path, finished, limit):  # noqa: F811
+def test_a_disk_that_fills_up_is_told_and_nothing_is_corrupted(commands: Commands, tmp_path, undisturbed, limit):
     """No file may go above a limit, from the kernel, at every kind of file that a job writes."""
     ended = commands.run("cft.run", *QUICK, f"outputs={tmp_path}", file_limit=limit)
     told = ended.out + ended.err
@@ -193,7 +202,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_is_corrupted(commands: Command
     assert str(tmp_path) in ended.err, "the message names the file"
     again = commands.run("cft.run", *QUICK, f"outputs={tmp_path}")
     assert again.status == 0, again.err
-    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
@@ -271,8 +280,8 @@ def holder(folder: Path) -> subprocess.Popen:
     return process
 
 
-def test_of_two_processes_on_one_training_the_second_says_who_is_at_work(commands, tmp_path, finished):  # noqa: F811
-    folder = tmp_path / run_folder(finished).name
+def test_of_two_processes_on_one_training_the_second_says_who_is_at_work(commands, tmp_path, undisturbed):
+    folder = tmp_path / run_folder(undisturbed).name
     other = holder(folder)
     try:
         ended = commands.run("cft.run", *QUICK, f"outputs={tmp_path}")
@@ -284,7 +293,7 @@ def test_of_two_processes_on_one_training_the_second_says_who_is_at_work(command
     assert (folder / ".lock").read_text().strip() == str(other.pid), "the lock of the dead process is still there"
     ended = commands.run("cft.run", *QUICK, f"outputs={tmp_path}")
     assert ended.status == 0, "and is taken over"
-    assert adapter_bytes(tmp_path) == adapter_bytes(finished)
+    assert adapter_bytes(tmp_path) == adapter_bytes(undisturbed)
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):

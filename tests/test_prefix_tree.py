@@ -4,15 +4,17 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_tiny, padded_states, with_own_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cft import prefix_tree
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.lora import add_lora, trainable
 from cft.losses import info_nce
-from cft.prefix_tree import lay_out, tree_attention
+from cft.prefix_tree import _attend_by_products, lay_out, tree_attention
 from cft.settings import Attention, LoraSettings, Pooling
 
 # Few distinct tokens, so that drawn sequences share prefixes, repeat and contain one another.
@@ -146,3 +148,40 @@ def test_a_sliding_window_shorter_than_a_text_is_refused_and_a_longer_one_is_not
     with pytest.raises(UserError, match="sliding window of 2 tokens, shorter than a text of 3"):
         tree_attention(torch.nn.Identity(), states, states, states, None, layout=layout, sliding_window=2)
     tree_attention(torch.nn.Identity(), states, states, states, None, layout=layout, sliding_window=3)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_by_products_equals_the_fused_one_with_gradients(causal):
+    torch.manual_seed(0)
+    lengths = torch.tensor([5, 7, 3])
+    seen = None if causal else (torch.arange(7) < lengths[:, None])[:, None, None, :]
+    states = [torch.randn(3, heads, 7, 8, requires_grad=True) for heads in (6, 2, 2)]
+    fused = F.scaled_dot_product_attention(*states, attn_mask=seen, is_causal=causal, scale=0.3, enable_gqa=True)
+    products = _attend_by_products(*states, seen, causal=causal, scaling=0.3)
+    torch.testing.assert_close(products, fused)
+    weight = torch.randn_like(fused)
+    for one, other in zip(
+        torch.autograd.grad((products * weight).sum(), states),
+        torch.autograd.grad((fused * weight).sum(), states),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_training_in_bfloat16_attends_by_products_up_to_a_length(tiny, monkeypatch):
+    used = []
+    real = prefix_tree._attend_by_products
+    monkeypatch.setattr(
+        prefix_tree, "_attend_by_products", lambda q, *a, **k: used.append(q.shape[2]) or real(q, *a, **k)
+    )
+    tuned = Embedder(add_lora(tiny.model, LoraSettings(dropout=0.0), seed=1), tiny.backbone, tiny.contract)
+    for precision, length, expected in (
+        (torch.float32, 64, False),
+        (torch.bfloat16, 64, True),
+        (torch.bfloat16, 65, False),
+    ):
+        used.clear()
+        tuned.model.to(precision)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            tuned.forward(tuned.lay_out([list(range(3, 3 + length))])).sum().backward()
+        assert bool(used) is expected, (precision, length)
