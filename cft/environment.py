@@ -16,7 +16,7 @@ def describe(device: torch.device) -> dict:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_state(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
     }
 
@@ -26,6 +26,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _processor() -> str:
+    """What the CPU calls itself where the system tells, its architecture elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next((f"{name} CPU" for name in names if name), f"{platform.machine()} CPU")
 
 
 def _git_state() -> str | None:

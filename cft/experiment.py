@@ -23,6 +23,7 @@ LAYOUTS = {
     "sets": "a row a test set, a column a cell",
     "overall": "a row a cell: the mean over the test sets",
     "curve": "a row a cell: the mean over the steps of one training",
+    "time": "a row a cell: the mean over the minutes of training; cells named WHAT, step N are a line",
 }
 _KEYS = {"title", "question", "source", "layout", "cells", "paper", "paper_note", "baseline", "comparisons", "rows"}
 _CELL_KEYS = {"name", "overrides", "each", "base", "hidden", "scales"}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cft import pairs, results, study_plan
+from cft.costs import Cost, of_training
 from cft.errors import UserError
 from cft.evaluator import Evaluation, spearman
 from cft.experiment import Cell
@@ -25,6 +26,7 @@ class CellFinding:
     run. by_seed: an evaluation a seed. triplets, triplets_before: of the held-out triplets, if there are any, by this
     embedder and by its untrained model. intervals: by set, and under MEAN of the mean over sets; empty without
     results. training: folder of its training, if it has one. lr, step: of the training; step 0 is the untrained model.
+    costs: of its trainings up to that step, one a seed, as far as they left records.
     """
 
     cell: Cell
@@ -37,6 +39,7 @@ class CellFinding:
     training: Path | None
     lr: float
     step: int | None
+    costs: list[Cost] = field(default_factory=list)
 
     @property
     def overall(self) -> list[float]:
@@ -126,6 +129,7 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
             folders[cell.name] = [outputs / state["scores"] for state in states]
         first = states[0] if states and not status else {}
         config = study.runs[study.cells[cell.name][0]]
+        step = 0 if cell.base else (config.eval.step or config.train.steps)
         cells.append(
             CellFinding(
                 cell=cell,
@@ -137,7 +141,8 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
                 intervals={},
                 training=outputs / first["training"] if first.get("training") else None,
                 lr=config.lr,
-                step=0 if cell.base else (config.eval.step or config.train.steps),
+                step=step,
+                costs=_costs([] if status or cell.base else states, outputs, config.train.batch_size, step),
             )
         )
     if not folders:
@@ -150,6 +155,13 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     cells = [replace(found, intervals=intervals.get(found.cell.name, {})) for found in cells]
     sizes = {name: len(scores) for name, scores in reference.scores.items()}
     return Findings(study, cells, sizes, comparisons, _overlap(cells, data, reference))
+
+
+def _costs(states: list[dict], outputs: Path, batch_size: int, until: int) -> list[Cost]:
+    """What the trainings of a cell took."""
+    folders = [outputs / state["training"] for state in states if state.get("training")]
+    found = [of_training(folder, batch_size=batch_size, until=until) for folder in folders]
+    return [cost for cost in found if cost is not None]
 
 
 def _status(states: list[dict], outputs: Path) -> str:

@@ -21,6 +21,7 @@ from cft.environment import describe
 from cft.errors import UserError
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
+from cft.memory import HighWater
 from cft.plan import FAILED, FINISHED, RECIPE, Inputs, Plan, make_plan
 from cft.ranks import ALONE, Ranks, join
 from cft.records import ScoredPair, Triplet
@@ -277,7 +278,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
     before = weights_in_memory(embedder.model)
     _say_plan(plan, data, embedder.model, ranks)
     work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
-    began = time.perf_counter()
+    began, memory = time.perf_counter(), HighWater(embedder.device)
     history = train(
         embedder,
         data,
@@ -296,7 +297,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
             f"for float32 (lr={config.lr:g}, {warmup_steps(config.schedule, plan.steps)} warm-up steps)"
         )
     if plan.until == plan.steps:
-        _finish(plan, embedder, history, seconds=time.perf_counter() - began)
+        _finish(plan, embedder, history, seconds=time.perf_counter() - began, memory=memory.bytes())
     if work != folder:
         checkpoint.remove(work)
         work.rmdir()
@@ -318,8 +319,13 @@ def _save(plan: Plan, embedder: Embedder, folder: Path) -> str:
     return weights
 
 
-def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: float) -> None:
-    """Leave a whole training's result; the file FINISHED comes last and says that all is there."""
+def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: float, memory: int | None) -> None:
+    """Leave a whole training's result; the file FINISHED comes last and says that all is there.
+
+    Args:
+        seconds, memory: of this call alone, which may have gone on from a checkpoint; the history has every step's
+            seconds. memory: the highest use in bytes, if it is known.
+    """
     folder = plan.folder
     weights = _save(plan, embedder, folder)
     with replacing(folder / figures.HISTORY) as part:
@@ -334,6 +340,7 @@ def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: flo
             "steps": plan.steps,
             "final_loss": losses[-1],
             "seconds": round(seconds, 1),
+            "peak_memory": memory,
             "weights": weights,
         },
     )

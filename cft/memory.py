@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,6 +69,34 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [tensor for entry in value for tensor in _tensors(entry)] if isinstance(value, (list, tuple)) else []
+
+
+class HighWater:
+    """The most memory in use since this was made: the GPU's tensors, or the whole process where there is no GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begun = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:  # Linux forgets a process's highest use when asked so
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._begun = False
+
+    def bytes(self) -> int | None:
+        """Of now; None where the system does not tell."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        if not self._begun:
+            return None
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+        except OSError:
+            return None
+        kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+        return kibibytes[0] * 1024 if kibibytes else None
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:

@@ -7,9 +7,9 @@ import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from cft.config import conf_folder, groups
+from cft.config import compose_config, conf_folder, flat, groups
 from cft.settings import Config
-from cft.store import write_text
+from cft.store import plain, write_text
 from cft.tables import Row, as_markdown
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[a-z_0-9]+):\s*(?P<value>.*?)\s+# (?P<comment>.+)$")
@@ -41,7 +41,7 @@ def page() -> str:
     for name, choices in groups().items():
         if name in ("hydra", "help"):
             continue
-        parts += [f"## {name}", *_group(name, choices)]
+        parts += [f"## {name}", *(_experiments(choices) if name == "experiment" else _group(name, choices))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,6 +72,17 @@ def _group(name: str, choices: list[str]) -> list[str]:
         comment = max((comment for _, comment in found.values()), key=len)
         keys.append((f"`{name}.{entry.name}`", _type(types[entry.name]), _values(values), _cell(comment)))
     return [as_markdown(table, left=True), as_markdown(keys, left=True)]
+
+
+def _experiments(choices: list[str]) -> list[str]:
+    """What each choice of the group that sets other groups' choices and values stands for."""
+    table: list[Row] = [("choice", "what it is", "sets")]
+    for choice in choices:
+        path = conf_folder() / "experiment" / f"{choice}.yaml"
+        usual, chosen = (flat(plain(compose_config([f"experiment={name}"]))) for name in ("none", choice))
+        differing = [f"`{key}={value}`" for key, value in chosen.items() if usual[key] != value]
+        table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell("<br>".join(differing)) or "nothing"))
+    return [as_markdown(table, left=True)]
 
 
 def _values(values: dict[str, str]) -> str:

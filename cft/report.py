@@ -108,9 +108,13 @@ def _configuration(told: Experiment, scale: str, overrides: list[str]) -> list[B
 
 
 def _study(name: str, scale: str, overrides: list[str], folder: Path) -> list[Block]:
-    from cft import findings, study_plan, study_report
+    from cft import findings, study_pack, study_plan, study_report
 
     frozen = study_plan.load(folder)
+    if frozen and frozen.packed:
+        frozen = study_pack.moved(frozen, experiment.outputs_of(overrides))
+        study_pack.restore(frozen, overrides)
+        overrides = [entry for entry in overrides if entry.partition("=")[0] not in study_pack.PLACES]
     try:
         given = [*(frozen.overrides if frozen else []), *overrides]
         seeds = frozen.seeds if frozen else []

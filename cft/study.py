@@ -1,4 +1,4 @@
-"""Run studies: `python -m cft.study run|retry|plan EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
+"""Run studies: `python -m cft.study run|retry|plan|pack EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
 
 A study is a file in experiments/ (each table and figure of the paper is one) laid out at a scale. Its plan is frozen
 when it starts; what is done, by this study or by any other job, is not done again.
@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cft import experiment
@@ -35,9 +36,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Run studies: every table and figure of the paper, or a file of your own.",
         epilog=f"experiments: {', '.join(experiment.known())}; scales: {', '.join(experiment.scales())}",
     )
-    parser.add_argument("command", choices=("run", "retry", "plan"), help="retry: only what failed; plan: only say")
+    parser.add_argument(
+        "command",
+        choices=("run", "retry", "plan", "pack"),
+        help="retry: only what failed; plan: only say; pack: copy the records that reports are made of",
+    )
     experiment.add_arguments(parser)
     parser.add_argument("--seeds", default="", metavar="S,S,...", help="train every cell with each of these seeds")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where pack copies the records to")
     parser.add_argument("--replan", action="store_true", help="take the files as they are now, not the frozen plan")
     parser.add_argument(
         "--launcher", metavar="NAME", help="run cells through a Hydra launcher: joblib, submitit_local, submitit_slurm"
@@ -51,6 +57,8 @@ def _main(arguments: argparse.Namespace) -> int:
     names, overrides = experiment.split_arguments(arguments.what)
     if not names:
         raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")
+    if arguments.command == "pack":
+        return _pack(names, arguments, overrides)
     launcher_overrides = [entry for entry in overrides if entry.startswith("hydra.")]
     overrides = [entry for entry in overrides if not entry.startswith("hydra.")]
     seeds = _seeds(arguments.seeds)
@@ -73,6 +81,26 @@ def _main(arguments: argparse.Namespace) -> int:
         document, page = report.write([*dict.fromkeys(names)], arguments.scale, overrides)
         sys.stdout.write(report.render(document, "text") + f"\nreport: {page}\n")
     return USER_ERROR_STATUS if missing else 0
+
+
+def _pack(names: list[str], arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from cft import study_pack, study_plan
+
+    if arguments.to is None:
+        raise UserError("name the folder that the records go to: --to FOLDER")
+    outputs = experiment.outputs_of(overrides)
+    studies = []
+    for name in names:
+        told = experiment.load(name, arguments.scale, overrides, check_inputs=False)
+        if told.layout != "config":
+            frozen = study_plan.load(study_plan.study_folder(outputs, f"{told.name}-{told.scale}"))
+            if frozen is None:
+                raise UserError(f"{told.name}-{told.scale} was never run under {outputs}/: there is nothing to pack")
+            studies.append(frozen)
+    size = study_pack.pack(studies, arguments.to)
+    many = "study" if len(studies) == 1 else "studies"
+    sys.stdout.write(f"{len(studies)} {many}, {size / 1e6:.1f} MB of records in {arguments.to}\n")
+    return 0
 
 
 def _seeds(text: str) -> list[int]:

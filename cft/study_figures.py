@@ -27,6 +27,8 @@ def of_layout(findings: Findings) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     if layout == "curve":
         found["curve"] = curve(findings)
+    elif layout == "time":
+        found["time"] = time(findings)
     elif layout == "sets":
         found["sets"] = by_set(findings)
         tuned = [cell for cell in done if cell.triplets is not None and cell.triplets_before is not None]
@@ -134,6 +136,25 @@ def curve(findings: Findings) -> Figure:
     return figure
 
 
+def time(findings: Findings) -> Figure:
+    """Mean over the sets against the minutes of training, a line a training; cells of a line differ in their step."""
+    lines: dict[str, list[tuple[float, CellFinding]]] = {}
+    for cell in findings.done:
+        minutes = float(np.mean([cost.seconds for cost in cell.costs])) / 60 if cell.costs else 0.0
+        lines.setdefault(cell.cell.name.partition(", step ")[0], []).append((minutes, cell))
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    for place, (name, points) in enumerate(lines.items()):
+        points.sort(key=lambda point: point[0])
+        at = [minutes for minutes, _ in points]
+        _line(axes, at, [cell for _, cell in points], COLOURS[place % len(COLOURS)], name)
+    devices = dict.fromkeys(cost.device for cell in findings.done for cost in cell.costs)
+    axes.set_xlabel(f"minutes of training ({'; '.join(devices)})" if devices else "minutes of training")
+    axes.set_ylabel("mean over the test sets")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figures.clean(axes)
+    return figure
+
+
 def sphere(tuned: Sequence[CellFinding]) -> Figure:
     """Uniformity and alignment of held-out triplets, before and after training; both are better when lower."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -156,13 +177,13 @@ def sphere(tuned: Sequence[CellFinding]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, at: Sequence[float], cells: Sequence[CellFinding], colour: str) -> None:
+def _line(axes: Axes, at: Sequence[float], cells: Sequence[CellFinding], colour: str, label: str = _HERE) -> None:
     """Means over the sets with their intervals, joined."""
     intervals = [cell.intervals[MEAN] for cell in cells]
     axes.fill_between(
         at, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.18, linewidth=0
     )
-    axes.plot(at, [i.value for i in intervals], "o-", color=colour, label=_HERE)
+    axes.plot(at, [i.value for i in intervals], "o-", color=colour, label=label)
 
 
 def _intervals(

@@ -30,6 +30,7 @@ class Study:
 
     overrides: for all jobs, as given on the command line. seeds: of every trained cell; none leaves the configured
     one. cells: digests of a cell's runs, one a seed. runs: configurations by their digest, in the order of the cells.
+    packed: these are records alone, without what they were made of (study_pack).
     """
 
     experiment: Experiment
@@ -37,6 +38,7 @@ class Study:
     seeds: list[int]
     cells: dict[str, list[str]]
     runs: dict[str, Config]
+    packed: bool = False
 
     @property
     def name(self) -> str:
@@ -76,8 +78,8 @@ def compose_study(experiment: Experiment, overrides: list[str], seeds: list[int]
 
 
 def run_digest(config: Config) -> str:
-    """Name of a run: by all of its configuration that its results depend on."""
-    return digest(replace(config, logger=LoggerSettings(), train=replace(config.train, keep=[])))
+    """Name of a run: by all of its configuration that its results depend on, wherever they are kept."""
+    return digest(replace(config, logger=LoggerSettings(), train=replace(config.train, keep=[]), outputs=""))
 
 
 def load(folder: Path) -> Study | None:
@@ -104,7 +106,7 @@ def load(folder: Path) -> Study | None:
         cells = {cell.name: told["cells"][cell.name] for cell in experiment.cells}
         order = [name for names in cells.values() for name in names]
         runs = {name: from_plain(Config, told["runs"][name]) for name in order}
-        return Study(experiment, told["overrides"], told["seeds"], cells, runs)
+        return Study(experiment, told["overrides"], told["seeds"], cells, runs, told.get("packed", False))
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} is not a plan of this version of cft ({error}); remove it to plan anew") from error
 

@@ -16,6 +16,7 @@ _CAPTIONS = {
     "overall": "Mean over the test sets, with 95% intervals.",
     "rates": "Mean over the test sets by learning rate, with 95% intervals.",
     "curve": "Mean over the test sets by training step, with 95% intervals.",
+    "time": "Mean over the test sets by minutes of training, with 95% intervals.",
     "sphere": "Alignment and uniformity of held-out triplets before (hollow) and after training; lower is better.",
     "similarities": "Cosines of held-out anchors with entailments and contradictions, before and after training.",
 }
@@ -43,6 +44,8 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         found.append(Heading("Verdicts", 3))
         found.append(Text([_sentence_of(comparison) for comparison in findings.comparisons]))
         found.append(Table("verdicts", _VERDICTS_CAPTION, verdicts(findings)))
+    if any(cell.costs for cell in findings.done):
+        found += [Heading("Cost", 3), Table("cost", _COST_CAPTION, costs(findings))]
     if findings.overlap and findings.done:
         found.append(Heading("Overlap audit", 3))
         found.append(Table("overlap", _OVERLAP_CAPTION, overlap_by_set(findings)))
@@ -54,6 +57,11 @@ _VERDICTS_CAPTION = (
     "Difference in points of Spearman x 100 over the same pairs, with its 95% interval (paired bootstrap over pairs; a "
     "pair that several sets share is drawn once); verdicts at the 5% level after Holm's correction for all "
     "differences of this table."
+)
+_COST_CAPTION = (
+    "What a training took, the mean over its seeds: texts' tokens with their prompts, and those that went through the "
+    "model (prefixes that texts share do so once); steps alone, without evaluations; the process's highest memory, or "
+    "the GPU's tensors."
 )
 _OVERLAP_CAPTION = (
     "Pairs that stand in another of the sets too, and pairs of which one or both sentences stand in the training data "
@@ -130,6 +138,34 @@ def verdicts(findings: Findings) -> list[Row]:
                 f"{mean.corrected:.4f}",
                 mean.verdict,
                 *(str(of_sets.count(verdict)) for verdict in ("higher", "lower", "not distinguishable")),
+            )
+        )
+    return table
+
+
+def costs(findings: Findings) -> list[Row]:
+    """A row a trained cell."""
+    table: list[Row] = [
+        ("cell", "triplets", "tokens", "through the model", "triplets a second", "minutes", "peak memory", "device")
+    ]
+    for cell in findings.done:
+        if not cell.costs:
+            continue
+        triplets, tokens, nodes, seconds = (
+            float(np.mean([getattr(cost, name) for cost in cell.costs]))
+            for name in ("triplets", "tokens", "nodes", "seconds")
+        )
+        peaks = [cost.peak_memory for cost in cell.costs if cost.peak_memory]
+        table.append(
+            (
+                cell.cell.name,
+                f"{triplets:,.0f}",
+                f"{tokens:,.0f}",
+                f"{nodes:,.0f}",
+                f"{triplets / seconds:.1f}" if seconds else _NONE,
+                f"{seconds / 60:.1f}",
+                f"{np.mean(peaks) / 2**30:.1f} GiB" if peaks else _NONE,
+                "; ".join(dict.fromkeys(cost.device for cost in cell.costs)),
             )
         )
     return table

@@ -58,7 +58,7 @@ def run(commands: Commands, root: Path, command: list[str], **how) -> Ended:
 
 
 def left(root: Path) -> dict[str, object]:
-    """All that lies in the outputs, as comparable content: without times and what is said at another time."""
+    """All that lies in the outputs, as comparable content: without times, memory and what is said at another time."""
     found: dict[str, object] = {}
     for path in sorted((root / "outputs").rglob("*")):
         name = str(path.relative_to(root))
@@ -81,7 +81,7 @@ def parts(path: Path) -> list[str]:
 
 def timeless(value: object) -> object:
     if isinstance(value, dict):
-        return {key: timeless(entry) for key, entry in value.items() if "second" not in key}
+        return {key: timeless(entry) for key, entry in value.items() if "second" not in key and key != "peak_memory"}
     return value
 
 

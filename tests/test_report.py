@@ -172,7 +172,7 @@ def test_seeds_give_a_mean_with_their_spread(paper):
 def test_every_experiment_can_be_laid_out_at_every_scale(name, scale):
     from cft.config import check_overrides
 
-    given = ["data.train=a.csv", "data.dev=b.csv", "eval.folder=c"] if scale == "small" else []
+    given = ["data.train=a.csv", "data.dev=b.csv", "eval.folder=c"] if scale in ("small", "study") else []
     told = experiment.load(name, scale, given)
     assert told.title and told.question and (told.cells or told.rows)
     for cell in told.cells:
@@ -191,7 +191,7 @@ FILE = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n"
         ("- 1", "must be keys and values"),
         (FILE + "colour: red", "knows no key 'colour'"),
         (FILE.replace("title: t\n", ""), "title is missing"),
-        (FILE + "layout: pie", "layout 'pie' is not one of config, sets, overall, curve"),
+        (FILE + "layout: pie", "layout 'pie' is not one of config, sets, overall, curve, time"),
         (FILE + "  - {name: a}", "two cells are called 'a'"),
         (FILE + "  - {name: b, lr: 1}", "the cell 'b' knows no key 'lr'"),
         (FILE + "  - {overrides: []}", "has no name"),
@@ -266,3 +266,32 @@ def test_a_cell_whose_file_says_something_else_by_now_is_stale(tmp_path):
     path.write_text(path.read_text().replace("2e-4", "3e-4"))
     document, _ = report.write([str(path)], "smoke", [f"outputs={tmp_path}"])
     assert stale in report.render(document, "text") and "a: stale" not in report.render(document, "text")
+
+
+def test_a_cost_is_of_the_steps_up_to_the_scored_one(paper):
+    found = {cell.cell.name: cell for cell in collect(paper.studies["figure1"], [], resamples=20).cells}
+    assert found["step 0"].costs == []
+    (early,), (late,) = found["step 4"].costs, found["step 6"].costs
+    assert (early.triplets, late.triplets) == (4 * 8, 6 * 8)
+    assert 0 < early.seconds < late.seconds and 0 < early.nodes <= early.tokens < late.tokens
+    assert late.peak_memory is None or late.peak_memory > 50 * 2**20, "a process with torch is no smaller"
+    assert late.device.endswith(" threads")
+
+
+def test_time_is_drawn_a_line_a_training(paper):
+    from cft import figures, study_figures
+
+    found = collect(paper.studies["figure1"], [], resamples=20)
+    names = {"step 2": "paper, step 2", "step 6": "paper", "step 4": "other"}
+    cells = [
+        replace(cell, cell=replace(cell.cell, name=names[cell.cell.name]))
+        for cell in found.cells
+        if cell.cell.name in names
+    ]
+    figure = study_figures.time(replace(found, cells=cells))
+    (axes,) = figure.axes
+    lines = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    figures.plt.close(figure)
+    assert {name: len(at) for name, at in lines.items()} == {"paper": 2, "other": 1}
+    assert lines["paper"][0] < lines["paper"][1], "minutes, not steps"
+    assert "minutes of training" in axes.get_xlabel() and "threads" in axes.get_xlabel()
