@@ -134,6 +134,8 @@ def _text(config: Config, contract: Contract, data: dict) -> str:
         else "all weights"
     )
     negatives = "in-batch and hard negatives" if config.loss.hard_negatives else "in-batch negatives"
+    negatives += ", other anchors among them" if config.loss.anchors_as_negatives else ""
+    negatives += ", both directions" if config.loss.both_directions else ""
     length = f"at most {contract.max_length} tokens, special tokens counted in"
     state = f"the {contract.pooling.value} token's state"
     if contract.pooling in (Pooling.mean, Pooling.weighted_mean):

@@ -118,35 +118,67 @@ def _loss(
         The loss, and these anchors' share of all.
     """
     shares = [batch[Ranks(rank, ranks.size).part(len(batch))] for rank in range(ranks.size)]
+    sizes = [len(share) for share in shares]
     counts = [sum(len(row.negatives) for row in share) if loss.hard_negatives else 0 for share in shares]
-    gathered = [ranks.gather(leaf[rows : 2 * rows], [len(share) for share in shares])]
-    gathered += [ranks.gather(leaf[2 * rows :], counts)] if sum(counts) else []
-    candidates = [vectors.detach().requires_grad_(True) for vectors in gathered]
-    masked = _false_negatives(batch, loss)
+    gathered = {"positives": ranks.gather(leaf[rows : 2 * rows], sizes)}
+    if sum(counts):
+        gathered["negatives"] = ranks.gather(leaf[2 * rows :], counts)
+    if loss.both_directions or loss.anchors_as_negatives:
+        gathered["anchors"] = ranks.gather(leaf[:rows], sizes)
+    everybody = {name: vectors.detach().requires_grad_(True) for name, vectors in gathered.items()}
+    wrong = [everybody["negatives"]] if sum(counts) else []
+    wrong += [everybody["anchors"]] if loss.anchors_as_negatives else []
+    negatives = torch.cat(wrong) if len(wrong) > 1 else wrong[0] if wrong else None
+    masked, masked_back = _not_wrong(batch, loss)
     first = ranks.part(len(batch)).start
     # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.
     parts = []
     for start in range(0, rows, _ANCHORS):
-        block = leaf[start : min(start + _ANCHORS, rows)]
-        own = slice(first + start, first + start + len(block))
+        end = min(start + _ANCHORS, rows)
+        block = leaf[start:end]
+        own = slice(first + start, first + end)
         part = info_nce(
             block,
-            *candidates,
+            everybody["positives"],
+            negatives,
             temperature=loss.temperature,
             false_negatives=masked[own].to(leaf.device) if masked is not None else None,
             first=own.start,
         )
+        if loss.both_directions:
+            back = info_nce(
+                leaf[rows + start : rows + end],
+                everybody["anchors"],
+                temperature=loss.temperature,
+                false_negatives=masked_back[own].to(leaf.device) if masked_back is not None else None,
+                first=own.start,
+            )
+            part = part._replace(loss=(part.loss + back.loss) / 2)
         (part.loss * (len(block) / len(batch) * scale)).backward()
         parts.append((part._replace(loss=part.loss.detach()), len(block) / rows))
-    torch.autograd.backward(gathered, [vectors.grad for vectors in candidates])
+    torch.autograd.backward(list(gathered.values()), [vectors.grad for vectors in everybody.values()])
     return _mean(parts), rows / len(batch)
 
 
-def _false_negatives(batch: Sequence[Triplet], loss: LossSettings) -> torch.Tensor | None:
-    if not loss.mask_false_negatives:
-        return None
+def _not_wrong(batch: Sequence[Triplet], loss: LossSettings) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which candidates do not count against an anchor, and which anchors do not count against a positive.
+
+    Returns:
+        (B, candidates) and (B, B) bool; None where all count.
+    """
+    anchors, positives = [row.anchor for row in batch], [row.positive for row in batch]
     negatives = [text for row in batch for text in row.negatives] if loss.hard_negatives else []
-    return find_false_negatives([row.positive for row in batch], negatives)
+    masked = find_false_negatives(positives, negatives) if loss.mask_false_negatives else None
+    if loss.anchors_as_negatives:
+        # An anchor is no negative of itself, nor is its twin: triplets of one premise have equal anchors.
+        twins = find_false_negatives(anchors, anchors)[:, len(anchors) :]
+        if masked is None:
+            masked = torch.zeros(len(batch), len(positives) + len(negatives), dtype=torch.bool)
+        else:
+            twins |= find_false_negatives(positives, anchors)[:, len(positives) :]
+        masked = torch.cat([masked, twins], dim=1)
+    back = find_false_negatives(anchors, []) if loss.mask_false_negatives and loss.both_directions else None
+    return masked, back
 
 
 def _mean(parts: list[tuple[ContrastiveLoss, float]]) -> ContrastiveLoss:

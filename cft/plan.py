@@ -24,7 +24,7 @@ from cft.schedule import warmup_steps
 from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, check
 from cft.sources import ModelFiles, fetch
 from cft.start import Start, choose_device, find_start
-from cft.store import digest
+from cft.store import digest, plain
 from cft.sts import load_eval_sets
 from cft.trainer import plan_steps
 
@@ -38,6 +38,15 @@ FAILED = "failed.json"
 
 # Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
+
+
+# Settings that came later: a training that leaves them at these values keeps the name that it had before.
+_SINCE = {"both_directions": False, "anchors_as_negatives": False}
+
+
+def _named(settings: Any) -> dict:
+    """Settings as they go into a name."""
+    return {key: value for key, value in plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Plan:
         return {
             "base": self.base_facts,
             "lora": config.lora,
-            "loss": config.loss,
+            "loss": _named(config.loss),
             "template": config.prompt.train_template,
             "schedule": config.schedule,
             "lr": config.lr,

@@ -137,6 +137,8 @@ class LossSettings:
     hard_negatives: bool = True
     temperature: float = 0.05
     mask_false_negatives: bool = False
+    both_directions: bool = False
+    anchors_as_negatives: bool = False
 
 
 @dataclass

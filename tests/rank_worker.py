@@ -22,6 +22,12 @@ CASES = {
     "eq. 2": (LossSettings(hard_negatives=False), 1, 12, None),
     "uneven shares, three negatives": (LossSettings(), 3, 7, None),
     "masked, uneven, in chunks": (LossSettings(mask_false_negatives=True), 2, 7, 60),
+    "anchors, both ways, uneven, in chunks": (
+        LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=True),
+        2,
+        7,
+        60,
+    ),
 }
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_tiny
 from test_job import run_folder, settings
 
@@ -58,6 +59,11 @@ LOSSES = {
     "eq. 2": (LossSettings(hard_negatives=False), 1),
     "three negatives": (LossSettings(temperature=0.2), 3),
     "false negatives masked": (LossSettings(mask_false_negatives=True), 2),
+    "both directions": (LossSettings(both_directions=True), 1),
+    "anchors, masked, both ways": (
+        LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=True),
+        2,
+    ),
 }
 
 
@@ -66,7 +72,7 @@ LOSSES = {
 def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind):
     loss, negatives = LOSSES[kind]
     batch = triplets(10, negatives)
-    batch[3] = batch[3]._replace(positive=batch[1].positive)  # a false negative
+    batch[3] = batch[3]._replace(anchor=batch[2].anchor, positive=batch[1].positive)  # false negatives
     embedder = tuned(family)
     whole = contrast.contrast(embedder, batch, loss)
     expected = gradients(embedder)
@@ -89,6 +95,36 @@ def test_it_is_the_loss_of_all_vectors_by_plain_autograd():
     loss.backward()
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
     assert_same(with_cache, gradients(embedder), share=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_both_directions_and_anchors_as_negatives_are_what_they_say(masked):
+    batch = triplets(5)
+    batch[3] = batch[3]._replace(anchor=batch[1].anchor)
+    batch[4] = batch[4]._replace(anchor=batch[0].positive)
+    embedder = tuned()
+    settings = LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=masked)
+    found = contrast.contrast(embedder, batch, settings)
+    taken = gradients(embedder)
+    vectors = F.normalize(embedder.forward(embedder.lay_out(embedder.tokenize(texts_of(batch, settings)))), dim=-1)
+    anchors, positives, negatives = vectors.split(5)
+    losses = []
+    for row, triplet in enumerate(batch):
+        candidates = [(positives[j], j == row) for j in range(5)] + [(negative, False) for negative in negatives]
+        candidates += [
+            (anchors[j], False)
+            for j in range(5)
+            if batch[j].anchor != triplet.anchor and not (masked and batch[j].anchor == triplet.positive)
+        ]
+        scores = torch.stack([anchors[row] @ vector / 0.05 for vector, _ in candidates])
+        losses.append(torch.logsumexp(scores, 0) - scores[[own for _, own in candidates].index(True)])
+        others = [j for j in range(5) if j == row or not (masked and batch[j].anchor == triplet.anchor)]
+        back = torch.stack([positives[row] @ anchors[j] / 0.05 for j in others])
+        losses.append(torch.logsumexp(back, 0) - back[others.index(row)])
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert_same(taken, gradients(embedder))
 
 
 def test_with_dropout_a_chunk_is_the_same_both_times():
