@@ -81,6 +81,7 @@ paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DE
 bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
 

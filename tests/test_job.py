@@ -376,3 +376,12 @@ def test_a_step_that_was_not_kept_is_trained_again_and_is_the_same_as_one_that_w
 def test_a_step_beyond_the_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="asks for step 30, but the data end the training at step 25"):
         job.run(settings(tmp_path, "train.steps=50", "eval.step=30"))
+
+
+def test_a_setting_that_came_later_changes_no_name_at_its_default():
+    from cft.plan import _named
+    from cft.settings import LossSettings
+
+    before = {"hard_negatives", "temperature", "mask_false_negatives"}
+    assert set(_named(LossSettings())) == before
+    assert set(_named(LossSettings(both_directions=True))) == before | {"both_directions"}
