@@ -229,7 +229,7 @@ def _fused_is_slow(query: torch.Tensor) -> bool:
     PyTorch's fused kernel for the CPU takes six times as long in its backward pass in bfloat16 as plain products
     (benchmarks/attention.py). These keep all weights for the backward pass, which long texts have no memory for.
     """
-    if query.device.type != "cpu" or query.dtype is torch.float32:
+    if query.device.type != "cpu" or query.dtype is not torch.bfloat16:
         return False
     return query.requires_grad and query.shape[2] <= _SHORT
 
