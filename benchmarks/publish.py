@@ -3,7 +3,6 @@
 python benchmarks/publish.py      # docs/benchmarks.md and docs/benchmarks/ratios.png, out of what is kept
 """
 
-import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from cft import figures
+from cft.environment import processor
 from cft.store import read_json, write_json, write_text
 from cft.tables import as_markdown, as_text
 
@@ -44,7 +44,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def publish(name: str, found: Found) -> None:
+def publish(name: str, found: Found, precision: str = "float32") -> None:
     """Print a benchmark's outcome, keep it and bring the page up to date."""
     print(f"\n{found.title}\n\n{as_text(found.table)}\n")
     for note in found.notes:
@@ -52,20 +52,15 @@ def publish(name: str, found: Found) -> None:
     for one in found.comparisons:
         print(f"{one.what}: {one.ratio:.2f}x {one.against}" + (f" (wanted {one.wanted:g})" if one.wanted else ""))
     (DOCS / "benchmarks").mkdir(exist_ok=True)
-    write_json(DOCS / "benchmarks" / f"{name}.json", {**asdict(found), "machine": machine()})
+    write_json(DOCS / "benchmarks" / f"{name}.json", {**asdict(found), "machine": machine(precision)})
     write_page()
 
 
-def machine() -> str:
+def machine(precision: str) -> str:
     """What the numbers depend on, in a line, without the machine's name."""
-    kind = next((line.split(":")[1].strip() for line in _cpu() if line.startswith("model name")), platform.machine())
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{torch.get_num_threads()} threads, {kind}{gpu}, float32, torch {torch.__version__.partition('+')[0]}"
-
-
-def _cpu() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    version = torch.__version__.partition("+")[0]
+    return f"{torch.get_num_threads()} threads, {processor()}{gpu}, {precision}, torch {version}"
 
 
 def write_page() -> None:

@@ -128,7 +128,7 @@ def _loss(
     everybody = {name: vectors.detach().requires_grad_(True) for name, vectors in gathered.items()}
     wrong = [everybody["negatives"]] if sum(counts) else []
     wrong += [everybody["anchors"]] if loss.anchors_as_negatives else []
-    negatives = torch.cat(wrong) if len(wrong) > 1 else wrong[0] if wrong else None
+    negatives = torch.cat(wrong) if wrong else None
     masked, masked_back = _not_wrong(batch, loss)
     first = ranks.part(len(batch)).start
     # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.

@@ -1,6 +1,5 @@
 """What a training took: out of the records in its folder."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +31,9 @@ def of_training(folder: Path, *, batch_size: int, until: int) -> Cost | None:
     Args:
         folder: of the training. batch_size: triplets a step.
     """
-    history = folder / figures.HISTORY
-    if not history.exists():
+    steps = [row for row in figures.history(folder) if row["event"] == "step" and row["step"] <= until]
+    if not steps:
         return None
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    steps = [row for row in rows if row["event"] == "step" and row["step"] <= until]
     ran_on = read_json(folder / "environment.json")
     finished = read_json(folder / FINISHED) if (folder / FINISHED).exists() else {}
     threads = f", {ran_on['threads']} threads" if ran_on["device"].endswith("CPU") else ""

@@ -16,7 +16,7 @@ def describe(device: torch.device) -> dict:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_state(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()} CPU",
         "threads": torch.get_num_threads(),
     }
 
@@ -28,14 +28,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """What the CPU calls itself where the system tells, its architecture elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next((f"{name} CPU" for name in names if name), f"{platform.machine()} CPU")
+    return next(filter(None, names), platform.machine())
 
 
 def _git_state() -> str | None:

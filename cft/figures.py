@@ -126,10 +126,15 @@ def clean(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def history(training: Path) -> list[dict]:
+    """Rows of a finished training's history; empty while it is not finished."""
+    path = training / HISTORY
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def development(training: Path) -> list[tuple[int, float]]:
     """Steps and development scores of a finished training; empty while it is not finished or has none."""
-    path = training / HISTORY
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    rows = history(training)
     return [(row["step"], row["spearman"]) for row in rows if row["event"] == "dev" and row["spearman"] is not None]
 
 

@@ -77,9 +77,10 @@ def _group(name: str, choices: list[str]) -> list[str]:
 def _experiments(choices: list[str]) -> list[str]:
     """What each choice of the group that sets other groups' choices and values stands for."""
     table: list[Row] = [("choice", "what it is", "sets")]
+    usual = flat(plain(compose_config([])))
     for choice in choices:
         path = conf_folder() / "experiment" / f"{choice}.yaml"
-        usual, chosen = (flat(plain(compose_config([f"experiment={name}"]))) for name in ("none", choice))
+        chosen = flat(plain(compose_config([f"experiment={choice}"])))
         differing = [f"`{key}={value}`" for key, value in chosen.items() if usual[key] != value]
         table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell("<br>".join(differing)) or "nothing"))
     return [as_markdown(table, left=True)]

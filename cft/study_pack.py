@@ -9,7 +9,6 @@ the test sets gets them back by `restore`, which also makes sure that they are t
 """
 
 import logging
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +52,10 @@ def pack(studies: Iterable[Study], folder: Path) -> int:
                     raise UserError(f"cell {cell!r} of {study.name} is not done: finish the study, then pack it")
                 written |= _pack_run(study, run, state, folder)
         target = study_plan.study_folder(folder, study.name)
-        replace(_without_outputs(moved(study, folder)), packed=True).save(target)
+        plan = replace(_without_outputs(moved(study, folder)), packed=True)
+        plan.save(target)
         written.add(target / study_plan.FILE_NAME)
-        _warn_of_absolute_places(study)
+        _warn_of_absolute_places(plan)
     return sum(path.stat().st_size for path in written)
 
 
@@ -64,8 +64,7 @@ def _pack_run(study: Study, run: str, state: dict, folder: Path) -> set[Path]:
     for kind in ("scores", "triplets", "triplets_before"):
         if state[kind] is not None:
             source, target = study.outputs / state[kind], folder / state[kind]
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / results.METRICS, target / results.METRICS)
+            write_text(target / results.METRICS, (source / results.METRICS).read_text(encoding="utf-8"))
             write_arrays(target / results.COSINES, read_arrays(source / results.COSINES), compressed=True)
             written |= {target / results.METRICS, target / results.COSINES}
     if state["training"] is not None:
@@ -94,9 +93,7 @@ def _without_outputs(study: Study) -> Study:
 
 
 def _warn_of_absolute_places(study: Study) -> None:
-    named = {
-        override for override in _without_outputs(study).overrides if override.partition("=")[2].startswith(("/", "~"))
-    }
+    named = {override for override in study.overrides if override.partition("=")[2].startswith(("/", "~"))}
     if named:
         log.warning(
             "%s: the records name places of this machine (%s); run a study with relative paths where they are to be "

@@ -154,12 +154,13 @@ def test_any_seed_of_any_process_will_do():
     contrast.contrast(tuned(), triplets(8), LossSettings(), chunk_tokens=120, seed=2**62 + (1000 << 40))
 
 
-def test_blocks_of_anchors_change_nothing(monkeypatch):
-    batch, embedder = triplets(10), tuned()
-    whole = contrast.contrast(embedder, batch, LossSettings(mask_false_negatives=True))
+@pytest.mark.parametrize("kind", ["false negatives masked", "anchors, masked, both ways"])
+def test_blocks_of_anchors_change_nothing(monkeypatch, kind):
+    batch, embedder, loss = triplets(10), tuned(), LOSSES[kind][0]
+    whole = contrast.contrast(embedder, batch, loss)
     expected = gradients(embedder)
     monkeypatch.setattr(contrast, "_ANCHORS", 3)
-    found = contrast.contrast(embedder, batch, LossSettings(mask_false_negatives=True))
+    found = contrast.contrast(embedder, batch, loss)
     assert (found.loss, found.accuracy, found.candidates) == pytest.approx(
         (whole.loss, whole.accuracy, whole.candidates), rel=1e-6
     )
