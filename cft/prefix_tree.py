@@ -226,7 +226,7 @@ def tree_attention(
 def _fused_is_slow(query: torch.Tensor) -> bool:
     """Whether the fused attention would be slower than plain products, (B, H, L, D) asked.
 
-    PyTorch's fused kernel for the CPU takes 3 to 7 times as long in bfloat16, backward pass included, as plain products
+    PyTorch's fused kernel for the CPU takes 3 to 8 times as long in bfloat16, backward pass included, as plain products
     (benchmarks/attention.py). These keep all weights for the backward pass, which long texts have no memory for.
     """
     if query.device.type != "cpu" or query.dtype is not torch.bfloat16:
