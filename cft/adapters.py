@@ -124,7 +124,7 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
 def _say(adapter: Adapter, change: float) -> None:
     log.info("adapter %s: all its tensors are in place and move embeddings by up to %.2g", adapter.name, change)
     if adapter.contract is not None and adapter.contract.template != PLACEHOLDER:
-        log.info("it was trained under the prompt %r", adapter.contract.template)
+        log.info("it was saved with the prompt %r", adapter.contract.template)
     ignored = [] if adapter.is_whole else head_tensors(adapter.folder)
     if ignored:
         log.info("%d of its tensors belong to a language-model head, which no embedding runs through", len(ignored))

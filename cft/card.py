@@ -125,6 +125,10 @@ def _table(entry: dict, intervals: dict[str, Interval]) -> list[Row]:
     return table
 
 
+def _prompt(template: str) -> str:
+    return "none" if template == PLACEHOLDER else f"`{template}`"
+
+
 def _text(config: Config, contract: Contract, data: dict) -> str:
     base = contract.model if may_be_repository(contract.model) else last_part(contract.model)
     lora = config.lora
@@ -151,7 +155,8 @@ def _text(config: Config, contract: Contract, data: dict) -> str:
         ("seed", str(config.seed)),
         ("embedding", f"{state}, scaled to length 1"),
         ("texts", f"{length}; EOS appended" if contract.append_eos else length),
-        ("prompt in training", "none" if contract.template == PLACEHOLDER else f"`{contract.template}`"),
+        ("prompt in training", _prompt(config.prompt.train_template)),
+        ("prompt of the embedder", _prompt(contract.template)),
     ]
     return f"""# A text embedder out of {base}
 

@@ -315,7 +315,7 @@ def _is_past(plan: Plan) -> bool:
 def _save(plan: Plan, embedder: Embedder, folder: Path) -> str:
     """Write the trained weights and then their contract; returns the weights' digest."""
     weights = save_weights(embedder.model, folder / ADAPTER_FOLDER, plan.config.model.path)
-    embedder.save(folder, weights)
+    embedder.with_template(plan.config.prompt.saved_template).save(folder, weights)
     return weights
 
 

@@ -94,14 +94,14 @@ class Plan:
     @property
     def training_facts(self) -> dict:
         """What the trained weights and their history depend on."""
-        config = self.config
+        config, prompt = self.config, self.config.prompt
         assert self.data is not None
         settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
             "lora": config.lora,
             "loss": _named(config.loss),
-            "template": config.prompt.train_template,
+            "template": prompt.train_template,
             "schedule": config.schedule,
             "lr": config.lr,
             "seed": config.seed,
@@ -109,6 +109,8 @@ class Plan:
             "train": {key: getattr(config.train, key) for key in settings},
             "bf16": self.start.bf16,
             "data": self.data.content,
+            # Part of the result only where training itself is under another prompt.
+            **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
         }
 
     @property

@@ -54,6 +54,7 @@ class PromptUse(str, Enum):
     train = "train"
     eval = "eval"
     both = "both"
+    after = "after"
 
 
 class ScheduleKind(str, Enum):
@@ -151,7 +152,12 @@ class PromptSettings:
     @property
     def train_template(self) -> str:
         """The template in training."""
-        return PLACEHOLDER if self.use is PromptUse.eval else self.template
+        return PLACEHOLDER if self.use in (PromptUse.eval, PromptUse.after) else self.template
+
+    @property
+    def saved_template(self) -> str:
+        """The template that the trained embedder keeps, and is looked at under during training."""
+        return self.template if self.use is PromptUse.after else self.train_template
 
     @property
     def eval_template(self) -> str:

@@ -152,7 +152,7 @@ def train(
                     continue
                 due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
                 if due and (data.dev or data.holdout):
-                    note(_develop(embedder, data, done))
+                    note(_develop(embedder.with_template(config.prompt.saved_template), data, done))
                 reached(done)
                 if done % settings.checkpoint_every == 0 or done in (until, steps) or signal:
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
@@ -305,7 +305,7 @@ def _shrink(work: _Work, sequences: list[tuple[int, ...]], error: torch.OutOfMem
 
 
 def _develop(embedder: Embedder, data: TrainingData, step: int) -> dict:
-    """Score the embedder as it stands on development data, under the prompt of training."""
+    """Score the embedder as it stands on development data, under the prompt that it will be saved with."""
     found = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
     row = {"event": "dev", "step": step, "spearman": found.scores.get("dev"), "accuracy": found.triplet_accuracy}
     said = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]

@@ -90,11 +90,17 @@ def test_the_papers_prompts_apply_at_evaluation_only(name, template):
 
 
 @pytest.mark.parametrize(
-    ("use", "train", "evaluation"), [("train", "<{text}>", "{text}"), ("both", "<{text}>", "<{text}>")]
+    ("use", "train", "evaluation", "saved"),
+    [
+        ("train", "<{text}>", "{text}", "<{text}>"),
+        ("eval", "{text}", "<{text}>", "{text}"),
+        ("both", "<{text}>", "<{text}>", "<{text}>"),
+        ("after", "{text}", "<{text}>", "<{text}>"),
+    ],
 )
-def test_a_prompt_can_apply_in_training_too(use, train, evaluation):
+def test_where_a_prompt_applies(use, train, evaluation, saved):
     prompt = composed("prompt.template='<{text}>'", f"prompt.use={use}").prompt
-    assert (prompt.train_template, prompt.eval_template) == (train, evaluation)
+    assert (prompt.train_template, prompt.eval_template, prompt.saved_template) == (train, evaluation, saved)
 
 
 @pytest.mark.parametrize("written", ["3e-5", "0.00003", "0.3e-4"])

@@ -48,6 +48,10 @@ def adapter_bytes(outputs: Path) -> bytes:
     return (run_folder(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
 def scores(outputs: Path) -> dict:
     """The only entry of the run's summary."""
     (entry,) = json.loads((run_folder(outputs) / "metrics.json").read_text()).values()
@@ -82,7 +86,7 @@ def test_a_job_leaves_a_complete_record(finished):
 
 
 def test_the_history_has_every_step_and_the_development_scores(finished):
-    rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
+    rows = history(run_folder(finished))
     steps = [row for row in rows if row["event"] == "step"]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["event"] == "dev"] == [3, 6]
@@ -118,6 +122,25 @@ def test_a_prompt_at_evaluation_never_retrains(finished, tmp_path, monkeypatch):
     assert len({entry["after"]["mean"] for entry in entries}) == 2
 
 
+def test_a_prompt_for_after_training_is_the_embedders_and_not_the_trainings(finished, tmp_path):
+    outputs = tmp_path / "after"
+    job.run(settings(outputs, "prompt=prompt2", "prompt.use=after"))
+    folder, plain = run_folder(outputs), run_folder(finished)
+    assert adapter_bytes(outputs) == adapter_bytes(finished) and folder.name != plain.name
+
+    embedder = Embedder.load(folder)
+    assert embedder.contract.template == scores(outputs)["prompt"] == "This sentence {text} means: "
+    texts = ["A man is playing.", "A man plays."]
+    by_hand = Embedder.load(plain).with_template(embedder.contract.template).encode(texts)
+    np.testing.assert_array_equal(embedder.encode(texts), by_hand)
+
+    looks = [[row for row in history(one) if row["event"] == "dev"] for one in (folder, plain)]
+    assert [row["step"] for row in looks[0]] == [3, 6] and looks[0] != looks[1]
+    card = (folder / "README.md").read_text()
+    assert "| prompt in training | none |" in card
+    assert "| prompt of the embedder | `This sentence {text} means: ` |" in card
+
+
 @pytest.mark.parametrize(
     "override",
     ["lr=1e-4", "seed=1", "loss=in_batch", "loss.temperature=0.1", "lora.rank=4", "train.steps=5", "data.rows=199"],
@@ -136,7 +159,7 @@ def test_another_seed_trains_anew_on_the_same_data(tmp_path):
 
 def test_the_last_step_is_always_followed_by_a_look_at_the_development_data(tmp_path):
     job.run(settings(tmp_path, "train.eval_every=100"))
-    rows = [json.loads(line) for line in (run_folder(tmp_path) / "history.jsonl").read_text().splitlines()]
+    rows = history(run_folder(tmp_path))
     assert [row["step"] for row in rows if row["event"] == "dev"] == [6]
 
 
@@ -248,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_rows(tm
 
 def test_the_golden_run(finished):
     """Guards the numbers of a tiny seeded run; they may only change with plan.RECIPE."""
-    rows = [json.loads(line) for line in (run_folder(finished) / "history.jsonl").read_text().splitlines()]
+    rows = history(run_folder(finished))
     losses = [row["loss"] for row in rows if row["event"] == "step"]
     metrics = scores(finished)
     assert RECIPE == 2
