@@ -1,4 +1,5 @@
-"""A finished embedder in the form that other libraries load: its weights in one piece, and a tokenizer that adds EOS.
+"""A finished embedder in the form that other libraries load: its weights in one piece, and a tokenizer that adds EOS
+and the prompt's words behind the text.
 
 What cannot be said in that form is refused: it would give other vectors there, silently.
 """
@@ -15,6 +16,7 @@ from cft.embedder import Embedder
 from cft.errors import UserError, first_line
 from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization
 from cft.store import write_json
+from cft.tokenization import bodies
 
 # What sentence-transformers calls our ways of pooling, in the words that all its versions since 2.4 read.
 _POOLING = {
@@ -23,6 +25,14 @@ _POOLING = {
     Pooling.weighted_mean: "weightedmean_tokens",
     Pooling.first: "cls_token",
 }
+
+# What stands for the words behind a text in a tokenizer's own template.
+_BEHIND = "behind"
+
+_JOINED = (
+    "has words behind the text that share tokens with it, for which other libraries have no place: begin them with a "
+    "blank, or export under another prompt, as in prompt='{text}', and put the words around each text yourself"
+)
 
 SAMPLES = (
     "A man is playing a flute.",
@@ -78,8 +88,10 @@ def check_portable(embedder: Embedder) -> None:
 def tokenizer_of(embedder: Embedder) -> Any:
     """A copy of the tokenizer that puts the contract's special tokens around every text by itself.
 
+    The prompt's words behind the text are among them: other libraries have a place for words before it alone.
+
     Raises:
-        UserError: if the tokenizer has no fast form, or its copy does not give the contract's tokens.
+        UserError: if the tokenizer has no fast form, or the words behind a text are no tokens of their own.
     """
     from tokenizers.processors import TemplateProcessing
 
@@ -89,10 +101,13 @@ def tokenizer_of(embedder: Embedder) -> Any:
         raise UserError(f"{type(tokenizer).__name__} is written in Python: it cannot be told to append EOS in a file")
     named = {number: tokenizer.convert_ids_to_tokens(number) for number in (*contract.prefix_ids, *contract.suffix_ids)}
     pieces = [named[number] for number in contract.prefix_ids] + ["$A"]
+    special: list[Any] = [(token, number) for number, token in named.items()]
+    behind = _behind(embedder)
+    if behind:
+        pieces.append(_BEHIND)
+        special.append({"id": _BEHIND, "ids": behind, "tokens": tokenizer.convert_ids_to_tokens(behind)})
     pieces += [named[number] for number in contract.suffix_ids]
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=pieces, special_tokens=[(token, number) for number, token in named.items()]
-    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pieces, special_tokens=special)
     tokenizer.chat_template = None  # sentence-transformers would make a conversation of every text
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     tokenizer.model_max_length = contract.max_length
@@ -103,18 +118,26 @@ def tokenizer_of(embedder: Embedder) -> Any:
     return tokenizer
 
 
+def _behind(embedder: Embedder) -> list[int]:
+    """Tokens of the prompt's words behind the text."""
+    contract, tokenizer = embedder.contract, embedder.backbone.tokenizer
+    before, after = contract.template.split(PLACEHOLDER)
+    cut, whole = (
+        bodies(tokenizer, ["some words"], template, contract.room)[0]
+        for template in (before + PLACEHOLDER, contract.template)
+    )
+    if whole[: len(cut)] != cut:
+        raise UserError(f"the prompt {contract.template!r} {_JOINED}")
+    return whole[len(cut) :]
+
+
 def prompt_before(embedder: Embedder) -> str:
     """The words before a text.
 
     Raises:
-        UserError: if there are words behind it too, for which other libraries have no place.
+        UserError: if there is a special token among them.
     """
-    before, after = embedder.contract.template.split(PLACEHOLDER)
-    if after:
-        raise UserError(
-            f"the prompt {embedder.contract.template!r} has words behind the text, for which other libraries have no "
-            "place: export under another one, as in prompt='{text}', and put the words around each text yourself"
-        )
+    before, _ = embedder.contract.template.split(PLACEHOLDER)
     special = [token for token in embedder.backbone.tokenizer.all_special_tokens if token and token in before]
     if special:
         raise UserError(f"the prompt holds the special token {special[0]!r}, which would be read as words there")
@@ -134,6 +157,8 @@ def check_tokens(embedder: Embedder, folder: Path) -> None:
     for text, expected in zip(SAMPLES, embedder.tokenize(SAMPLES), strict=True):
         found = tokenizer(before + text, truncation=True, max_length=embedder.contract.max_length)["input_ids"]
         if tuple(found) != expected:
+            if not embedder.contract.template.endswith(PLACEHOLDER):
+                raise UserError(f"the prompt {embedder.contract.template!r} {_JOINED}")
             raise UserError(
                 f"the exported tokenizer gives {text[:40]!r} other tokens than this embedder has: it cannot be exported"
             )

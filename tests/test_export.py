@@ -93,6 +93,16 @@ def test_a_prompt_goes_along_and_is_put_on_by_default(tmp_path):
     np.testing.assert_allclose(model.encode(list(SAMPLES), prompt_name="query"), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("template", ["This sentence {text} means: ", "{text} is: "])
+def test_words_behind_the_text_are_put_there_by_the_tokenizer(tmp_path, template):
+    folder = train(tmp_path, "model=tiny", "prompt.use=after", f"prompt.template='{template}'")
+    target, _ = exported(folder, tmp_path)
+    expected = Embedder.load(folder).encode(SAMPLES)
+    np.testing.assert_allclose(in_sentence_transformers(target).encode(list(SAMPLES)), expected, atol=1e-5)
+    without = Embedder.load(folder).with_template("{text}").encode(SAMPLES)
+    assert np.abs(expected - without).max() > 1e-3
+
+
 def test_the_adapter_can_be_kept_beside_its_base_model(tmp_path):
     base = write_model(tmp_path / "base", "llama")
     folder = train(tmp_path, f"model.path={base}")
@@ -150,7 +160,6 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
     [
         (["model.layer=1"], "cut after layer 1"),
         (["model.attention=bidirectional", "model.pooling=mean"], "looks backwards"),
-        (["prompt.use=both", "prompt.template='[{text}]'"], "has words behind the text.*prompt='{text}'"),
     ],
 )
 def test_what_others_cannot_hold_is_refused_and_leaves_nothing(tmp_path, overrides, message):
@@ -160,8 +169,20 @@ def test_what_others_cannot_hold_is_refused_and_leaves_nothing(tmp_path, overrid
     assert not (tmp_path / "exported").exists() and not list(tmp_path.glob("tmp*"))
 
 
-def test_a_prompt_with_words_behind_can_be_left_to_the_user(tmp_path):
-    folder = train(tmp_path, "model=tiny", "prompt.use=both", "prompt.template='[{text}]'")
+@pytest.mark.parametrize("joined", ["s s", ". !"])
+def test_words_behind_that_share_a_token_with_the_text_are_left_to_the_user(tmp_path, joined):
+    """`s s` is seen on the words that are tried first, `. !` only on a sample that ends with a full stop."""
+    base = write_model(tmp_path / "base", "llama")
+    path = base / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[joined.replace(" ", "")] = vocabulary.pop("Ń")  # some byte that no sample holds
+    tokenizer["model"]["merges"] = [joined]
+    path.write_text(json.dumps(tokenizer))
+    folder = train(tmp_path, f"model.path={base}", "prompt.use=both", f"prompt.template='{{text}}{joined[-1]}'")
+    with pytest.raises(UserError, match="words behind the text that share tokens.*prompt='{text}'"):
+        exported(folder, tmp_path)
+    assert not (tmp_path / "exported").exists()
     target, _ = exported(folder, tmp_path, "prompt={text}")
     expected = Embedder.load(folder).with_template("{text}").encode(SAMPLES)
     np.testing.assert_allclose(in_sentence_transformers(target).encode(list(SAMPLES)), expected, atol=1e-5)
