@@ -19,9 +19,10 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a list if there are several entries."""
+    """A paragraph, or a list if there are several entries. name: by which it can be asked for, if it has one."""
 
     entries: list[str]
+    name: str = ""
 
 
 @dataclass(frozen=True)

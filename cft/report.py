@@ -1,6 +1,7 @@
 """Show studies beside the paper: `python -m cft.report EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
 
 Every report is also written into the study's folder: Markdown, one self-contained HTML page, CSV, LaTeX, SVG and PNG.
+`--into PAGE.md` writes parts of it into a page that says where (cft/page.py).
 """
 
 import argparse
@@ -13,6 +14,7 @@ from cft.console import exit_statuses, set_up_console
 from cft.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
 from cft.errors import UserError
 from cft.experiment import Experiment
+from cft.page import fill
 from cft.store import plain, write_text
 from cft.tables import Row, as_csv, as_latex
 
@@ -27,10 +29,16 @@ def main() -> None:
     )
     experiment.add_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed; all are written")
+    parser.add_argument("--into", type=Path, metavar="PAGE.md", help="also write parts into a page that marks them")
     arguments = parser.parse_intermixed_args()
     with exit_statuses("the same command writes the report anew"):
         names, overrides = experiment.split_arguments(arguments.what)
-        document, page = write(names, arguments.scale, overrides)
+        if arguments.into and not arguments.into.is_file():
+            raise UserError(f"--into {arguments.into}: there is no such page")
+        reports = write_each(names, arguments.scale, overrides)
+        document, page = _joined(reports, arguments.scale, overrides)
+        if arguments.into:
+            write_text(arguments.into, fill(arguments.into, {name: report for name, (report, _) in reports.items()}))
     sys.stdout.write(render(document, arguments.format))
     if arguments.format == "text":
         sys.stdout.write(
@@ -50,13 +58,22 @@ def render(document: Document, form: str) -> str:
 
 
 def write(names: list[str], scale: str, overrides: list[str]) -> tuple[Document, Path]:
-    """Write the reports of some studies, and of several one page for all.
+    """Write the reports of some studies, and of several one page for all; otherwise as `write_each`.
+
+    Returns:
+        The report, and the HTML page that holds it.
+    """
+    return _joined(write_each(names, scale, overrides), scale, overrides)
+
+
+def write_each(names: list[str], scale: str, overrides: list[str]) -> dict[str, tuple[Document, Path]]:
+    """Write the reports of some studies.
 
     Args:
         names: of experiments. scale: of all. overrides: as given when they were run.
 
     Returns:
-        The report, and the HTML page that holds it.
+        By the experiment's name, the report and the HTML page that holds it.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -64,11 +81,15 @@ def write(names: list[str], scale: str, overrides: list[str]) -> tuple[Document,
     if not names:
         raise UserError(f"name an experiment: {', '.join(experiment.known())}, all, or a .yaml file")
     outputs = experiment.outputs_of(overrides)
-    reports = [_one(name, scale, overrides, outputs) for name in names]
+    return {Path(name).stem: _one(name, scale, overrides, outputs) for name in names}
+
+
+def _joined(reports: dict[str, tuple[Document, Path]], scale: str, overrides: list[str]) -> tuple[Document, Path]:
     if len(reports) == 1:
-        return reports[0]
+        return next(iter(reports.values()))
+    outputs = experiment.outputs_of(overrides)
     blocks: list[Block] = [Heading(f"Studies at scale {Path(scale).stem}", 1)]
-    for document, _ in reports:
+    for document, _ in reports.values():
         # tables on the same pairs have the same overlaps: once is enough
         blocks += [block for block in document.blocks if not (isinstance(block, Table) and block in blocks)]
     whole = Document(f"cft studies, scale {Path(scale).stem}", blocks)

@@ -42,7 +42,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         found.append(Picture(_caption(name, findings), figures.save(figure, folder, name)[0]))
     if findings.comparisons:
         found.append(Heading("Verdicts", 3))
-        found.append(Text([_sentence_of(comparison) for comparison in findings.comparisons]))
+        found.append(Text([_sentence_of(comparison) for comparison in findings.comparisons], "sentences"))
         found.append(Table("verdicts", _VERDICTS_CAPTION, verdicts(findings)))
     if any(cell.costs for cell in findings.done):
         found += [Heading("Cost", 3), Table("cost", _COST_CAPTION, costs(findings))]
