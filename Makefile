@@ -12,11 +12,11 @@ SEEDS ?=
 TRIPLETS ?=
 DEV ?=
 ARGS ?=
-STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(TRIPLETS),data.train=$(TRIPLETS)) \
-	$(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
+FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
+STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts bench docs clean paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -77,6 +77,19 @@ figure1:  ## data efficiency
 
 paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
+
+# Evidence (docs/study.md): what training changes, with several seeds; the rest with the first of them.
+SEVERAL := table2 table3 table6 experiments/study/recipe.yaml
+ONCE := table4 table5 figure1 $(addprefix experiments/study/,learning_rate.yaml prompts.yaml ablation.yaml time.yaml)
+
+STUDY_SEEDS ?= 1,2
+
+study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE STS=FOLDER
+	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
+	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
+
+verdicts: install  ## docs/study.md's tables anew out of the records kept beside it: TRIPLETS=FILE STS=FOLDER
+	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study.md outputs=docs/records $(FILES)
 
 bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py
