@@ -129,6 +129,15 @@ def _prompt(template: str) -> str:
     return "none" if template == PLACEHOLDER else f"`{template}`"
 
 
+def _taught(config: Config) -> list[Row]:
+    """Whose knowledge is in the result besides the base model's."""
+    distill = config.distill
+    if distill.model is None:
+        return []
+    how = f"{distill.share:g} of the target, temperature {distill.temperature:g}"
+    return [("taught by", f"{distill.model.name} ({distill.model.path}), {how}")]
+
+
 def _text(config: Config, contract: Contract, data: dict) -> str:
     base = contract.model if may_be_repository(contract.model) else last_part(contract.model)
     lora = config.lora
@@ -149,6 +158,7 @@ def _text(config: Config, contract: Contract, data: dict) -> str:
         ("base model", f"{base} ({contract.weights})"),
         ("trained", trained),
         ("objective", f"InfoNCE, {negatives}, temperature {config.loss.temperature:g}"),
+        *_taught(config),
         ("data", f"{config.data.name}: {data['triplets']:,} triplets (content {data['content']})"),
         ("steps", f"{config.train.steps:,} at most, of {config.train.batch_size} triplets"),
         ("learning rate", f"{config.lr:g}, {config.schedule.kind.value}, warm-up {config.schedule.warmup_ratio:g}"),

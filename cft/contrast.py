@@ -8,14 +8,15 @@ with gradient, its random state replayed. The gradient is the whole batch's, at 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from cft.embedder import Embedder
-from cft.losses import ContrastiveLoss, find_false_negatives, info_nce
+from cft.losses import ContrastiveLoss, find_false_negatives, info_nce, taught
 from cft.ranks import ALONE, Ranks
 from cft.records import Triplet
-from cft.settings import LossSettings
+from cft.settings import DistillSettings, LossSettings
 
 # Anchors whose similarities to all candidates are held at one time.
 _ANCHORS = 256
@@ -37,11 +38,20 @@ class Contrast:
     chunks: int
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Whose similarities are learnt, and how: settings is conf/distill."""
+
+    embedder: Embedder
+    settings: DistillSettings
+
+
 def contrast(
     embedder: Embedder,
     batch: Sequence[Triplet],
     loss: LossSettings,
     *,
+    teacher: Teacher | None = None,
     scale: float = 1.0,
     seed: int = 0,
     sequences: Sequence[tuple[int, ...]] | None = None,
@@ -55,6 +65,7 @@ def contrast(
         embedder: with trainable weights.
         batch: B triplets, the same on every process.
         loss: which objective, at which temperature.
+        teacher: whose similarities are part of the target; None for none.
         scale: what the loss is multiplied by.
         seed: draws the dropout of chunks; without chunks the generator goes on as it stands.
         sequences: what `tokens_of` gives for the batch, if that was done already.
@@ -83,7 +94,11 @@ def contrast(
     place = torch.tensor([row for chunk in chunks for row in chunk], device=parts[0].device)
     vectors = torch.cat(parts)[place.argsort()]
     leaf = vectors.detach().requires_grad_(True)
-    found, share = _loss(leaf, batch, len(mine), loss, ranks, scale=scale)
+    lesson = None
+    if teacher is not None:
+        with autocast():
+            lesson = torch.from_numpy(teacher.embedder.encode(texts_of(mine, loss))).to(leaf.device)
+    found, share = _loss(leaf, batch, len(mine), loss, ranks, scale=scale, teacher=teacher, lesson=lesson)
     values = [found.loss.item() * share, found.accuracy * share, found.candidates * share]
     values += [sum(size) for size in zip(*sizes, strict=True)]
     assert leaf.grad is not None
@@ -109,55 +124,112 @@ def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:
     return [row.anchor for row in rows] + [row.positive for row in rows] + negatives
 
 
+class _Question(NamedTuple):
+    """Which texts each row of a batch must choose among.
+
+    asked: place of the first row's vector among this process's own. among: what the candidates are; the rows' right
+    ones come first. masked: (B, candidates) True for those that do not count; None where all do.
+    """
+
+    asked: int
+    among: list[str]
+    masked: torch.Tensor | None
+
+
 def _loss(
-    leaf: torch.Tensor, batch: Sequence[Triplet], rows: int, loss: LossSettings, ranks: Ranks, *, scale: float
+    leaf: torch.Tensor,
+    batch: Sequence[Triplet],
+    rows: int,
+    loss: LossSettings,
+    ranks: Ranks,
+    *,
+    scale: float,
+    teacher: Teacher | None,
+    lesson: torch.Tensor | None,
 ) -> tuple[ContrastiveLoss, float]:
     """The loss of this process's anchors among everybody's candidates, its gradient put on `leaf`.
+
+    Args:
+        leaf: this process's vectors, in the order of `texts_of`. rows: this process's share of the batch. lesson: the
+            teacher's vectors of the same texts.
 
     Returns:
         The loss, and these anchors' share of all.
     """
-    shares = [batch[Ranks(rank, ranks.size).part(len(batch))] for rank in range(ranks.size)]
-    sizes = [len(share) for share in shares]
-    counts = [sum(len(row.negatives) for row in share) if loss.hard_negatives else 0 for share in shares]
-    gathered = {"positives": ranks.gather(leaf[rows : 2 * rows], sizes)}
-    if sum(counts):
-        gathered["negatives"] = ranks.gather(leaf[2 * rows :], counts)
-    if loss.both_directions or loss.anchors_as_negatives:
-        gathered["anchors"] = ranks.gather(leaf[:rows], sizes)
+    questions = _questions(batch, rows, loss)
+    named = {name for question in questions for name in question.among}
+    gathered = _gather(leaf, batch, rows, loss, ranks, named)
     everybody = {name: vectors.detach().requires_grad_(True) for name, vectors in gathered.items()}
-    wrong = [everybody["negatives"]] if sum(counts) else []
-    wrong += [everybody["anchors"]] if loss.anchors_as_negatives else []
-    negatives = torch.cat(wrong) if wrong else None
-    masked, masked_back = _not_wrong(batch, loss)
+    candidates = [torch.cat([everybody[name] for name in question.among]) for question in questions]
+    lessons: list[torch.Tensor] = []
+    if lesson is not None:
+        known = _gather(lesson, batch, rows, loss, ranks, named)
+        lessons = [torch.cat([known[name] for name in question.among]) for question in questions]
     first = ranks.part(len(batch)).start
     # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.
     parts = []
     for start in range(0, rows, _ANCHORS):
         end = min(start + _ANCHORS, rows)
-        block = leaf[start:end]
-        own = slice(first + start, first + end)
-        part = info_nce(
-            block,
-            everybody["positives"],
-            negatives,
-            temperature=loss.temperature,
-            false_negatives=masked[own].to(leaf.device) if masked is not None else None,
-            first=own.start,
-        )
-        if loss.both_directions:
-            back = info_nce(
-                leaf[rows + start : rows + end],
-                everybody["anchors"],
-                temperature=loss.temperature,
-                false_negatives=masked_back[own].to(leaf.device) if masked_back is not None else None,
-                first=own.start,
+        answers = []
+        for number, (asked, _, masked) in enumerate(questions):
+            own = slice(asked + start, asked + end)
+            excluded = masked[first + start : first + end].to(leaf.device) if masked is not None else None
+            targets = None
+            if teacher is not None and lesson is not None:
+                targets = taught(
+                    lesson[own],
+                    lessons[number],
+                    share=teacher.settings.share,
+                    temperature=teacher.settings.temperature,
+                    false_negatives=excluded,
+                    first=first + start,
+                )
+            answers.append(
+                info_nce(
+                    leaf[own],
+                    candidates[number],
+                    temperature=loss.temperature,
+                    false_negatives=excluded,
+                    first=first + start,
+                    targets=targets,
+                )
             )
-            part = part._replace(loss=(part.loss + back.loss) / 2)
-        (part.loss * (len(block) / len(batch) * scale)).backward()
-        parts.append((part._replace(loss=part.loss.detach()), len(block) / rows))
+        cost = torch.stack([answer.loss for answer in answers]).mean()
+        (cost * ((end - start) / len(batch) * scale)).backward()
+        parts.append((answers[0]._replace(loss=cost.detach()), (end - start) / rows))
     torch.autograd.backward(list(gathered.values()), [vectors.grad for vectors in everybody.values()])
     return _mean(parts), rows / len(batch)
+
+
+def _gather(
+    vectors: torch.Tensor, batch: Sequence[Triplet], rows: int, loss: LossSettings, ranks: Ranks, named: set[str]
+) -> dict[str, torch.Tensor]:
+    """Everybody's vectors by what they are of, out of one process's own."""
+    shares = [batch[Ranks(rank, ranks.size).part(len(batch))] for rank in range(ranks.size)]
+    sizes = [len(share) for share in shares]
+    found = {"positives": ranks.gather(vectors[rows : 2 * rows], sizes)}
+    if "negatives" in named:
+        found["negatives"] = ranks.gather(vectors[2 * rows :], [_hard(share, loss) for share in shares])
+    if "anchors" in named:
+        found["anchors"] = ranks.gather(vectors[:rows], sizes)
+    return found
+
+
+def _hard(rows: Sequence[Triplet], loss: LossSettings) -> int:
+    """Hard negatives that count."""
+    return sum(len(row.negatives) for row in rows) if loss.hard_negatives else 0
+
+
+def _questions(batch: Sequence[Triplet], rows: int, loss: LossSettings) -> list[_Question]:
+    """What an anchor must choose among, and, in both directions, what a positive must."""
+    masked, masked_back = _not_wrong(batch, loss)
+    among = ["positives"]
+    among += ["negatives"] if _hard(batch, loss) else []
+    among += ["anchors"] if loss.anchors_as_negatives else []
+    found = [_Question(0, among, masked)]
+    if loss.both_directions:
+        found.append(_Question(rows, ["anchors"], masked_back))
+    return found
 
 
 def _not_wrong(batch: Sequence[Triplet], loss: LossSettings) -> tuple[torch.Tensor | None, torch.Tensor | None]:

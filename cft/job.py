@@ -15,6 +15,7 @@ import torch
 
 from cft import checkpoint, figures, pairs, results, secrets, tables
 from cft.card import HUB, write_card
+from cft.contrast import Teacher
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
@@ -146,6 +147,7 @@ def _train_along(plan: Plan, models: _Models, ranks: Ranks) -> str:
         _trainable_embedder(plan, models.base),
         plan.data,
         plan.config,
+        teacher=_teacher(plan),
         folder=plan.folder,
         steps=plan.steps,
         until=plan.until,
@@ -174,6 +176,15 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     fresh = plan.start.adapter is None
     model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
     return Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+
+
+def _teacher(plan: Plan) -> Teacher | None:
+    """Whom to learn from, on the device of the training."""
+    settings = plan.config.distill
+    if plan.teacher is None or settings.model is None:
+        return None
+    log.info("loading the teacher %s (%s)", settings.model.name, settings.model.path)
+    return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
 
 
 def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: Ranks) -> str:
@@ -283,6 +294,7 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
         embedder,
         data,
         config,
+        teacher=_teacher(plan),
         folder=work,
         steps=plan.steps,
         until=plan.until,
@@ -482,6 +494,9 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ran
         micro - 1,
         hard,
     )
+    if config.distill.model:
+        taught = f"{config.distill.share:.0%} of what it should choose is said by {config.distill.model.name}"
+        log.info("%s, whose knowledge the result then has, too", taught)
 
 
 def _say_table(config: Config, table: list[tuple[str, ...]], title: str) -> None:

@@ -26,6 +26,7 @@ def info_nce(
     temperature: float,
     false_negatives: torch.Tensor | None = None,
     first: int = 0,
+    targets: torch.Tensor | None = None,
 ) -> ContrastiveLoss:
     """InfoNCE: each anchor must pick its own positive among all candidates of the batch.
 
@@ -40,6 +41,8 @@ def info_nce(
         temperature: > 0, no unit; smaller is sharper. The paper uses 0.05.
         false_negatives: (B, P + M) True where a candidate says what the anchor's positive says and so must not
             count against it; None counts every candidate, as the paper does.
+        targets: (B, P + M) what each anchor should make of the candidates, every row adding up to 1 and 0 where
+            false_negatives is True (see `taught`); None for its own positive alone.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -55,13 +58,49 @@ def info_nce(
     if false_negatives is not None:
         logits = logits.masked_fill(false_negatives, float("-inf"))
     own = first + torch.arange(len(anchor), device=anchor.device)
+    if targets is None:
+        loss = F.cross_entropy(logits, own)
+    else:
+        # Where nothing is wanted, nothing counts: 0 times the logarithm of 0 would not be a number.
+        loss = -(targets * logits.log_softmax(dim=-1).masked_fill(targets == 0, 0)).sum(dim=-1).mean()
     return ContrastiveLoss(
-        loss=F.cross_entropy(logits, own),
+        loss=loss,
         accuracy=(logits.argmax(dim=-1) == own).float().mean().item(),
         candidates=torch.isfinite(logits).sum(dim=-1).float().mean().item()
         if false_negatives is not None
         else float(len(candidates)),
     )
+
+
+def taught(
+    anchor: torch.Tensor,
+    candidates: torch.Tensor,
+    *,
+    share: float,
+    temperature: float,
+    false_negatives: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """What a teacher makes of the candidates, mixed with the label that an anchor's positive is the right one.
+
+    Args:
+        anchor: (B, D) the teacher's vectors. candidates: (C, D) likewise; row first + i is anchor i's positive.
+        share: of the target that is the teacher's, 0 to 1.
+        temperature: > 0, of the softmax over the teacher's cosines.
+        false_negatives: (B, C) True for candidates that do not count; None for none.
+
+    Returns:
+        (B, C) float32, every row adding up to 1.
+
+    Source: Hinton et al. 2015, arXiv 1503.02531, with a batch's candidates for classes.
+    """
+    cosines = F.normalize(anchor.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T
+    if false_negatives is not None:
+        cosines = cosines.masked_fill(false_negatives, float("-inf"))
+    label = torch.zeros_like(cosines)
+    own = torch.arange(len(anchor), device=anchor.device)
+    label[own, first + own] = 1.0
+    return (1 - share) * label + share * (cosines / temperature).softmax(dim=-1)
 
 
 def find_false_negatives(positives: list[str], negatives: list[str]) -> torch.Tensor:

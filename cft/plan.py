@@ -54,7 +54,8 @@ class Plan:
     """One job, ready to be carried out.
 
     data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
-    name of their set. start: the base model, and the adapter to start from if there is one.
+    name of their set. start: the base model, and the adapter to start from if there is one. teacher: files of the
+    embedder to learn from, if any.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class Plan:
     steps: int
     sets: dict[str, list[ScoredPair]]
     start: Start
+    teacher: ModelFiles | None = None
 
     @property
     def outputs(self) -> Path:
@@ -76,18 +78,10 @@ class Plan:
     @property
     def base_facts(self) -> dict:
         """What the base model's vectors depend on, the prompt excepted."""
-        model = self.config.model
         return {
             "recipe": RECIPE,
-            "weights": self.start.files.identity,
-            "pooling": model.pooling,
-            "layer": model.layer,
-            "attention": model.attention,
-            "append_eos": model.append_eos,
-            "eos_token": model.eos_token,
-            "max_length": model.max_length,
+            **_embedding(self.config.model, self.start.files),
             "dtype": str(self.start.dtype(self.config)),
-            "quantization": model.quantization,
             **({"adapter": self.start.adapter.identity} if self.start.adapter else {}),
         }
 
@@ -109,9 +103,19 @@ class Plan:
             "train": {key: getattr(config.train, key) for key in settings},
             "bf16": self.start.bf16,
             "data": self.data.content,
+            **self._teaching,
             # Part of the result only where training itself is under another prompt.
             **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
         }
+
+    @property
+    def _teaching(self) -> dict:
+        """What the teacher adds to what a training depends on; nothing without one."""
+        distill = self.config.distill
+        if self.teacher is None or distill.model is None:
+            return {}
+        model = _embedding(distill.model, self.teacher)
+        return {"distill": {"model": model, "share": distill.share, "temperature": distill.temperature}}
 
     @property
     def base_folder(self) -> Path:
@@ -171,6 +175,20 @@ class Plan:
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / "evaluations" / f"{name}-{digest(facts)}"
+
+
+def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
+    """What a model's vectors depend on, prompt and precision excepted."""
+    return {
+        "weights": files.identity,
+        "pooling": model.pooling,
+        "layer": model.layer,
+        "attention": model.attention,
+        "append_eos": model.append_eos,
+        "eos_token": model.eos_token,
+        "max_length": model.max_length,
+        "quantization": model.quantization,
+    }
 
 
 class Inputs:
@@ -234,4 +252,5 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
         steps=steps,
         sets=inputs.sets(config.eval),
         start=find_start(config, inputs.files(config.model)),
+        teacher=inputs.files(config.distill.model) if config.distill.model and data else None,
     )

@@ -14,7 +14,7 @@ from cft.tables import Row, as_markdown
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<key>[a-z_0-9]+):\s*(?P<value>.*?)\s+# (?P<comment>.+)$")
 
-_CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false"}
+_CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
 
 # The one key at the top that stands in a group's files.
 _OF_TRAIN = ("(by `train`)", "learning rate at its peak; each choice of `train` brings one")

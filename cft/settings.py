@@ -143,6 +143,15 @@ class LossSettings:
 
 
 @dataclass
+class DistillSettings:
+    """conf/distill: a finished embedder whose similarities are part of the target."""
+
+    model: ModelSettings | None = None
+    share: float = 0.5
+    temperature: float = 0.05
+
+
+@dataclass
 class PromptSettings:
     """conf/prompt: the words around the text."""
 
@@ -239,6 +248,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -266,6 +276,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         UserError: if a key is unknown: the record is of another version of cft. One that is missing was written
             before there was such a key, and has its default.
     """
+    if value is not None:  # of a type or none, the type
+        (kind,) = [one for one in typing.get_args(kind) if is_dataclass(one)] or [kind]
     if is_dataclass(kind):
         types = typing.get_type_hints(kind)
         odd = sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
@@ -339,7 +351,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _rules(config: Config) -> list[_Rule]:
-    model, lora, loss, prompt = config.model, config.lora, config.loss, config.prompt
+    model, lora, loss, prompt, distill = config.model, config.lora, config.loss, config.prompt, config.distill
     data, evaluation, train = config.data, config.eval, config.train
     micro_batch = train.batch_size // max(train.accumulation, 1)
     return [
@@ -378,6 +390,11 @@ def _rules(config: Config) -> list[_Rule]:
         (0 <= lora.dropout < 1, f"lora.dropout={lora.dropout}: must be at least 0 and below 1"),
         (lora.init in ("gaussian", "kaiming"), f"lora.init={lora.init}: must be gaussian or kaiming"),
         (loss.temperature > 0, f"loss.temperature={loss.temperature}: must be above 0 (the paper uses 0.05)"),
+        (
+            0 < distill.share <= 1,
+            f"distill.share={distill.share}: must be above 0 and at most 1 (distill=none: no teacher)",
+        ),
+        (distill.temperature > 0, f"distill.temperature={distill.temperature}: must be above 0"),
         (
             prompt.template.count(PLACEHOLDER) == 1,
             f"prompt.template={prompt.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cft import checkpoint, interrupts
 from cft.chunking import Chunking, fitting
-from cft.contrast import Contrast, contrast, tokens_of
+from cft.contrast import Contrast, Teacher, contrast, tokens_of
 from cft.data import TrainingData, batches
 from cft.embedder import Embedder
 from cft.errors import UserError
@@ -62,6 +62,7 @@ class _Work:
     steps: int
     ranks: Ranks
     chunking: Chunking
+    teacher: Teacher | None
 
     @property
     def weights(self) -> dict[str, torch.nn.Parameter]:
@@ -90,6 +91,7 @@ def train(
     watch: Watcher,
     reached: Callable[[int], None],
     ranks: Ranks = ALONE,
+    teacher: Teacher | None = None,
 ) -> list[dict]:
     """Train an embedder's trainable weights in place, from its last checkpoint in `folder` if there is one.
 
@@ -105,6 +107,7 @@ def train(
         reached: called with the number of every step once its update is done, before a checkpoint goes past it; on
             the first process only.
         ranks: the processes that train together; only the first evaluates and writes.
+        teacher: whose similarities are part of the target, if anybody's are.
 
     Returns:
         The history: a row a step (`event` "step") and a row a development evaluation ("dev").
@@ -127,7 +130,7 @@ def train(
             log.info("continuing after step %d of %d", start, steps)
         rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=until)
         chunking = _chunking(embedder, data, config, ranks, bf16=bf16)
-        work = _Work(accelerator, embedder, optimizer, config, steps, ranks, chunking)
+        work = _Work(accelerator, embedder, optimizer, config, steps, ranks, chunking, teacher)
 
         def note(row: dict) -> None:
             history.append(row)
@@ -281,6 +284,7 @@ def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[Contrast]:
             work.embedder,
             micro,
             config.loss,
+            teacher=work.teacher,
             sequences=sequences,
             scale=1 / config.train.accumulation,
             seed=seed + start,

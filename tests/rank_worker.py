@@ -9,11 +9,14 @@ import sys
 import torch
 from safetensors.torch import save_file
 from test_contrast import triplets, tuned
+from test_distill import a_teacher
 
 from cft.contrast import contrast
 from cft.lora import trainable
 from cft.ranks import ALONE, Ranks, join
 from cft.settings import LossSettings
+
+TAUGHT = "taught, both ways, uneven, in chunks"
 
 # Loss, hard negatives a triplet, rows of the batch, tokens of a chunk.
 CASES = {
@@ -28,6 +31,7 @@ CASES = {
         7,
         60,
     ),
+    TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
 }
 
 
@@ -38,7 +42,8 @@ def measure(ranks: Ranks) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         batch = triplets(rows, negatives)
         batch[3] = batch[3]._replace(positive=batch[1].positive)
         embedder = tuned()
-        part = contrast(embedder, batch, loss, chunk_tokens=chunk_tokens, ranks=ranks)
+        teacher = a_teacher(share=0.7) if name == TAUGHT else None
+        part = contrast(embedder, batch, loss, teacher=teacher, chunk_tokens=chunk_tokens, ranks=ranks)
         weights = trainable(embedder.model)
         unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
         ranks.sum_gradients([*weights.values(), unused])

@@ -27,6 +27,7 @@ def test_there_is_a_choice_in_every_group():
         "model",
         "lora",
         "loss",
+        "distill",
         "prompt",
         "schedule",
         "data",
