@@ -306,7 +306,8 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor
     if pooling is Pooling.weighted_mean:
         weights = weights * place
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1).float()
-    return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
+    with torch.autocast(states.device.type, enabled=False):  # which would round the mean to bfloat16
+        return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
 
 
 def _check_finite(vectors: torch.Tensor, texts: list[str]) -> None:

@@ -114,9 +114,10 @@ def assert_different(one: dict, other: dict) -> None:
     assert max((one[name] - other[name]).norm() for name in one) > 1e-3
 
 
-def test_a_job_learns_from_a_teacher_and_says_so(tmp_path):
-    config = composed(*QUICK, f"outputs={tmp_path}", *TEACHER)
-    alone = composed(*QUICK, f"outputs={tmp_path}")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_job_learns_from_a_teacher_and_says_so(tmp_path, precision):
+    alone = composed(*QUICK, f"outputs={tmp_path}", f"train.precision={precision}")
+    config = composed(*QUICK, f"outputs={tmp_path}", f"train.precision={precision}", *TEACHER)
     assert make_plan(config).folder != make_plan(alone).folder
     job.run(config)
     folder = run_folder(tmp_path)

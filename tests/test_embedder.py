@@ -9,7 +9,7 @@ import torch
 from conftest import make_tiny
 
 from cft.contract import Contract
-from cft.embedder import Embedder
+from cft.embedder import Embedder, pool
 from cft.errors import UserError
 from cft.lora import add_lora, trainable
 from cft.settings import Attention, LoraSettings, Pooling
@@ -97,6 +97,18 @@ def test_mean_pooling_is_the_mean_over_a_texts_own_tokens():
     for row, sequence in enumerate(sequences):
         path = layout.paths[row, : len(sequence)]
         assert torch.allclose(found[row], states.last_hidden_state[0, path].mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", [Pooling.mean, Pooling.weighted_mean, Pooling.last])
+def test_a_model_in_bfloat16_is_pooled_in_float32(pooling):
+    embedder = make_tiny("llama", pooling=pooling)
+    layout = embedder.lay_out(embedder.tokenize(["abc", "abd", "a much longer text"]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = embedder.forward(layout)
+        states = embedder.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
+    expected = pool(states, layout, pooling)  # outside autocast
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 def test_a_vector_that_is_not_finite_is_refused(tiny):
