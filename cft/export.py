@@ -172,7 +172,7 @@ def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
     said = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
     if embedder.contract.dtype != "float32":
         said.append(f"(it was trained on {embedder.contract.dtype} weights, whose rounding is part of that)")
-    said.append("its tokenizer, loaded again, appends the same special tokens")
+    said.append("its tokenizer, loaded again, gives the same tokens")
     if not modules:
         said.append(f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1")
         said.append('  model, tokenizer = AutoModel.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")')

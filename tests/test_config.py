@@ -104,6 +104,14 @@ def test_where_a_prompt_applies(use, train, evaluation, saved):
     assert (prompt.train_template, prompt.eval_template, prompt.saved_template) == (train, evaluation, saved)
 
 
+def test_the_recipe_brings_its_prompt_with_the_embedder_and_can_be_changed():
+    recipe = composed("experiment=recipe")
+    assert recipe.prompt.saved_template == composed("prompt=prompt2").prompt.template
+    assert recipe.prompt.train_template == "{text}" and recipe.lr == 2e-3
+    changed = composed("experiment=recipe", "prompt=none", "lr=1e-3")
+    assert changed.prompt.saved_template == "{text}" and changed.lr == 1e-3
+
+
 @pytest.mark.parametrize("written", ["3e-5", "0.00003", "0.3e-4"])
 def test_any_number_is_a_learning_rate(written):
     assert composed(f"lr={written}").lr == pytest.approx(3e-5)
