@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from cft.settings import LONGEST_NAME, Config, check
 from cft.sources import last_part
 
 CONFIG_NAME = "config"
+
+# Where another model than the trained one has its settings; there are none without a teacher.
+_TEACHER = "distill.model"
 
 
 def conf_folder() -> Path:
@@ -47,8 +51,9 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
         raise UserError(f"the configuration is not complete: {error}") from error
     assert isinstance(config, Config)
     keys_given = {override.split("=", 1)[0].lstrip("+") for override in overrides}
-    if "model.path" in keys_given and "model.name" not in keys_given:
-        config.model.name = _name_of(config.model.path) or config.model.name
+    for prefix, model in (("model", config.model), (_TEACHER, config.distill.model)):
+        if model and f"{prefix}.path" in keys_given and f"{prefix}.name" not in keys_given:
+            model.name = _name_of(model.path) or model.name
     check(config)
     return config
 
@@ -180,6 +185,11 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _compose(overrides: list[str]) -> Config:
+    of_teacher = [override for override in overrides if override.startswith((f"{_TEACHER}.", f"model@{_TEACHER}="))]
+    if of_teacher and _compose([each for each in overrides if each not in of_teacher]).distill.model is None:
+        raise UserError(
+            f"{of_teacher[0]}: there is no teacher to change; choose one first: distill=minilm {of_teacher[0]}"
+        )
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
@@ -223,8 +233,10 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
     for field in dataclasses.fields(kind):
         name = f"{prefix}{field.name}"
         names.append(name)
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            names += keys(field.type, f"{name}.")
+        # Of settings that may be missing altogether (a type or None), the type's.
+        for kind_of_one in (field.type, *typing.get_args(field.type)):
+            if isinstance(kind_of_one, type) and dataclasses.is_dataclass(kind_of_one):
+                names += keys(kind_of_one, f"{name}.")
     return names
 
 
@@ -234,6 +246,9 @@ def _check_names(override: Override) -> None:
         return
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
+    if key == _TEACHER and override.value() is not None:
+        path = f"distill=minilm {_TEACHER}.path={override.value()}"
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write {path}")
     choices = groups()
     if key in choices:
         for choice in _choices_asked(override):

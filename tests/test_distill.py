@@ -1,6 +1,7 @@
 """Learning a finished embedder's similarities beside which text is the positive."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_contrast import assert_same, gradients, triplets, tuned
 from test_job import QUICK, history, run_folder
 
 from cft import job
+from cft.config import compose_config
 from cft.contrast import Teacher, contrast, texts_of
 from cft.embedder import Embedder
 from cft.errors import UserError
@@ -19,7 +21,7 @@ from cft.plan import make_plan
 from cft.settings import Attention, Config, DistillSettings, LossSettings, Pooling, from_plain
 from cft.store import plain
 
-TEACHER = ["+model@distill.model=tiny", "distill.model.path=random:bert"]
+TEACHER = ["distill=minilm", "model@distill.model=tiny", "distill.model.path=random:bert"]
 TEACHER = [*TEACHER, "distill.model.attention=bidirectional", "distill.model.pooling=mean"]
 
 
@@ -146,11 +148,20 @@ def test_what_changes_the_lesson_changes_the_folder(tmp_path, override):
         (["distill.share=0"], "distill.share=0.0: must be above 0 and at most 1"),
         (["distill.share=1.5"], "distill.share=1.5"),
         (["distill.temperature=0"], "distill.temperature=0.0: must be above 0"),
+        (["distill.model.pth=x"], "distill.model.pth: no such key. Did you mean distill.model.path?"),
+        (["distill.model=a/b"], "is a whole section, not a name; write distill=minilm distill.model.path=a/b"),
     ],
 )
 def test_settings_of_a_lesson_that_cannot_be_are_refused(overrides, message):
-    with pytest.raises(UserError, match=message):
-        composed(*TEACHER, *overrides)
+    with pytest.raises(UserError, match=re.escape(message)):
+        compose_config(["distill=minilm", *overrides])
+
+
+@pytest.mark.parametrize("override", ["distill.model.path=a/b", "model@distill.model=tiny"])
+def test_a_teacher_must_be_chosen_before_it_is_changed(override):
+    with pytest.raises(UserError, match=re.escape(f"choose one first: distill=minilm {override}")):
+        compose_config([override])
+    assert compose_config(["distill=minilm", override]).distill.model.name in ("b", "tiny")
 
 
 def test_a_teacher_that_is_not_there_is_named_before_anything_is_trained(tmp_path):
