@@ -350,6 +350,25 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def _model_rules(model: ModelSettings, key: str) -> list[_Rule]:
+    return [
+        (model.max_length >= 2, f"{key}.max_length={model.max_length}: a token and the EOS need at least 2"),
+        (
+            model.layer is None or model.layer != 0,
+            f"{key}.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last by -1",
+        ),
+        (
+            model.pooling is not Pooling.first or model.attention is Attention.bidirectional,
+            f"{key}.pooling=first: the first token of a causal model sees nothing of the text behind it; choose last, "
+            f"mean or weighted_mean, or set {key}.attention=bidirectional",
+        ),
+        (
+            model.append_eos or model.eos_token is None,
+            f"{key}.eos_token={model.eos_token} would not be appended: {key}.append_eos is false",
+        ),
+    ]
+
+
 def _rules(config: Config) -> list[_Rule]:
     model, lora, loss, prompt, distill = config.model, config.lora, config.loss, config.prompt, config.distill
     data, evaluation, train = config.data, config.eval, config.train
@@ -361,20 +380,8 @@ def _rules(config: Config) -> list[_Rule]:
             f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) to a million",
         ),
         (0 <= config.seed < _SEEDS, f"seed={config.seed}: must be 0 to {_SEEDS - 1}"),
-        (model.max_length >= 2, f"model.max_length={model.max_length}: a token and the EOS need at least 2"),
-        (
-            model.layer is None or model.layer != 0,
-            "model.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last by -1",
-        ),
-        (
-            model.pooling is not Pooling.first or model.attention is Attention.bidirectional,
-            "model.pooling=first: the first token of a causal model sees nothing of the text behind it; choose last, "
-            "mean or weighted_mean, or set model.attention=bidirectional",
-        ),
-        (
-            model.append_eos or model.eos_token is None,
-            f"model.eos_token={model.eos_token} would not be appended: model.append_eos is false",
-        ),
+        *_model_rules(model, "model"),
+        *(_model_rules(distill.model, "distill.model") if distill.model else []),
         (
             model.quantization is Quantization.none or lora.rank > 0 or train.steps == 0,
             f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "

@@ -40,6 +40,7 @@ def leaves(kind: type = Config, prefix: str = "") -> dict[str, type]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         of_key = hints[field.name]
+        (of_key,) = [one for one in typing.get_args(of_key) if dataclasses.is_dataclass(one)] or [of_key]
         if dataclasses.is_dataclass(of_key):
             found |= leaves(of_key, f"{prefix}{field.name}.")
         else:
@@ -69,6 +70,11 @@ def chosen() -> list[tuple[str, str]]:
     return found
 
 
+def needed(key: str) -> list[str]:
+    """What must be chosen for there to be such a key."""
+    return ["distill=minilm"] if key.startswith("distill.model.") else []
+
+
 def composed(overrides: list[str]) -> Config | UserError:
     """The configuration, or why there is none; anything else that is raised fails the test."""
     try:
@@ -80,7 +86,7 @@ def composed(overrides: list[str]) -> Config | UserError:
 @pytest.mark.parametrize("key", KEYS)
 def test_whatever_a_key_is_set_to_is_refused_by_name_or_composes(key):
     for _, value in [entry for entry in chosen() if entry[0] == key]:
-        found = composed([f"{key}={value}"])
+        found = composed([*needed(key), f"{key}={value}"])
         if isinstance(found, UserError):
             told = str(found)
             assert key.rsplit(".", 1)[-1] in told or f"{key.split('.')[0]}." in told, (value, told)
@@ -120,6 +126,7 @@ CONTRADICTIONS = [
     (["prompt.template='{text} {text}'"], "must hold {text} exactly once"),
     (["data=files", "data.train=x.csv", "data.negative_columns=[]"], "data.negative_columns is empty"),
     (["model.max_length=1"], "model.max_length=1: a token and the EOS need at least 2"),
+    (["distill=minilm", "distill.model.layer=0"], "distill.model.layer=0: the embedding layer"),
     (["eval=sts", "eval.sets=[]"], "eval.sets is empty"),
     (["eval.step=99", "train.steps=9"], "eval.step=99: must be a step of the training"),
     (["train.keep=[99]", "train.steps=9"], "train.keep=[99]: must be steps of the training"),
@@ -176,6 +183,9 @@ RUNS = [
     ["vector_cache_gb=1e-9"],
     ["vector_cache_gb=1e300"],
     ["outputs=/dev/null/x"],
+    ["distill=minilm", "model@distill.model=tiny", "distill.temperature=1e-300"],
+    ["distill=minilm", "model@distill.model=tiny", "distill.model.layer=99"],
+    ["distill=minilm", "distill.model.path=/nowhere"],
 ]
 
 
