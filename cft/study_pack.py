@@ -16,8 +16,9 @@ from pathlib import Path
 from cft import figures, pairs, results, study_plan
 from cft.errors import UserError
 from cft.evaluator import spearman
+from cft.experiment import DEFAULT_OUTPUTS
 from cft.plan import FINISHED, Inputs
-from cft.store import read_arrays, write_arrays, write_json, write_text
+from cft.store import read_arrays, read_json, write_arrays, write_json, write_text
 from cft.study_plan import DONE, Study
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 # Settings that name files of whoever reads; the study does not change with them.
 PLACES = ("outputs", "data.train", "data.dev", "eval.folder")
 
-_OF_TRAINING = (figures.HISTORY, FINISHED, "environment.json", "config.json", "data.json")
+_CONFIG = "config.json"
+_OF_TRAINING = (figures.HISTORY, FINISHED, "environment.json", "data.json")
 
 # Points by which a score may differ from the recorded one: other versions of numpy and scipy add up in another order.
 _ROUNDING = 0.001
@@ -52,7 +54,8 @@ def pack(studies: Iterable[Study], folder: Path) -> int:
                     raise UserError(f"cell {cell!r} of {study.name} is not done: finish the study, then pack it")
                 written |= _pack_run(study, run, state, folder)
         target = study_plan.study_folder(folder, study.name)
-        plan = replace(_without_outputs(moved(study, folder)), packed=True)
+        # Whoever reads it says where it is; where it was packed is no part of it.
+        plan = replace(_without_outputs(moved(study, Path(DEFAULT_OUTPUTS))), packed=True)
         plan.save(target)
         written.add(target / study_plan.FILE_NAME)
         _warn_of_absolute_places(plan)
@@ -73,6 +76,8 @@ def _pack_run(study: Study, run: str, state: dict, folder: Path) -> set[Path]:
             if (source / name).exists():
                 write_text(target / name, (source / name).read_text(encoding="utf-8"))
                 written.add(target / name)
+        write_json(target / _CONFIG, read_json(source / _CONFIG) | {"outputs": DEFAULT_OUTPUTS})
+        written.add(target / _CONFIG)
     write_json(study_plan.state_file(folder, run), state)
     return written | {study_plan.state_file(folder, run)}
 
