@@ -81,7 +81,8 @@ def to_markdown(document: Document, folder: Path) -> str:
         elif isinstance(block, Text):
             parts.append(_paragraph(block))
         elif isinstance(block, Table):
-            parts.append(f"{as_markdown(block.rows)}\n\n*{block.caption}*")
+            caption = f"\n\n*{block.caption}*" if block.caption else ""
+            parts.append(as_markdown(block.rows) + caption)
         else:
             path = block.svg.with_suffix(".png")
             link = path.relative_to(folder) if path.is_relative_to(folder) else path

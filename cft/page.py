@@ -4,11 +4,13 @@
     this is replaced by those three parts of table2's report
     <!-- end -->
 
-A part is a table or a picture by the name of its file, or `sentences`, the verdicts in words.
+A part is a table or a picture by the name of its file, or `sentences`, the verdicts in words. What stands under a table
+is said once a page, under the first that it goes with.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cft.document import Block, Document, Picture, Table, Text, to_markdown
@@ -31,6 +33,7 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
     kept: list[str] = []
     inside: str | None = None
     missing = set(reports)
+    said: set[str] = set()
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         mark = _BEGIN.fullmatch(line.strip())
         if inside is not None and mark:
@@ -39,7 +42,7 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
             inside = mark[0]
             missing.discard(mark[1])
             wanted = [name.strip() for name in mark[2].split(",")]
-            kept += [line, "", _parts(reports[mark[1]], wanted, page, number), ""]
+            kept += [line, "", _parts(reports[mark[1]], wanted, page, number, said), ""]
         elif inside is None:
             kept.append(line)
         elif line.strip() == _END:
@@ -53,7 +56,7 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
     return "\n".join(kept) + "\n"
 
 
-def _parts(report: Document, wanted: list[str], page: Path, number: int) -> str:
+def _parts(report: Document, wanted: list[str], page: Path, number: int, said: set[str]) -> str:
     known: dict[str, Block] = {}
     for block in report.blocks:
         if isinstance(block, Table) or (isinstance(block, Text) and block.name):
@@ -63,4 +66,11 @@ def _parts(report: Document, wanted: list[str], page: Path, number: int) -> str:
     for name in wanted:
         if name not in known:
             raise UserError(f"{page}:{number}: the report has no part {name!r}; it has {', '.join(known)}")
-    return to_markdown(Document(report.title, [known[name] for name in wanted]), page.parent).rstrip("\n")
+    chosen = []
+    for name in wanted:
+        block = known[name]
+        if isinstance(block, Table):
+            block = replace(block, caption="" if block.caption in said else block.caption)
+            said.add(block.caption)
+        chosen.append(block)
+    return to_markdown(Document(report.title, chosen), page.parent).rstrip("\n")

@@ -16,7 +16,7 @@ from cft.errors import UserError
 from cft.experiment import Cell, Experiment
 from cft.plan import Plan
 from cft.settings import Config, LoggerSettings, from_plain
-from cft.store import digest, plain, read_json, write_json
+from cft.store import digest, read_json, write_json
 
 FILE_NAME = "plan.json"
 DONE, FAILED = "done", "failed"
@@ -180,5 +180,10 @@ def seconds_of(folder: Path) -> float | None:
 
 def differences(old: Study, new: Study) -> list[str]:
     """Names of cells that two plans of a study give other configurations, or that only one of them has."""
+
+    def told(study: Study, cell: str) -> list[str] | None:
+        # Named anew: a plan of an older version lacks settings that came since, which then have their defaults.
+        return [run_digest(study.runs[run]) for run in study.cells[cell]] if cell in study.cells else None
+
     names = [*new.cells, *(name for name in old.cells if name not in new.cells)]
-    return [name for name in names if plain(old.cells.get(name)) != plain(new.cells.get(name))]
+    return [name for name in names if told(old, name) != told(new, name)]

@@ -155,6 +155,23 @@ def test_a_plan_of_another_version_is_explained(tmp_path):
         study_plan.load(path.parent)
 
 
+def test_a_plan_from_before_there_was_a_setting_is_not_stale(tmp_path):
+    (study,) = studies(tmp_path, ["table4"])
+    path = study_plan.study_folder(tmp_path, study.name) / study_plan.FILE_NAME
+    told = json.loads(path.read_text())
+    older = {
+        f"old-{name}": {key: value for key, value in run.items() if key != "distill"}
+        for name, run in told["runs"].items()
+    }
+    cells = {cell: [f"old-{name}" for name in names] for cell, names in told["cells"].items()}
+    path.write_text(json.dumps(told | {"runs": older, "cells": cells}))
+    loaded = study_plan.load(path.parent)
+    assert study_plan.differences(loaded, study) == []
+    first = next(iter(loaded.cells))
+    loaded.runs[loaded.cells[first][0]].distill.share = 0.4
+    assert study_plan.differences(loaded, study) == [first]
+
+
 @pytest.mark.parametrize(("launcher", "option"), [("joblib", "n_jobs=2"), ("submitit_local", "timeout_min=5")])
 def test_cells_go_through_hydras_launchers(tmp_path, launcher, option):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher", reason=f"needs cft[{launcher}]")
