@@ -45,6 +45,7 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
             kept += [line, "", _parts(reports[mark[1]], wanted, page, number, said), ""]
         elif inside is None:
             kept.append(line)
+            said.add(line.strip("*"))
         elif line.strip() == _END:
             inside = None
             kept.append(line)

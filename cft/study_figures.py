@@ -111,7 +111,7 @@ def curve(findings: Findings) -> Figure:
     trained = [cell.training for cell in done if cell.training is not None]
     watched = figures.development(trained[-1]) if trained else []
     if watched:
-        axes.plot(*zip(*watched, strict=True), "-", color=COLOURS[2], linewidth=1.2, label="development pairs")
+        axes.plot(*zip(*watched, strict=True), ".-", color=COLOURS[2], linewidth=1.2, label="development pairs")
     known = [(cell.step, _paper(cell, MEAN)) for cell in done if _paper(cell, MEAN) is not None]
     if known:
         axes.scatter(*zip(*known, strict=True), label="paper", **PAPER)
@@ -129,7 +129,8 @@ def curve(findings: Findings) -> Figure:
         )
         if max(steps) >= 200:
             axes.axvline(200, color="#5b6770", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("training step")
+    sizes = {cost.triplets // cell.step for cell in done if cell.step for cost in cell.costs}
+    axes.set_xlabel(f"training step, of {min(sizes)} triplets" if len(sizes) == 1 else "training step")
     axes.set_ylabel("mean over the test sets")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figures.clean(axes)
