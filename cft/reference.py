@@ -82,7 +82,7 @@ def _experiments(choices: list[str]) -> list[str]:
         path = conf_folder() / "experiment" / f"{choice}.yaml"
         chosen = flat(plain(compose_config([f"experiment={choice}"])))
         differing = [f"`{key}={value}`" for key, value in chosen.items() if usual[key] != value]
-        table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell("<br>".join(differing)) or "nothing"))
+        table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell(", ".join(differing)) or "nothing"))
     return [as_markdown(table, left=True)]
 
 
