@@ -440,7 +440,8 @@ def _parquet_rows(source: _Source) -> Iterator[_RawRow]:
             for batch in table.iter_batches(columns=list(source.columns)):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
-                    yield _RawRow(number, None, _from_arrow(dict(zip(batch.schema.names, cells, strict=True))))
+                    row = dict(zip(batch.schema.names, cells, strict=True))
+                    yield _RawRow(number, None, _from_arrow(row, arrow.ArrowException))
         except UnicodeDecodeError as error:
             where = f"data row {number}" if number else "the name of a column"
             raise source.fail(f"{where} is not valid UTF-8 ({error.reason}); write it as UTF-8") from error
@@ -450,7 +451,7 @@ def _parquet_rows(source: _Source) -> Iterator[_RawRow]:
             raise source.fail(f"not a whole Parquet file ({cause}); fetch or write it again") from error
 
 
-def _from_arrow(cells: dict[str, Any]) -> dict[str, Any] | _BadRow:
+def _from_arrow(cells: dict[str, Any], of_arrow: type[Exception]) -> dict[str, Any] | _BadRow:
     """Arrow's cells as Python's; some have no like there, such as a date in a million years."""
     found = {}
     for name, cell in cells.items():
@@ -458,7 +459,7 @@ def _from_arrow(cells: dict[str, Any]) -> dict[str, Any] | _BadRow:
             found[name] = cell.as_py()
         except UnicodeDecodeError:
             raise
-        except (ValueError, ArithmeticError, LookupError, TypeError, NotImplementedError):  # pyarrow's are among them
+        except (ValueError, ArithmeticError, LookupError, of_arrow):  # a TypeError of Python's own is a defect of ours
             return _BadRow(f"has a {cell.type} in column {_named(name)} that cannot be read")
     return found
 
