@@ -46,6 +46,13 @@ class Teacher:
     settings: DistillSettings
 
 
+class _Lesson(NamedTuple):
+    """A teacher's vectors of this process's texts, in the order of `texts_of`, and what is made of them."""
+
+    vectors: torch.Tensor
+    settings: DistillSettings
+
+
 def contrast(
     embedder: Embedder,
     batch: Sequence[Triplet],
@@ -97,8 +104,9 @@ def contrast(
     lesson = None
     if teacher is not None:
         with autocast():
-            lesson = torch.from_numpy(teacher.embedder.encode(texts_of(mine, loss))).to(leaf.device)
-    found, share = _loss(leaf, batch, len(mine), loss, ranks, scale=scale, teacher=teacher, lesson=lesson)
+            known = teacher.embedder.encode(texts_of(mine, loss))
+        lesson = _Lesson(torch.from_numpy(known).to(leaf.device), teacher.settings)
+    found, share = _loss(leaf, batch, len(mine), loss, ranks, scale=scale, lesson=lesson)
     values = [found.loss.item() * share, found.accuracy * share, found.candidates * share]
     values += [sum(size) for size in zip(*sizes, strict=True)]
     assert leaf.grad is not None
@@ -144,14 +152,13 @@ def _loss(
     ranks: Ranks,
     *,
     scale: float,
-    teacher: Teacher | None,
-    lesson: torch.Tensor | None,
+    lesson: _Lesson | None,
 ) -> tuple[ContrastiveLoss, float]:
     """The loss of this process's anchors among everybody's candidates, its gradient put on `leaf`.
 
     Args:
-        leaf: this process's vectors, in the order of `texts_of`. rows: this process's share of the batch. lesson: the
-            teacher's vectors of the same texts.
+        leaf: this process's vectors, in the order of `texts_of`. rows: this process's share of the batch. lesson: what
+            a teacher makes of the same texts.
 
     Returns:
         The loss, and these anchors' share of all.
@@ -163,7 +170,7 @@ def _loss(
     candidates = [torch.cat([everybody[name] for name in question.among]) for question in questions]
     lessons: list[torch.Tensor] = []
     if lesson is not None:
-        known = _gather(lesson, batch, rows, loss, ranks, named)
+        known = _gather(lesson.vectors, batch, rows, loss, ranks, named)
         lessons = [torch.cat([known[name] for name in question.among]) for question in questions]
     first = ranks.part(len(batch)).start
     # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.
@@ -175,12 +182,12 @@ def _loss(
             own = slice(asked + start, asked + end)
             excluded = masked[first + start : first + end].to(leaf.device) if masked is not None else None
             targets = None
-            if teacher is not None and lesson is not None:
+            if lesson is not None:
                 targets = taught(
-                    lesson[own],
+                    lesson.vectors[own],
                     lessons[number],
-                    share=teacher.settings.share,
-                    temperature=teacher.settings.temperature,
+                    share=lesson.settings.share,
+                    temperature=lesson.settings.temperature,
                     false_negatives=excluded,
                     first=first + start,
                 )

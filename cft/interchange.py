@@ -121,10 +121,9 @@ def tokenizer_of(embedder: Embedder) -> Any:
 def _behind(embedder: Embedder) -> list[int]:
     """Tokens of the prompt's words behind the text."""
     contract, tokenizer = embedder.contract, embedder.backbone.tokenizer
-    before, after = contract.template.split(PLACEHOLDER)
+    without = contract.template.partition(PLACEHOLDER)[0] + PLACEHOLDER
     cut, whole = (
-        bodies(tokenizer, ["some words"], template, contract.room)[0]
-        for template in (before + PLACEHOLDER, contract.template)
+        bodies(tokenizer, ["some words"], template, contract.room)[0] for template in (without, contract.template)
     )
     if whole[: len(cut)] != cut:
         raise UserError(f"the prompt {contract.template!r} {_JOINED}")
@@ -137,7 +136,7 @@ def prompt_before(embedder: Embedder) -> str:
     Raises:
         UserError: if there is a special token among them.
     """
-    before, _ = embedder.contract.template.split(PLACEHOLDER)
+    before = embedder.contract.template.partition(PLACEHOLDER)[0]
     special = [token for token in embedder.backbone.tokenizer.all_special_tokens if token and token in before]
     if special:
         raise UserError(f"the prompt holds the special token {special[0]!r}, which would be read as words there")
