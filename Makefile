@@ -79,9 +79,8 @@ paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DE
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
 
 # Evidence (docs/study.md): what training changes, with several seeds; the rest with the first of them.
-SEVERAL := table2 table3 table6 experiments/study/recipe.yaml
-ONCE := table4 table5 figure1 $(addprefix experiments/study/,learning_rate.yaml prompts.yaml ablation.yaml time.yaml \
-	distilled.yaml)
+SEVERAL := table2 table3 table6 study/recipe
+ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation time distilled)
 
 STUDY_SEEDS ?= 1
 

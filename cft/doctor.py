@@ -95,8 +95,10 @@ def examine(config: Config) -> tuple[str, bool]:
             recompute_activations(model)
         embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
         parts.append(_trained(model, config, targets))
+    taught = trains and config.distill.model is not None
+    teacher = Embedder.base(config.distill.model, device=start.device) if taught else None
     with torch.random.fork_rng():
-        parts.append(_memory(embedder, config, triplets, bf16=start.bf16))
+        parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
     rows: list[Row] = [("check", "found", "allowed", "")]
     rows += [(check.name, check.found, check.allowed, "holds" if check.holds else "FAILS") for check in checks]
     parts.append(as_text(rows))
@@ -221,17 +223,24 @@ def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
     return _aligned([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
 
 
-def _memory(embedder: "Embedder", config: Config, triplets: list["Triplet"], *, bf16: bool) -> str:
-    """What a training step and an evaluation batch take, measured on small batches and laid out to the real ones."""
+def _memory(
+    embedder: "Embedder", config: Config, triplets: list["Triplet"], teacher: "Embedder | None", *, bf16: bool
+) -> str:
+    """What a training step and an evaluation batch take, measured on small batches and laid out to the real ones.
+
+    Args:
+        teacher: loaded, so that what is free is told without its weights, too; None if there is none.
+    """
     from cft import memory
     from cft.embedder import token_budget_on
 
     weights = memory.weight_bytes(embedder.model)
+    all_weights = weights + (memory.weight_bytes(teacher.model) if teacher else 0)
     rows: list[Row] = [("memory needed", "tokens", "weights", "optimiser", "batch", "together")]
     wanted: list[tuple[str, int]] = []
 
-    def row(name: str, tokens: int, optimizer: int, batch: int) -> None:
-        figures = [_gib(size) for size in (weights, optimizer, batch, weights + optimizer + batch)]
+    def row(name: str, tokens: int, optimizer: int, batch: int, held: int = weights) -> None:
+        figures = [_gib(size) for size in (held, optimizer, batch, held + optimizer + batch)]
         rows.append((name, f"{tokens:,}", *figures))
         wanted.append((name, optimizer + batch))
 
@@ -244,13 +253,18 @@ def _memory(embedder: "Embedder", config: Config, triplets: list["Triplet"], *, 
         need = memory.training_need(embedder, length=length, negatives=negatives, bf16=bf16)
         optimizer = memory.optimizer_bytes(embedder.model)
         what = f"the first {micro} of {config.data.name}" if triplets else f"{micro} triplets of usual length"
-        row(f"training, {what}", usual, optimizer, need.of(usual))
-        row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest))
+        row(f"training, {what}", usual, optimizer, need.of(usual), all_weights)
+        row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest), all_weights)
+        if teacher:
+            budget = token_budget_on(teacher.device)
+            batch = memory.evaluation_need(teacher, length=length).of(budget)
+            row("training, a full batch of the teacher", budget, optimizer, batch, all_weights)
     need = memory.evaluation_need(embedder, length=length)
     budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, need.of(budget))
     free = memory.available_bytes(embedder.device)
-    said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded)"
+    counted = "; a teacher's weights stay beside the model's" if teacher else ""
+    said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded{counted})"
     too_large = [name for name, beside in wanted if beside > free]
     if too_large:
         said += (

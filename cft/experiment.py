@@ -75,8 +75,14 @@ def folder() -> Path:
 
 
 def known() -> list[str]:
-    """Names of the package's own experiments, tables before figures."""
+    """Names of the paper's experiments, tables before figures."""
     return sorted((path.stem for path in folder().glob("*.yaml")), key=lambda name: (name.startswith("figure"), name))
+
+
+def further() -> list[str]:
+    """Names of the package's other experiments, as study/recipe."""
+    found = (path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml"))
+    return sorted(name.as_posix() for name in found if name.parent.name != "scales")
 
 
 def scales() -> list[str]:
@@ -88,7 +94,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     """Read an experiment and lay it out at a scale.
 
     Args:
-        name: one of `known()`, or the path of a user's own file.
+        name: one of `known()` or `further()`, or the path of a user's own file.
         scale: one of `scales()`, or the path of a user's own file.
         overrides: for all jobs, after everything the files say.
         check_inputs: refuse if a file that the scale wants is not among the overrides.
@@ -97,7 +103,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
         UserError: naming the file and what is wrong in it.
     """
     path, scale_path = (
-        _find(name, folder(), known(), "experiment"),
+        _find(name, folder(), [*known(), *further()], "experiment"),
         _find(scale, folder() / "scales", scales(), "scale"),
     )
     told, laid = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)

@@ -100,8 +100,10 @@ def _joined(reports: dict[str, tuple[Document, Path]], scale: str, overrides: li
 
 
 def _one(name: str, scale: str, overrides: list[str], outputs: Path) -> tuple[Document, Path]:
+    from cft.study_plan import study_folder
+
     told = experiment.load(name, scale, overrides, check_inputs=False)
-    folder = outputs / "studies" / f"{told.name}-{told.scale}"
+    folder = study_folder(outputs, f"{told.name}-{told.scale}")
     if told.layout == "config":
         blocks = _configuration(told, scale, overrides)
     else:

@@ -31,10 +31,11 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    named = [*experiment.known(), *experiment.further()]
     parser = argparse.ArgumentParser(
         prog="python -m cft.study",
         description="Run studies: every table and figure of the paper, or a file of your own.",
-        epilog=f"experiments: {', '.join(experiment.known())}; scales: {', '.join(experiment.scales())}",
+        epilog=f"experiments: {', '.join(named)}; scales: {', '.join(experiment.scales())}",
     )
     parser.add_argument(
         "command",

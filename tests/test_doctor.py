@@ -9,13 +9,14 @@ import torch
 import transformers
 from conftest import make_tiny, write_model
 from test_config import composed
+from test_distill import TEACHER
 from test_tokenization import byte_level
 
 from cft import doctor, memory
 from cft.embedder import Embedder
 from cft.lora import add_lora
 from cft.losses import info_nce
-from cft.settings import LoraSettings
+from cft.settings import Attention, LoraSettings
 
 TINY = ["model=tiny", "data.rows=100", "train.batch_size=8"]
 
@@ -52,6 +53,19 @@ def test_without_training_nothing_is_said_of_training():
     text = examined("train.steps=0", "model.attention=bidirectional")
     assert "trained" not in text and "training" not in text
     assert re.search(r"batches +one row without padding", text) and re.search(r"attention +both ways", text)
+
+
+def test_a_teachers_memory_is_counted_where_it_is_there():
+    def figures(text: str, row: str) -> list[float]:
+        return [float(size) for size in re.findall(r"(\S+) MiB", re.search(rf"^{row} .*$", text, re.MULTILINE)[0])]
+
+    taught = examined(*TEACHER)
+    alone, with_teacher = (figures(text, "training, the first 8 of scenes") for text in (examined(), taught))
+    teacher = memory.weight_bytes(make_tiny("bert", attention=Attention.bidirectional).model) / 2**20
+    assert with_teacher[0] - alone[0] == pytest.approx(teacher, abs=0.1) and with_teacher[1:3] == alone[1:3]
+    assert figures(taught, "training, a full batch of the teacher")[0] == with_teacher[0]
+    assert figures(taught, "evaluation, a full batch")[0] == alone[0]
+    assert "a teacher's weights stay beside the model's" in taught
 
 
 def test_data_that_cannot_be_read_are_said_and_replaced_by_an_assumption(caplog):

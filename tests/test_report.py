@@ -208,9 +208,17 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
         experiment.load(str(path), "smoke", [])
 
 
+@pytest.mark.parametrize("name", experiment.further())
+def test_experiments_beside_the_papers_go_by_their_folder_and_name(name):
+    told, same = (experiment.load(entry, "smoke", []) for entry in (name, str(experiment.folder() / f"{name}.yaml")))
+    assert told == same and told.name == name.split("/")[1] and told.cells
+
+
 def test_an_unknown_experiment_or_scale_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="experiment table9: unknown; choose among table1, table2"):
         experiment.load("table9", "smoke", [])
+    with pytest.raises(UserError, match="experiment study/table9: unknown; choose among .*, study/ablation, "):
+        experiment.load("study/table9", "smoke", [])
     with pytest.raises(UserError, match="scale huge: unknown; choose among paper, small, smoke"):
         experiment.load("table2", "huge", [])
     with pytest.raises(UserError, match=r"scale small needs to be told:\n  data.train=\.\.\."):
