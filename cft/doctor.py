@@ -95,8 +95,8 @@ def examine(config: Config) -> tuple[str, bool]:
             recompute_activations(model)
         embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
         parts.append(_trained(model, config, targets))
-    taught = trains and config.distill.model is not None
-    teacher = Embedder.base(config.distill.model, device=start.device) if taught else None
+    of_teacher = config.distill.model if trains else None
+    teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
     with torch.random.fork_rng():
         parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
     rows: list[Row] = [("check", "found", "allowed", "")]
