@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cft.experiment import further
 from cft.study_plan import FILE_NAME, load
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -40,7 +41,7 @@ def test_the_page_is_what_its_records_give(tmp_path, real_data):
     """Every interval and verdict again, and the page with them: no character of it changes."""
     shutil.copytree(RECORDS, tmp_path / "records", ignore=shutil.ignore_patterns("pairs.npz", "*.html", "report*"))
     page = shutil.copy(DOCS / "study.md", tmp_path / "study.md")
-    own = {path.stem: str(path) for path in (DOCS.parent / "experiments" / "study").glob("*.yaml")}
+    own = {name.split("/")[1]: name for name in further()}
     subprocess.run(
         [
             *(sys.executable, "-m", "cft.report", *(own.get(name, name) for name in named()), "--scale", "study"),

@@ -165,6 +165,8 @@ def test_seeds_give_a_mean_with_their_spread(paper):
     assert cell.overall == [one.mean, other.mean]
     spread = np.std([one.mean, other.mean], ddof=1)
     assert f"(seeds ± {spread:.2f})" in study_report._score(cell, MEAN)
+    assert "seeds" not in study_report._scores_caption(found)
+    assert "over 2 seeds" in study_report._scores_caption(replace(found, cells=[cell, found.cells[1]]))
 
 
 @pytest.mark.parametrize("name", experiment.known())
