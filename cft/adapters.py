@@ -17,7 +17,7 @@ from cft.contract import Contract
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.lora import Targets, find_targets, keep_roles
-from cft.settings import PLACEHOLDER, LoraSettings
+from cft.settings import LoraSettings
 from cft.sources import fetch_repository, last_part, may_be_repository
 from cft.store import plain
 from cft.weights import (
@@ -123,8 +123,6 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
 
 def _say(adapter: Adapter, change: float) -> None:
     log.info("adapter %s: all its tensors are in place and move embeddings by up to %.2g", adapter.name, change)
-    if adapter.contract is not None and adapter.contract.template != PLACEHOLDER:
-        log.info("it was saved with the prompt %r", adapter.contract.template)
     ignored = [] if adapter.is_whole else head_tensors(adapter.folder)
     if ignored:
         log.info("%d of its tensors belong to a language-model head, which no embedding runs through", len(ignored))

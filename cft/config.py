@@ -17,13 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cft.errors import UserError, shortened
-from cft.settings import LONGEST_NAME, Config, check
+from cft.settings import LONGEST_NAME, TEACHER, Config, check
 from cft.sources import last_part
 
 CONFIG_NAME = "config"
-
-# Where another model than the trained one has its settings; there are none without a teacher.
-_TEACHER = "distill.model"
 
 
 def conf_folder() -> Path:
@@ -51,7 +48,7 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
         raise UserError(f"the configuration is not complete: {error}") from error
     assert isinstance(config, Config)
     keys_given = {override.split("=", 1)[0].lstrip("+") for override in overrides}
-    for prefix, model in (("model", config.model), (_TEACHER, config.distill.model)):
+    for prefix, model in (("model", config.model), (TEACHER, config.distill.model)):
         if model and f"{prefix}.path" in keys_given and f"{prefix}.name" not in keys_given:
             model.name = _name_of(model.path) or model.name
     check(config)
@@ -185,7 +182,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 
 def _compose(overrides: list[str]) -> Config:
-    of_teacher = [override for override in overrides if override.startswith((f"{_TEACHER}.", f"model@{_TEACHER}="))]
+    of_teacher = [override for override in overrides if override.startswith(("distill.", f"model@{TEACHER}="))]
     if of_teacher and _compose([each for each in overrides if each not in of_teacher]).distill.model is None:
         raise UserError(
             f"{of_teacher[0]}: there is no teacher to change; choose one first: distill=minilm {of_teacher[0]}"
@@ -246,9 +243,10 @@ def _check_names(override: Override) -> None:
         return
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
-    if key == _TEACHER and override.value() is not None:
-        path = f"distill=minilm {_TEACHER}.path={override.value()}"
-        raise UserError(f"{override.input_line}: is a whole section, not a name; write {path}")
+    if key == TEACHER and override.value() is not None:
+        named = str(override.value()) in groups()["model"]
+        another = f"model@{TEACHER}={override.value()}" if named else f"{TEACHER}.path={override.value()}"
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write distill=minilm {another}")
     choices = groups()
     if key in choices:
         for choice in _choices_asked(override):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cft.config import compose_config
 from cft.console import exit_statuses, set_up_console
-from cft.errors import UserError
-from cft.settings import Attention, Batches, Config, Quantization
+from cft.errors import UserError, named_under
+from cft.settings import TEACHER, Attention, Batches, Config, Quantization
 from cft.tables import Row, as_text
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def examine(config: Config) -> tuple[str, bool]:
         embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
         parts.append(_trained(model, config, targets))
     of_teacher = config.distill.model if trains else None
-    teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
+    with named_under(TEACHER):
+        teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
     with torch.random.fork_rng():
         parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
     rows: list[Row] = [("check", "found", "allowed", "")]

@@ -1,5 +1,6 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +16,11 @@ from cft.batching import Layout
 from cft.contract import FILE_NAME, Contract
 from cft.errors import UserError
 from cft.settings import PLACEHOLDER, Batches, ModelSettings, Pooling
-from cft.sources import ModelFiles, fetch, fetch_repository, may_be_repository
+from cft.sources import ModelFiles, fetch, fetch_repository, may_be_repository, published_pooling
 from cft.tokenization import bodies
 from cft.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS, load_weights, weights_digest
+
+log = logging.getLogger(__name__)
 
 # Tokens of one forward pass. Large enough that neighbours in the alphabet share prefixes and matrix products are
 # efficient, small enough that activations stay well below the weights, on a CPU in its caches (8% faster there).
@@ -66,6 +69,10 @@ class Embedder:
             UserError: if the model cannot be had, read or run on prefix-tree batches.
         """
         files = files or fetch(model)
+        published = published_pooling(files.folder) if files.folder else None
+        if published not in (None, model.pooling):
+            here = model.pooling.value
+            log.warning("%s was published with pooling=%s; here it is pooling=%s", model.path, published.value, here)
         backbone = load_backbone(model, files, dtype=dtype, device=device)
         contract = Contract(
             model=model.path,

@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # What a user can do about an error of the system; other numbers are nobody's mistake but ours.
 _ADVICE = {
@@ -32,6 +34,16 @@ class UserError(ValueError):
     The message names the file, row, config key or value at fault and says what to do. The command line prints
     it without a traceback and exits with status 2.
     """
+
+
+@contextmanager
+def named_under(group: str) -> Iterator[None]:
+    """In errors raised within, name the keys of `model` as those of another group that has the same keys."""
+    try:
+        yield
+    except UserError as error:
+        keys = re.sub(r"(?<![\w.@])model\.(?=\w+=)", f"{group}.", str(error))
+        raise UserError(re.sub(r"(?<![\w.@])model=(?=\w)", f"model@{group}=", keys)) from error
 
 
 def first_line(error: BaseException) -> str:

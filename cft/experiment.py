@@ -5,6 +5,7 @@ two are put together here into cells, each with the command-line overrides of it
 """
 
 import argparse
+import difflib
 import itertools
 import string
 from collections.abc import Iterable
@@ -263,7 +264,11 @@ def _find(name: str, home: Path, names: list[str], what: str) -> Path:
             raise UserError(f"{what} {name}: no such file")
         return Path(name)
     if name not in names:
-        raise UserError(f"{what} {name}: unknown; choose among {', '.join(names)}, or name a .yaml file of your own")
+        near = difflib.get_close_matches(name, names, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"{what} {name}: unknown; choose among {', '.join(names)}, or name a .yaml file of your own{guess}"
+        )
     return home / f"{name}.yaml"
 
 

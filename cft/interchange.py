@@ -14,17 +14,10 @@ from peft import PeftModel
 
 from cft.embedder import Embedder
 from cft.errors import UserError, first_line
-from cft.settings import PLACEHOLDER, Attention, Pooling, Quantization
+from cft.settings import PLACEHOLDER, Attention, Quantization
+from cft.sources import POOLING_FILE, POOLING_NAMES
 from cft.store import write_json
 from cft.tokenization import bodies
-
-# What sentence-transformers calls our ways of pooling, in the words that all its versions since 2.4 read.
-_POOLING = {
-    Pooling.last: "lasttoken",
-    Pooling.mean: "mean_tokens",
-    Pooling.weighted_mean: "weightedmean_tokens",
-    Pooling.first: "cls_token",
-}
 
 # What stands for the words behind a text in a tokenizer's own template.
 _BEHIND = "behind"
@@ -180,11 +173,12 @@ def write_modules(folder: Path, embedder: Embedder) -> None:
         {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{name}"}
         for number, (name, place) in enumerate(zip(names, places, strict=True))
     ]
-    chosen = _POOLING[contract.pooling]
-    pooling: dict[str, Any] = {f"pooling_mode_{name}": name == chosen for name in (*_POOLING.values(), "max_tokens")}
+    chosen = POOLING_NAMES[contract.pooling]
+    ways = (*POOLING_NAMES.values(), "max_tokens")
+    pooling: dict[str, Any] = {f"pooling_mode_{way}": way == chosen for way in ways}
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
+    write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
     (folder / "2_Normalize").mkdir(exist_ok=True)
     before = prompt_before(embedder)
     write_json(

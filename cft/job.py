@@ -19,7 +19,7 @@ from cft.contrast import Teacher
 from cft.data import TrainingData
 from cft.embedder import Embedder
 from cft.environment import describe
-from cft.errors import UserError
+from cft.errors import UserError, named_under
 from cft.evaluator import Evaluation, evaluate
 from cft.lora import add_lora, find_targets, trainable
 from cft.memory import HighWater
@@ -27,7 +27,7 @@ from cft.plan import FAILED, FINISHED, RECIPE, Inputs, Plan, make_plan
 from cft.ranks import ALONE, Ranks, join
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
-from cft.settings import Config, DataSource, EvalSource, LoggerKind
+from cft.settings import TEACHER, Config, DataSource, EvalSource, LoggerKind
 from cft.space import require_room, require_writable
 from cft.start import choose_device
 from cft.store import append_line, digest, held, plain, read_json, replacing, write_json, write_text
@@ -184,7 +184,8 @@ def _teacher(plan: Plan) -> Teacher | None:
     if plan.teacher is None or settings.model is None:
         return None
     log.info("loading the teacher %s (%s)", settings.model.name, settings.model.path)
-    return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
+    with named_under(TEACHER):
+        return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
 
 
 def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: Ranks) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 
 from cft import contract
 from cft.data import TrainingData, load_training_data
-from cft.errors import UserError
+from cft.errors import UserError, named_under
 from cft.records import ScoredPair, Triplet
 from cft.schedule import warmup_steps
-from cft.settings import Config, DataSettings, EvalSettings, ModelSettings, check
+from cft.settings import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, check
 from cft.sources import ModelFiles, fetch
 from cft.start import Start, choose_device, find_start
 from cft.store import digest, plain
@@ -246,11 +246,9 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
             f"train.keep or eval.step asks for step {late[0]}, but the data end the training at step {steps}: raise "
             "train.epochs, or ask for an earlier step"
         )
-    return Plan(
-        config=config,
-        data=data,
-        steps=steps,
-        sets=inputs.sets(config.eval),
-        start=find_start(config, inputs.files(config.model)),
-        teacher=inputs.files(config.distill.model) if config.distill.model and data else None,
-    )
+    teacher = None
+    if config.distill.model and data:
+        with named_under(TEACHER):
+            teacher = inputs.files(config.distill.model)
+    start = find_start(config, inputs.files(config.model))
+    return Plan(config=config, data=data, steps=steps, sets=inputs.sets(config.eval), start=start, teacher=teacher)

@@ -16,6 +16,9 @@ from cft.errors import UserError, shortened
 
 PLACEHOLDER = "{text}"
 
+# Where another model than the trained one has its settings; there are none without a teacher.
+TEACHER = "distill.model"
+
 
 class Pooling(str, Enum):
     """How a text's hidden states become one vector."""
@@ -425,6 +428,10 @@ def _rules(config: Config) -> list[_Rule]:
         (
             evaluation.folder is None or evaluation.source is EvalSource.sts,
             f"eval.folder={evaluation.folder} would not be read: add eval=sts",
+        ),
+        (
+            evaluation.rows is None or evaluation.source is EvalSource.sts,
+            f"eval.rows={evaluation.rows} would not be used: add eval=sts, or set eval.pairs for scenes",
         ),
         (
             not loss.hard_negatives or bool(data.negative_columns) or data.source is DataSource.scenes,

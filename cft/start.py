@@ -9,7 +9,7 @@ from cft.adapters import Adapter, attach, fetch_adapter
 from cft.embedder import Embedder
 from cft.errors import UserError
 from cft.ranks import device_of_rank
-from cft.settings import Config, Precision
+from cft.settings import PLACEHOLDER, Config, Precision, PromptSettings
 from cft.sources import ModelFiles, fetch
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,19 @@ class Start:
         base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
         if self.adapter is None:
             return base
-        return attach(base, self.adapter, lora=config.lora if trains else None, any_base=config.adapter_any_base)
+        found = attach(base, self.adapter, lora=config.lora if trains else None, any_base=config.adapter_any_base)
+        _say_prompt(self.adapter, config.prompt)
+        return found
+
+
+def _say_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
+    """Tell of a prompt that an adapter was saved with, and how it is kept where this job would drop it."""
+    saved = adapter.contract.template if adapter.contract else PLACEHOLDER
+    if saved == PLACEHOLDER:
+        return
+    dropped = saved not in (prompt.train_template, prompt.eval_template, prompt.saved_template)
+    advice = "; this job drops it (prompt.template='...' prompt.use=both or after keeps it)" if dropped else ""
+    log.info("the adapter was saved with the prompt %r%s", saved, advice)
 
 
 def find_start(config: Config, files: ModelFiles | None = None) -> Start:

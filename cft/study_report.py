@@ -75,7 +75,7 @@ _WITHOUT_CAPTION = (
 
 def _scores_caption(findings: Findings) -> str:
     seeds = max((len(cell.by_seed) for cell in findings.shown), default=0)  # what is not trained has one score
-    over = f" Mean over {seeds} seeds, (seeds ±) their standard deviation." if seeds > 1 else ""
+    over = f" Mean over {seeds} seeds, (seeds ±) their sample standard deviation." if seeds > 1 else ""
     return (
         "Spearman x 100 with 95% bootstrap intervals over pairs; ± beside a mean over sets is the population standard "
         f"deviation over the sets, as in the paper.{over}"

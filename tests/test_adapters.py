@@ -285,6 +285,20 @@ def test_training_goes_on_from_a_run_and_its_result_stands_alone(first_stage, tm
     assert run_folder(tmp_path / "fresh").name != run_folder(tmp_path).name, "another start is another training"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ([], "the adapter was saved with the prompt '{text}: '; this job drops it (prompt.template='...' prompt.use="),
+        (["prompt.template='{text}: '", "prompt.use=both"], "the adapter was saved with the prompt '{text}: '\n"),
+    ],
+)
+def test_a_prompt_that_an_adapter_was_saved_with_is_not_dropped_in_silence(prompt, said, tmp_path, caplog):
+    job.run(settings(tmp_path / "first", "prompt.template='{text}: '", "prompt.use=after"))
+    caplog.set_level("INFO", logger="cft")
+    job.run(settings(tmp_path, f"adapter={run_folder(tmp_path / 'first')}", "train.steps=0", *prompt))
+    assert said in caplog.text
+
+
 def test_the_first_step_of_a_second_stage_stands_on_the_first_stages_weights(first_stage, tmp_path, monkeypatch):
     starts = []
     step = trainer._step

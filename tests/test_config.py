@@ -143,6 +143,7 @@ def test_scenes_bring_the_quick_training_unless_another_is_asked_for():
         ("data.train=x.csv", "data.train=x.csv would not be read: add data=files"),
         ("data.dev=x.csv", "data.dev=x.csv would not be read"),
         ("eval.folder=x", "eval.folder=x would not be read: add eval=sts"),
+        ("eval.rows=20", "eval.rows=20 would not be used: add eval=sts, or set eval.pairs"),
         ("train.batch_size=1", "in-batch negatives need at least 2"),
         ("train.accumulation=7", "train.batch_size=32 is not a multiple of train.accumulation=7"),
         ("lora.dropout=1", "lora.dropout=1.0: must be at least 0 and below 1"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +151,7 @@ def test_what_changes_the_lesson_changes_the_folder(tmp_path, override):
         (["distill.temperature=0"], "distill.temperature=0.0: must be above 0"),
         (["distill.model.pth=x"], "distill.model.pth: no such key. Did you mean distill.model.path?"),
         (["distill.model=a/b"], "is a whole section, not a name; write distill=minilm distill.model.path=a/b"),
+        (["distill.model=tiny"], "is a whole section, not a name; write distill=minilm model@distill.model=tiny"),
     ],
 )
 def test_settings_of_a_lesson_that_cannot_be_are_refused(overrides, message):
@@ -157,16 +159,25 @@ def test_settings_of_a_lesson_that_cannot_be_are_refused(overrides, message):
         compose_config(["distill=minilm", *overrides])
 
 
-@pytest.mark.parametrize("override", ["distill.model.path=a/b", "model@distill.model=tiny"])
+@pytest.mark.parametrize("override", ["distill.model.path=a/b", "model@distill.model=tiny", "distill.share=0.4"])
 def test_a_teacher_must_be_chosen_before_it_is_changed(override):
     with pytest.raises(UserError, match=re.escape(f"choose one first: distill=minilm {override}")):
         compose_config([override])
-    assert compose_config(["distill=minilm", override]).distill.model.name in ("b", "tiny")
+    assert compose_config(["distill=minilm", override]).distill != compose_config(["distill=minilm"]).distill
 
 
-def test_a_teacher_that_is_not_there_is_named_before_anything_is_trained(tmp_path):
-    with pytest.raises(UserError, match="nowhere"):
-        make_plan(composed(*QUICK, f"outputs={tmp_path}", *TEACHER, f"distill.model.path={tmp_path}/nowhere"))
+def test_a_teacher_that_cannot_be_had_is_named_by_its_own_keys_before_anything_is_trained(tmp_path):
+    def refused(folder: Path) -> str:
+        with pytest.raises(UserError) as error:
+            make_plan(composed(*QUICK, f"outputs={tmp_path}", *TEACHER, f"distill.model.path={folder}"))
+        return str(error.value)
+
+    said = refused(tmp_path / "nowhere")
+    assert said.startswith(f"distill.model.path={tmp_path}/nowhere: no such folder")
+    assert "these run: model@distill.model=smollm2 and model@distill.model=minilm" in said
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "contract.json").write_text("{}")
+    assert f"distill.model.path={tmp_path}/run: is an embedder of cft's, not a base model" in refused(tmp_path / "run")
 
 
 def test_minilm_is_composed_as_a_teacher_and_comes_back_from_a_record():

@@ -221,6 +221,8 @@ def test_an_unknown_experiment_or_scale_is_refused_with_the_known_ones():
         experiment.load("table9", "smoke", [])
     with pytest.raises(UserError, match="experiment study/table9: unknown; choose among .*, study/ablation, "):
         experiment.load("study/table9", "smoke", [])
+    with pytest.raises(UserError, match=r"experiment study/recipee: unknown.*; did you mean study/recipe\?$"):
+        experiment.load("study/recipee", "smoke", [])
     with pytest.raises(UserError, match="scale huge: unknown; choose among paper, small, smoke"):
         experiment.load("table2", "huge", [])
     with pytest.raises(UserError, match=r"scale small needs to be told:\n  data.train=\.\.\."):
