@@ -1,5 +1,7 @@
 """What commands that use a finished embedder share: finding it by a folder or a name, and loading it."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +30,22 @@ def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
     given = Path(name).expanduser()
     if (given / _CONTRACT).exists():
         return given
-    there = sorted(path.parent for path in [*outputs.glob(f"*/{_CONTRACT}"), *outputs.glob(f"*/steps/*/{_CONTRACT}")])
+    whole, kept = (_newest_first(outputs.glob(f"{place}/{_CONTRACT}")) for place in ("*", "*/steps/*"))
+    there = [*whole, *kept]
     found = [folder for folder in there if str(folder).endswith(name)] if name else []
     if len(found) == 1:
         return found[0]
-    listed = sorted(found or there, key=lambda folder: folder.stat().st_mtime, reverse=True)
+    listed = found or there
     names = ", ".join(map(str, listed[:_MOST_TOLD])) or f"none under {outputs}"
     names += f" and {len(listed) - _MOST_TOLD} more" if len(listed) > _MOST_TOLD else ""
     problem = "several embedders end so" if found else "no finished embedder"
-    raise UserError(f"run={name}: {problem}; there: {names}")
+    near = difflib.get_close_matches(name, [folder.name[-len(name) :] for folder in whole], n=1, cutoff=0.8)
+    guess = f"; did you mean run={near[0]}?" if near and not found else ""
+    raise UserError(f"run={name}: {problem}; there: {names}{guess}")
+
+
+def _newest_first(contracts: Iterable[Path]) -> list[Path]:
+    return sorted((path.parent for path in contracts), key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
 def load_embedder(values: dict[str, str]) -> "Embedder":
