@@ -5,6 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STS ?=
 FACTOR ?= 10
+JOBS ?= 2
 
 # Of the paper's tables: at which scale (paper, small, smoke), with which seeds, on which files, and anything else.
 SCALE ?= paper
@@ -31,8 +32,8 @@ install: $(VENV)/.made  ## make the environment in .venv with the tested version
 demo: install  ## fine-tune SmolLM2-135M on generated scenes and show before and after (minutes on 2 cores)
 	$(BIN)/python -m cft.run
 
-test: install  ## run the tests (minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile
 
 test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -82,7 +83,7 @@ paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DE
 SEVERAL := table2 table3 table6 study/recipe
 ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation time distilled)
 
-STUDY_SEEDS ?= 1
+STUDY_SEEDS ?= 1,2,3
 
 study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)

@@ -14,6 +14,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes; torch's threads would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Neither these tests nor what they start may reach a network; importing it guards this process.
 GUARD = Path(__file__).parent / "guard"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
