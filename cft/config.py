@@ -184,9 +184,8 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _compose(overrides: list[str]) -> Config:
     of_teacher = [override for override in overrides if override.startswith(("distill.", f"model@{TEACHER}="))]
     if of_teacher and _compose([each for each in overrides if each not in of_teacher]).distill.model is None:
-        raise UserError(
-            f"{of_teacher[0]}: there is no teacher to change; choose one first: distill=minilm {of_teacher[0]}"
-        )
+        told = shortened(of_teacher[0])
+        raise UserError(f"{told}: there is no teacher to change; choose one first: distill=minilm {told}")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)

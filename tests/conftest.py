@@ -21,7 +21,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes; torch's threa
 GUARD = Path(__file__).parent / "guard"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(GUARD))
-sys.modules.pop("sitecustomize", None)  # the system may have one of its own
+if getattr(sys.modules.get("sitecustomize"), "__file__", None) != str(GUARD / "sitecustomize.py"):
+    sys.modules.pop("sitecustomize", None)  # the system may have one of its own
 import sitecustomize  # noqa: E402, F401
 
 # isort: split
