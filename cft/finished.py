@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cft.arguments import Key
+from cft.contract import FILE_NAME as CONTRACT
 from cft.errors import UserError
 
 if TYPE_CHECKING:
     from cft.embedder import Embedder
-
-# Not taken from cft.contract, which takes torch with it: what is wrong with a command line is said before that.
-_CONTRACT = "contract.json"
 
 _MOST_TOLD = 6
 
@@ -28,9 +26,9 @@ def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
         UserError: if there is none, or several, naming those that are there.
     """
     given = Path(name).expanduser()
-    if (given / _CONTRACT).exists():
+    if (given / CONTRACT).exists():
         return given
-    whole, kept = (_newest_first(outputs.glob(f"{place}/{_CONTRACT}")) for place in ("*", "*/steps/*"))
+    whole, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
     there = [*whole, *kept]
     found = [folder for folder in there if str(folder).endswith(name)] if name else []
     if len(found) == 1:

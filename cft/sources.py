@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cft.contract import FILE_NAME as CONTRACT
 from cft.errors import UserError
 from cft.settings import ModelSettings, Pooling
 from cft.store import cache_folder, digest, scratch_beside, sha256_of_file
@@ -106,7 +107,7 @@ def may_be_repository(name: str) -> bool:
 
 def _from_folder(folder: Path) -> ModelFiles:
     weights = sorted(folder.glob("*.safetensors"))
-    if (folder / "contract.json").exists():
+    if (folder / CONTRACT).exists():
         raise UserError(
             f"model.path={folder}: is an embedder of cft's, not a base model; `python -m cft.export` makes it a model "
             f"in a folder of its own (to train on from there, adapter={folder} instead)"
