@@ -42,10 +42,10 @@ test-slow: install  ## run the tests that want the real SmolLM2 weights or real 
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-load: install  ## 200 jobs in one process, a million texts: memory and file handles (half an hour on 2 cores)
-	$(BIN)/python -m pytest -m slow -s tests/test_load.py
+	$(BIN)/python -m pytest -m slow -s tests/promises/test_load.py
 
 fuzz: install  ## spoilt files, settings and kills by the hundred: FACTOR times what the tests do (hours at 10)
-	CFT_FUZZ=$(FACTOR) $(BIN)/python -m pytest tests/test_fuzz_data.py tests/test_fuzz_config.py tests/test_crash.py
+	CFT_FUZZ=$(FACTOR) $(BIN)/python -m pytest tests/promises/test_fuzz_data.py tests/promises/test_fuzz_config.py tests/promises/test_crash.py
 
 audit:  ## ask whether the tested versions have known weaknesses; fails where the advisories cannot be had
 	$(PYTHON) -m venv .venv-audit
@@ -100,7 +100,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
 
 docs: install  ## the pages of docs/ as a site in outputs/site, settings written anew
-	$(BIN)/python -m cft.reference docs/configuration.md
+	$(BIN)/python -m cft.config.reference docs/configuration.md
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "written: outputs/site/index.html"
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from publish import Comparison, Found, publish
 
-from cft.prefix_tree import _attend_by_products
+from cft.batching.prefix_tree import _attend_by_products
 
 HEADS, GROUPS, DEPTH = 9, 3, 64
 BLOCKS = [(98, 16), (66, 31), (11, 48), (5, 58)]  # texts and tokens of 60 NLI triplets, as a batch of them is laid out

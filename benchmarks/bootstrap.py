@@ -11,7 +11,7 @@ import numpy as np
 from publish import Comparison, Found, publish
 from scipy.stats import spearmanr
 
-from cft.verdicts import _CHUNK, _Set, resample
+from cft.evaluation.bootstrap import _CHUNK, _Set, resample
 
 SIZES = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS17": 250}
 SIZES |= {"STSBenchmark": 1379, "BIOSSES": 100, "SICK-R": 9927}

@@ -5,7 +5,7 @@
 Nothing is measured: bytes follow from the algorithm (docs/scaling.md), times from the rates below.
 """
 
-from cft.tables import as_markdown
+from cft.system.tables import as_markdown
 
 WIDTH, TRAINED, WEIGHTS = 2304, 2_949_120, 2_450_000_000  # MiniCPM-2B: hidden size, LoRA weights, weights in its layers
 TRIPLETS, LENGTH, NEGATIVES = 64, 18, 1  # a GPU's share of the batch, tokens of a text, hard negatives a triplet

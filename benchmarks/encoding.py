@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from peers import PADDED_TO, its_version, original, original_vectors, sentence_transformer
 from publish import Comparison, Found, publish
 
-from cft.config import compose_config
-from cft.embedder import Embedder
-from cft.settings import ModelSettings
-from cft.sts import load_eval_sets
-from cft.vectors import Remembering
+from cft.config.compose import compose_config
+from cft.config.schema import ModelSettings
+from cft.data.sts import load_eval_sets
+from cft.evaluation.vector_cache import Remembering
+from cft.model.embedder import Embedder
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 SAMPLE = 320

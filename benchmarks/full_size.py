@@ -21,14 +21,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
 
-from cft import memory
-from cft.embedder import Embedder
-from cft.lora import add_lora, trainable
-from cft.losses import info_nce
-from cft.minicpm import granite_config
-from cft.settings import LoraSettings, ModelSettings
-from cft.tables import as_text
-from cft.tokenization import byte_tokenizer
+from cft.config.schema import LoraSettings, ModelSettings
+from cft.model.embedder import Embedder
+from cft.model.lora import add_lora, trainable
+from cft.model.minicpm import granite_config
+from cft.model.tokenizer import byte_tokenizer
+from cft.system.tables import as_text
+from cft.training import memory
+from cft.training.losses import info_nce
 
 # The shapes of the published configurations (openbmb/MiniCPM-2B-dpo-bf16, microsoft/phi-2, google/gemma-2b-it).
 SHAPES: dict[str, dict] = {

@@ -21,14 +21,15 @@ from matplotlib import pyplot as plt
 from peers import medians
 from publish import Found, publish, save_png
 
-from cft import figures, memory
-from cft.config import compose_config
-from cft.contrast import contrast
-from cft.data import load_training_data
-from cft.embedder import Embedder
-from cft.lora import add_lora
-from cft.records import Triplet
-from cft.settings import DataSettings, DataSource, LoraSettings, LossSettings
+from cft.config.compose import compose_config
+from cft.config.schema import DataSettings, DataSource, LoraSettings, LossSettings
+from cft.data.records import Triplet
+from cft.data.training_data import load_training_data
+from cft.job import figures
+from cft.model.embedder import Embedder
+from cft.model.lora import add_lora
+from cft.training import memory
+from cft.training.contrastive import contrast
 
 BATCHES = (4, 8, 16, 32, 64)
 LENGTHS = (16, 32, 64, 128, 256)

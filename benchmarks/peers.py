@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cft.embedder import Embedder
-from cft.settings import ModelSettings
-from cft.sources import fetch
+from cft.config.schema import ModelSettings
+from cft.model.embedder import Embedder
+from cft.model.sources import fetch
 
 PADDED_TO = 150  # the reference code's
 

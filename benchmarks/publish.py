@@ -10,10 +10,10 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from cft import figures
-from cft.environment import processor
-from cft.store import read_json, write_json, write_text
-from cft.tables import as_markdown, as_text
+from cft.job import figures
+from cft.system.environment import processor
+from cft.system.files import read_json, write_json, write_text
+from cft.system.tables import as_markdown, as_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ORDER = ("training_step", "attention", "encoding", "bootstrap", "growth")

@@ -21,14 +21,14 @@ from peers import its_version, medians, original, original_vectors, sentence_tra
 from publish import Comparison, Found, publish
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cft import memory
-from cft.config import compose_config
-from cft.contrast import contrast, texts_of
-from cft.data import load_training_data
-from cft.embedder import Embedder
-from cft.lora import add_lora
-from cft.losses import info_nce
-from cft.settings import LoraSettings, LossSettings, ModelSettings
+from cft.config.compose import compose_config
+from cft.config.schema import LoraSettings, LossSettings, ModelSettings
+from cft.data.training_data import load_training_data
+from cft.model.embedder import Embedder
+from cft.model.lora import add_lora
+from cft.training import memory
+from cft.training.contrastive import contrast, texts_of
+from cft.training.losses import info_nce
 
 LOSS = LossSettings()
 OLD_WAY = "the original's way"

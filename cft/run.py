@@ -12,10 +12,10 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cft.config import CONFIG_NAME, check_overrides, conf_folder, to_config
-from cft.console import exit_statuses, report_error, set_up_console
-from cft.space import require_writable
-from cft.store import digest
+from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, to_config
+from cft.system.console import exit_statuses, report_error, set_up_console
+from cft.system.digest import digest
+from cft.system.disk import require_writable
 
 log = logging.getLogger("cft")
 
@@ -58,7 +58,7 @@ def _job(composed: DictConfig, failures: list[int], results: list[tuple[list[str
 
     failures: exit statuses of the jobs that failed. results: overrides and outcomes of those that did not.
     """
-    from cft import job
+    from cft.job import runner
 
     context = HydraConfig.get()
     sweeping = context.mode is RunMode.MULTIRUN
@@ -67,7 +67,7 @@ def _job(composed: DictConfig, failures: list[int], results: list[tuple[list[str
         if sweeping:
             log.info("\n# job %s: %s", context.job.num, " ".join(context.overrides.task))
             config.logger.group = config.logger.group or Path(context.sweep.dir).name
-        outcome = job.run(config)
+        outcome = runner.run(config)
     except Exception as error:
         failures.append(report_error(error))
         if os.getpid() != started_by:  # a launcher's own process: only an exception tells the first one

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from cft import Embedder
-from cft.config import compose_config
-from cft.console import set_up_console
-from cft.job import run
-from cft.plan import make_plan
-from cft.start import find_start
+from cft.config.compose import compose_config
+from cft.job.plan import make_plan
+from cft.job.runner import run
+from cft.job.start import find_start
+from cft.system.console import set_up_console
 
 FAQ = Path(__file__).with_name("faq.csv")
 

@@ -31,10 +31,10 @@ import torch
 from forked import Commands, server
 from transformers import AutoConfig
 
-from cft.embedder import Embedder
-from cft.settings import Attention, ModelSettings
-from cft.store import cache_folder
-from cft.tokenization import byte_tokenizer
+from cft.config.schema import Attention, ModelSettings
+from cft.model.embedder import Embedder
+from cft.model.tokenizer import byte_tokenizer
+from cft.system.files import cache_folder
 
 
 def _private_cache() -> str:
@@ -135,14 +135,14 @@ def with_own_attention(trunk: torch.nn.Module) -> torch.nn.Module:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The folder of a finished training of a tiny model; not to be changed."""
-    from cft import job
-    from cft.config import compose_config
+    from cft.config.compose import compose_config
+    from cft.job import runner
 
     outputs = tmp_path_factory.mktemp("trained")
     quick = (
         "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=100 data.holdout=10 eval.pairs=20".split()
     )
-    job.run(compose_config([*quick, f"outputs={outputs}"]))
+    runner.run(compose_config([*quick, f"outputs={outputs}"]))
     (folder,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
     return folder
 
@@ -163,8 +163,10 @@ def paper(tmp_path_factory):
     """
     from types import SimpleNamespace
 
-    from cft import experiment, study_plan, study_runner, trainer
-    from cft.config import compose_config
+    from cft.config.compose import compose_config
+    from cft.study import plan, spec
+    from cft.study import runner as study_runner
+    from cft.training import trainer
 
     outputs = tmp_path_factory.mktemp("paper")
     steps: list[int] = []
@@ -178,12 +180,12 @@ def paper(tmp_path_factory):
     trainer._step = lambda *a, **k: steps.append(k["step"]) or step(*a, **k)
     try:
         found = {}
-        for name in experiment.known():
+        for name in spec.known():
             given = [f"outputs={outputs}"]
-            told = experiment.load(name, "smoke", given)
+            told = spec.load(name, "smoke", given)
             if told.cells:
-                found[name] = study_plan.compose_study(told, given, [], compose_config)
-                found[name].save(study_plan.study_folder(outputs, found[name].name))
+                found[name] = plan.compose_study(told, given, [], compose_config)
+                found[name].save(plan.study_folder(outputs, found[name].name))
         missing = study_runner.run(
             list(found.values()), only_failed=False, only_say=False, launcher=None, launcher_overrides=[]
         )

@@ -25,8 +25,9 @@ def prepare() -> None:
     import scipy.stats  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from cft import card, embedder, figures, job, study_report, study_runner, verdicts  # noqa: F401
-    from cft.config import check_overrides
+    from cft.config.compose import check_overrides
+    from cft.evaluation import bootstrap  # noqa: F401
+    from cft.job import figures
 
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from cft.records import ScoredPair, Triplet
+from cft.data.records import ScoredPair, Triplet
 
 SEED = 20240801
 COMBINED = 120  # files a seed that unite several mutations, besides those of one mutation each

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from test_contrast import triplets, tuned
 from test_distill import a_teacher
 
-from cft.contrast import contrast
-from cft.lora import trainable
-from cft.ranks import ALONE, Ranks, join
-from cft.settings import LossSettings
+from cft.config.schema import LossSettings
+from cft.model.lora import trainable
+from cft.system.distributed import ALONE, Ranks, join
+from cft.training.contrastive import contrast
 
 TAUGHT = "taught, both ways, uneven, in chunks"
 

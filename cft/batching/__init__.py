@@ -1,0 +1,1 @@
+"""Token sequences laid out for a forward pass: prefix trees where they are exact, padded rows elsewhere."""

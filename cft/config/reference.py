@@ -1,0 +1,133 @@
+"""The page of all settings, out of the types and the commented YAML files: `python -m cft.config.reference [FILE]`."""
+
+import enum
+import re
+import sys
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from cft.config.compose import compose_config, conf_folder, flat, groups
+from cft.config.schema import Config
+from cft.system.digest import plain
+from cft.system.files import write_text
+from cft.system.tables import Row, as_markdown
+
+_LINE = re.compile(r"^(?P<indent> *)(?P<key>[a-z_0-9]+):\s*(?P<value>.*?)\s+# (?P<comment>.+)$")
+
+_CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
+
+# The one key at the top that stands in a group's files.
+_OF_TRAIN = ("(by `train`)", "learning rate at its peak; each choice of `train` brings one")
+
+
+def main() -> None:
+    """Print the page, or write it to a file."""
+    text = page()
+    if len(sys.argv) > 1:
+        write_text(Path(sys.argv[1]), text)
+    else:
+        sys.stdout.write(text)
+
+
+def page() -> str:
+    """Every group with its choices, and every key with its type, its value in each choice and what it means."""
+    parts = [
+        "# Settings",
+        "Written by `make docs` out of `cft/config/schema.py` and `conf/`; a test compares. `GROUP=CHOICE` takes a "
+        "file of a group, `KEY=VALUE` sets one value; `python -m cft.run --cfg job ...` shows what a command composes.",
+        "## At the top",
+        as_markdown(_top(), left=True),
+    ]
+    for name, choices in groups().items():
+        if name in ("hydra", "help"):
+            continue
+        parts += [f"## {name}", *(_experiments(choices) if name == "experiment" else _group(name, choices))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _top() -> list[Row]:
+    types = typing.get_type_hints(Config)
+    known = _lines(conf_folder() / "config.yaml")
+    table: list[Row] = [("key", "type", "default", "meaning")]
+    for entry in fields(Config):
+        if not is_dataclass(types[entry.name]):
+            value, comment = known.get(entry.name, _OF_TRAIN)
+            table.append((f"`{entry.name}`", _type(types[entry.name]), _code(value), _cell(comment)))
+    return table
+
+
+def _group(name: str, choices: list[str]) -> list[str]:
+    kind = typing.get_type_hints(Config)[name]
+    types = typing.get_type_hints(kind)
+    files = {choice: conf_folder() / name / f"{choice}.yaml" for choice in choices}
+    lines = {choice: _lines(path) for choice, path in files.items()}
+    table: list[Row] = [("choice", "what it is")]
+    table += [(f"`{name}={choice}`", _cell(_heading(path))) for choice, path in files.items()]
+    keys: list[Row] = [("key", "type", "values of the choices", "meaning")]
+    for entry in fields(kind):
+        found = {choice: known[entry.name] for choice, known in lines.items() if entry.name in known}
+        if not found:
+            continue
+        values = {choice: value for choice, (value, _) in found.items()}
+        comment = max((comment for _, comment in found.values()), key=len)
+        keys.append((f"`{name}.{entry.name}`", _type(types[entry.name]), _values(values), _cell(comment)))
+    return [as_markdown(table, left=True), as_markdown(keys, left=True)]
+
+
+def _experiments(choices: list[str]) -> list[str]:
+    """What each choice of the group that sets other groups' choices and values stands for."""
+    table: list[Row] = [("choice", "what it is", "sets")]
+    usual = flat(plain(compose_config([])))
+    for choice in choices:
+        path = conf_folder() / "experiment" / f"{choice}.yaml"
+        chosen = flat(plain(compose_config([f"experiment={choice}"])))
+        differing = [f"`{key}={value}`" for key, value in chosen.items() if usual[key] != value]
+        table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell(", ".join(differing)) or "nothing"))
+    return [as_markdown(table, left=True)]
+
+
+def _values(values: dict[str, str]) -> str:
+    """One value if all choices agree, else each choice's."""
+    if len(set(values.values())) == 1:
+        return _code(next(iter(values.values())))
+    return "; ".join(f"{choice}: {_code(value)}" for choice, value in values.items())
+
+
+def _lines(path: Path) -> dict[str, tuple[str, str]]:
+    """Value and comment of every key of a YAML file that has both."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = _LINE.match(line)
+        if match:
+            found[match["key"]] = match["value"], match["comment"]
+    return found
+
+
+def _heading(path: Path) -> str:
+    """The comment at the top of a file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in lines[:4] if line.startswith("# ") and not line.startswith("# @"))
+
+
+def _type(kind: object) -> str:
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return ", ".join(str(member.value) for member in kind)
+    if isinstance(kind, type):
+        return _CALLED.get(kind.__name__, kind.__name__)
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return f"list of {_type(arguments[0])}"
+    return ", ".join(_type(argument) for argument in arguments if argument is not type(None)) + " or null"
+
+
+def _code(value: str) -> str:
+    return value if value.startswith("(") else f"`{_cell(value)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The nine English STS test sets of the paper, from the hub at pinned revisions or from a folder."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cft.config.schema import EvalSettings, EvalSource
+from cft.data import scenes
+from cft.data.files import ENDINGS, read_scored_pairs
+from cft.data.records import ScoredPair, require_rankable
+from cft.system.errors import UserError
+from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """Where a set stands on the hub: the text and rows that MTEB scores."""
+
+    name: str
+    repository: str
+    revision: str
+    split: str = "test"
+    subset: str | None = None
+
+
+# Repositories and revisions as MTEB 2.26.24 pins them for the tasks of the same names.
+NINE_SETS = {
+    entry.name: entry
+    for entry in (
+        HubSet("STS12", "mteb/sts12-sts", "a0d554a64d88156834ff5ae9920b964011b16384"),
+        HubSet("STS13", "mteb/sts13-sts", "7e90230a92c190f1bf69ae9002b8cea547a64cca"),
+        HubSet("STS14", "mteb/sts14-sts", "6031580fec1f6af667f0bd2da0a551cf4f0b2375"),
+        HubSet("STS15", "mteb/sts15-sts", "ae752c7c21bf194d8b67fd573edf7ae58183cbe3"),
+        HubSet("STS16", "mteb/sts16-sts", "4d8694f8f0e0100860b497b999b3dbed754a0513"),
+        HubSet("STS17", "mteb/sts17-crosslingual-sts", "faeb762787bd10488a50c8b5be4a3b82e411949c", subset="en-en"),
+        HubSet("STSBenchmark", "mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831"),
+        HubSet("BIOSSES", "mteb/biosses-sts", "d3fb88f8f02e40887cd149695127462bbcf29b4a"),
+        HubSet("SICK-R", "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
+    )
+}
+DEV_SET = HubSet(
+    "STSBenchmark-dev", "mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831", split="validation"
+)
+
+
+def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[ScoredPair]]:
+    """Load the scored pairs that an embedder is judged by, a list a set.
+
+    Args:
+        settings: conf/eval.
+        seed: draws the scenes.
+
+    Raises:
+        UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
+    """
+    if settings.source is EvalSource.scenes:
+        return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
+    if settings.folder is not None:
+        folder = Path(settings.folder).expanduser()
+        return {name: _read_set(name, _file_of(name, folder), settings.rows) for name in settings.sets}
+    unknown = [name for name in settings.sets if name not in NINE_SETS]
+    if unknown:
+        raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
+    return {name: thin_out(load_hub_set(NINE_SETS[name]), settings.rows) for name in settings.sets}
+
+
+def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
+    """At most `rows` pairs, taken at even distances so that every part of a set is represented; None takes all."""
+    if rows is None or len(pairs) <= rows:
+        return pairs
+    return [pairs[index * len(pairs) // rows] for index in range(rows)]
+
+
+def _read_set(name: str, path: Path, rows: int | None) -> list[ScoredPair]:
+    """A set from its file, refused before a model is loaded if no embedder could be scored on it."""
+    found = read_scored_pairs(path)[0]
+    taken = thin_out(found, rows)
+    less = "" if len(taken) == len(found) else f", thinned out by eval.rows={rows}"
+    require_rankable([pair.score for pair in taken], f"{name} (eval.folder={path}{less})")
+    return taken
+
+
+def _file_of(name: str, folder: Path) -> Path:
+    try:
+        if not folder.is_dir():
+            raise UserError(f"eval.folder={folder}: no such folder")
+        for path in (folder / f"{name}{ending}" for ending in ENDINGS):
+            if path.exists() or path.is_symlink():  # of a link that leads nowhere, reading says so
+                return path
+    except OSError as error:
+        raise UserError(f"eval.folder={folder}: {name} cannot be read ({error.strerror or error})") from error
+    raise UserError(
+        f"eval.folder={folder} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet with columns "
+        "sentence1, sentence2, score); leave it out of eval.sets, or add it"
+    )
+
+
+def load_hub_set(entry: HubSet) -> list[ScoredPair]:
+    """Load one set from the hub, or from the hub's cache on this machine.
+
+    Raises:
+        UserError: if neither has it.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        with contextlib.nullcontext() if hub_answers() else without_hub():
+            rows = datasets.load_dataset(entry.repository, entry.subset, revision=entry.revision, split=entry.split)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; "
+            f"{OFFLINE_HINT}"
+        ) from error
+    return [ScoredPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]

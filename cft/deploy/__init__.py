@@ -1,0 +1,1 @@
+"""A finished embedder in use: load, encode, search, export, push, MTEB."""

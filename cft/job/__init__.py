@@ -1,0 +1,1 @@
+"""One configuration to a complete record: plan, runner, report, tracking, model card."""

@@ -1,0 +1,335 @@
+"""A look at a model before it is trained: contract, tokens, memory, exactness of batches."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
+from cft.system.errors import UserError, named_under
+from cft.system.tables import Row, as_text
+
+if TYPE_CHECKING:
+    from cft.data.records import Triplet
+    from cft.model.embedder import Embedder
+    from cft.model.lora import Targets
+log = logging.getLogger("cft.doctor")
+
+
+FAILED_STATUS = 1
+
+
+# Tokens of a text where no data say better: NLI sentences have about as many.
+USUAL_LENGTH = 20
+
+
+_EXAMPLE = "A man is playing a flute."
+
+
+_TEXTS = [
+    _EXAMPLE,
+    "A man is playing a guitar in front of a crowd.",
+    "A man is sleeping.",
+    "Nobody plays.",
+    "Two dogs run over a field that was green before the summer came, and bark at everything that moves on it.",
+    "A man is playing a flute.",
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One trial: what must hold, what was found, what is allowed, and whether it holds."""
+
+    name: str
+    found: str
+    allowed: str
+    holds: bool
+
+
+def examine(config: Config) -> tuple[str, bool]:
+    """Everything about a job's model, as text, and whether all checks hold.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    import torch
+
+    from cft.job.start import find_start
+    from cft.model.embedder import Embedder
+    from cft.model.lora import add_lora, find_targets
+    from cft.training.trainer import recompute_activations
+
+    trains = config.train.steps > 0
+    start = find_start(config)
+    triplets = _triplets(config) if trains else []
+    base = start.load(config, trains=trains)
+    embedder = base.with_template(config.prompt.eval_template)
+    checks = [*_token_checks(embedder), *_batch_checks(embedder)]
+    parts = [_model(embedder, config), _contract(embedder), _example(embedder)]
+    if trains:
+        fresh = config.lora.rank > 0 and start.adapter is None
+        targets = find_targets(base.model, config.lora) if fresh else None
+        model = base.model if start.adapter else add_lora(base.model, config.lora, seed=config.seed).to(start.device)
+        if config.train.gradient_checkpointing:
+            recompute_activations(model)
+        embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+        parts.append(_trained(model, config, targets))
+    of_teacher = config.distill.model if trains else None
+    with named_under(TEACHER):
+        teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
+    with torch.random.fork_rng():
+        parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
+    rows: list[Row] = [("check", "found", "allowed", "")]
+    rows += [(check.name, check.found, check.allowed, "holds" if check.holds else "FAILS") for check in checks]
+    parts.append(as_text(rows))
+    return "\n\n".join(parts), all(check.holds for check in checks)
+
+
+def _triplets(config: Config) -> list["Triplet"]:
+    """A first batch of the training data; none if they cannot be had here."""
+    from cft.job.plan import Inputs
+    from cft.training.trainer import plan_steps
+
+    try:
+        triplets = Inputs().data(config.data).triplets
+    except UserError as error:
+        log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
+        return []
+    plan_steps(config.train, len(triplets))  # too few rows for a batch are refused here as they would be there
+    return list(triplets[: config.train.batch_size])
+
+
+def _model(embedder: "Embedder", config: Config) -> str:
+    from cft.training.memory import weight_bytes
+
+    trunk: Any = embedder.backbone.trunk
+    told = trunk.config
+    count = sum(weight.numel() for weight in embedder.model.parameters())
+    batching = embedder.backbone.batching
+    unused = embedder.backbone.unused
+    four_bits = embedder.contract.quantization is Quantization.nf4
+    kept = "4 bits (nf4, two weights counted as one)" if four_bits else embedder.contract.dtype
+    lines = [
+        ("model", f"{config.model.name}: {config.model.path}"),
+        (
+            "weights",
+            f"{embedder.contract.weights}, {count:,} in {kept}, {_gib(weight_bytes(trunk))}",
+        ),
+        ("held by", f"{type(trunk).__name__}: {told.num_hidden_layers} layers, hidden size {told.hidden_size}"),
+    ]
+    if embedder.contract.adapter:
+        lines.append(("adapter", f"{config.adapter}, SHA-256 {embedder.contract.adapter[:16]}..."))
+    if unused:
+        lines.append(("not used", f"{len(unused)} tensors of the checkpoint ({', '.join(unused[:3])})"))
+    if batching.kind is Batches.padded:
+        kind = f"padded: {batching.reason}"
+    else:
+        kind = "prefix trees, exact by trial" if batching.causal else "one row without padding, exact by trial"
+    lines += [("batches", kind), ("device", _kernels(embedder))]
+    return _aligned(lines)
+
+
+def _kernels(embedder: "Embedder") -> str:
+    """Device and attention in words."""
+    import torch
+
+    attention = embedder.backbone.batching.attention
+    by = "torch's scaled_dot_product_attention" if attention in ("cft_tree", "sdpa") else f"{attention} attention"
+    device = embedder.device
+    if device.type != "cuda":
+        return f"cpu, {torch.get_num_threads()} threads, {by}"
+    backends = torch.backends.cuda
+    flags = {"flash": backends.flash_sdp_enabled(), "memory-efficient": backends.mem_efficient_sdp_enabled()}
+    flags |= {"cudnn": backends.cudnn_sdp_enabled(), "math": backends.math_sdp_enabled()}
+    return f"{torch.cuda.get_device_name(device)}, {by} ({', '.join(name for name, on in flags.items() if on)} kernels)"
+
+
+def _contract(embedder: "Embedder") -> str:
+    contract, backbone = embedder.contract, embedder.backbone
+    tokenizer = backbone.tokenizer
+    names = {part: tokenizer.convert_ids_to_tokens(list(getattr(contract, part))) for part in _AROUND}
+    how = "our EOS" if contract.append_eos else "the tokenizer's own"
+    fast = "fast" if getattr(tokenizer, "is_fast", False) else "in Python"
+    return "the contract\n" + _aligned(
+        [
+            (
+                "  tokenizer",
+                f"{type(tokenizer).__name__} ({fast}), {len(tokenizer)} tokens of {backbone.vocabulary} rows",
+            ),
+            ("  before a text", _shown(names["prefix_ids"])),
+            ("  after a text", f"{_shown(names['suffix_ids'])} ({how})"),
+            ("  prompt", repr(contract.template)),
+            ("  embedding", f"{_POOLINGS[contract.pooling.value]} of {_layer(contract.layer)}"),
+            ("  attention", "both ways" if contract.attention is Attention.bidirectional else "backwards only"),
+            ("  longest", f"{contract.max_length} tokens, special ones included; longer texts are cut, not the prompt"),
+        ]
+    )
+
+
+_AROUND = ("prefix_ids", "suffix_ids")
+
+
+_POOLINGS = {
+    "last": "the last token's state",
+    "first": "the first token's state",
+    "mean": "the mean of all tokens' states",
+    "weighted_mean": "the mean of all tokens' states, later ones weighing more",
+}
+
+
+def _layer(layer: int | None) -> str:
+    return "the last layer" if layer is None else f"layer {layer}"
+
+
+def _shown(tokens: list[str]) -> str:
+    return " ".join(tokens) if tokens else "nothing"
+
+
+def _example(embedder: "Embedder") -> str:
+    (ids,) = embedder.tokenize([_EXAMPLE])
+    tokens = embedder.backbone.tokenizer.convert_ids_to_tokens(list(ids))
+    return f"{_EXAMPLE!r} becomes\n" + as_text(
+        [("", *map(str, range(len(ids)))), ("token", *tokens), ("id", *map(str, ids))]
+    )
+
+
+def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
+    from cft.model.lora import trainable
+
+    weights = trainable(model)
+    count, whole = sum(w.numel() for w in weights.values()), sum(w.numel() for w in model.parameters())
+    layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights if ".lora_" in name})
+    where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
+    if targets is not None and targets.is_partial:
+        where += f" (only the rows of {' and '.join(targets.roles)})"
+    return _aligned([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
+
+
+def _memory(
+    embedder: "Embedder", config: Config, triplets: list["Triplet"], teacher: "Embedder | None", *, bf16: bool
+) -> str:
+    """What a training step and an evaluation batch take, measured on small batches and laid out to the real ones.
+
+    Args:
+        teacher: loaded, so that what is free is told without its weights, too; None if there is none.
+    """
+    from cft.model.embedder import token_budget_on
+    from cft.training import memory
+
+    weights = memory.weight_bytes(embedder.model)
+    all_weights = weights + (memory.weight_bytes(teacher.model) if teacher else 0)
+    rows: list[Row] = [("memory needed", "tokens", "weights", "optimiser", "batch", "together")]
+    wanted: list[tuple[str, int]] = []
+
+    def row(name: str, tokens: int, optimizer: int, batch: int, held: int = weights) -> None:
+        figures = [_gib(size) for size in (held, optimizer, batch, held + optimizer + batch)]
+        rows.append((name, f"{tokens:,}", *figures))
+        wanted.append((name, optimizer + batch))
+
+    length = USUAL_LENGTH
+    if config.train.steps:
+        micro = config.train.batch_size // config.train.accumulation
+        negatives = max((len(row.negatives) for row in triplets), default=1) if config.loss.hard_negatives else 0
+        usual, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
+        longest = micro * (2 + negatives) * config.model.max_length
+        need = memory.training_need(embedder, length=length, negatives=negatives, bf16=bf16)
+        optimizer = memory.optimizer_bytes(embedder.model)
+        what = f"the first {micro} of {config.data.name}" if triplets else f"{micro} triplets of usual length"
+        row(f"training, {what}", usual, optimizer, need.of(usual), all_weights)
+        row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest), all_weights)
+        if teacher:
+            budget = token_budget_on(teacher.device)
+            batch = memory.evaluation_need(teacher, length=length).of(budget)
+            row("training, a full batch of the teacher", budget, optimizer, batch, all_weights)
+    need = memory.evaluation_need(embedder, length=length)
+    budget = token_budget_on(embedder.device)
+    row("evaluation, a full batch", budget, 0, need.of(budget))
+    free = memory.available_bytes(embedder.device)
+    counted = "; a teacher's weights stay beside the model's" if teacher else ""
+    said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded{counted})"
+    too_large = [name for name, beside in wanted if beside > free]
+    if too_large:
+        said += (
+            f"\nmore than is free: {'; '.join(too_large)}. Less memory: train.gradient_checkpointing=true, a smaller "
+            "train.batch_size or model.max_length"
+        )
+    return said
+
+
+def _size(embedder: "Embedder", config: Config, triplets: list["Triplet"], texts: int) -> tuple[int, int]:
+    """Tokens that a micro-batch of so many texts puts through the model, and tokens of one of its texts."""
+    if not triplets:
+        return texts * USUAL_LENGTH, USUAL_LENGTH
+    from cft.training.contrastive import texts_of
+
+    found = texts_of(triplets, config.loss)
+    layout = embedder.lay_out(embedder.tokenize(found))
+    return layout.nodes, round(layout.tokens / len(found))
+
+
+def _token_checks(embedder: "Embedder") -> list[Check]:
+    """EOS, or whatever comes last, stands once at the end, of short texts and of cut ones."""
+    contract = embedder.contract
+    suffix = contract.suffix_ids
+    if not suffix:
+        return []
+    found = embedder.tokenize([*_TEXTS, " ".join(_TEXTS * 40)])
+    # OPT's BOS is its EOS; and a prompt may hold it.
+    (name,) = embedder.backbone.tokenizer.convert_ids_to_tokens([suffix[-1]])
+    elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.template.count(name)
+    once = sum(ids[-len(suffix) :] == suffix and ids.count(suffix[-1]) == 1 + elsewhere for ids in found)
+    cut, longest = len(found[-1]), contract.max_length
+    return [
+        Check(f"{name} stands once, at the end", f"{once} of {len(found)} texts", "all", once == len(found)),
+        Check("a long text is cut to max_length", f"{cut} tokens", f"{longest} tokens", cut == longest),
+    ]
+
+
+def _batch_checks(embedder: "Embedder") -> list[Check]:
+    """A text has one embedding, however it is batched."""
+    import numpy as np
+
+    from cft.batching.layout import tolerance
+
+    batching = embedder.backbone.batching
+    together = embedder.encode(_TEXTS)
+    alone = np.concatenate([embedder.encode([text]) for text in _TEXTS])
+    spread = float(np.linalg.norm(together[:, None] - together[None], axis=-1).max())
+    allowed = tolerance(embedder.backbone.trunk)
+
+    def check(name: str, other: np.ndarray) -> Check:
+        share = float(np.linalg.norm(together - other, axis=-1).max()) / spread
+        return Check(name, f"{share:.1e}", f"{allowed:.0e}", share <= allowed)
+
+    checks = [check("one text alone = among others", alone)]
+    if not batching.turned:  # its own attention would look backwards only
+        checks.append(check("= padded, with the model's own attention", _padded(embedder, _TEXTS)))
+    return [replace(entry, name=f"{entry.name} (share of distance)") for entry in checks]
+
+
+def _padded(embedder: "Embedder", texts: list[str]) -> Any:
+    """Embeddings by one padded batch under the attention that the model came with."""
+    import torch
+    import torch.nn.functional as F
+
+    from cft.batching.padded import pad
+    from cft.model.embedder import pool
+
+    backbone = embedder.backbone
+    trunk: Any = backbone.trunk
+    layout = pad(embedder.tokenize(texts), filler=backbone.batching.filler, device=embedder.device)
+    trunk.set_attn_implementation(backbone.batching.own_attention)
+    try:
+        with torch.inference_mode():
+            states = embedder.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
+            return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
+    finally:
+        trunk.set_attn_implementation(backbone.batching.attention)
+
+
+def _aligned(lines: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

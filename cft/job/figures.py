@@ -1,0 +1,193 @@
+"""Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from cft.evaluation.scores import Evaluation  # noqa: E402
+from cft.system.files import replacing  # noqa: E402
+
+HISTORY = "history.jsonl"
+
+BEFORE, AFTER = "#9aa5b1", "#0b6e99"
+ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
+
+
+def scores(before: Evaluation, after: Evaluation) -> Figure:
+    """A dumbbell a set: where its Spearman was and where it went."""
+    names = [*before.scores, "mean over sets"] if len(before.scores) > 1 else list(before.scores)
+    old = [*before.scores.values(), before.mean][: len(names)]
+    new = [*after.scores.values(), after.mean][: len(names)]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.42 * len(names)), layout="constrained")
+    heights = np.arange(len(names))[::-1]
+    axes.hlines(heights, old, new, color="#d5dbe1", linewidth=3, zorder=1)
+    axes.scatter(old, heights, s=60, color=BEFORE, label="before", zorder=2)
+    axes.scatter(new, heights, s=60, color=AFTER, label="after", zorder=2)
+    for height, score in zip(heights, new, strict=True):
+        axes.annotate(f"{score:.1f}", (score, height), xytext=(9, -3.5), textcoords="offset points", fontsize=9)
+    axes.set_yticks(heights, names)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlim(min(0, *old, *new) - 3, 100)
+    axes.set_xlabel("Spearman correlation with the given scores × 100")
+    axes.set_title("Before and after contrastive fine-tuning", loc="left")
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    clean(axes)
+    return figure
+
+
+def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figure:
+    """Cosines of held-out anchors with their entailments and their contradictions, before and after; `of` whom."""
+    figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
+    lowest = min(float(e.negatives.min()) for e in (before, after))
+    bins = np.linspace(min(0.0, lowest), 1.0, 51)
+    for axes, evaluation, title in zip(
+        panels, (before, after), ("before", f"{of}, after" if of else "after"), strict=True
+    ):
+        axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
+        axes.hist(
+            evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)"
+        )
+        axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
+        axes.set_ylabel("triplets")
+        clean(axes)
+    panels[-1].set_xlabel("cosine similarity with the anchor")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def training(history: Sequence[dict]) -> Figure:
+    """Loss over the steps and, where it was measured, the development score."""
+    steps = [row for row in history if row["event"] == "step"]
+    dev = [row for row in history if row["event"] == "dev" and row["spearman"] is not None]
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    axes.plot([row["step"] for row in steps], [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("InfoNCE loss, nats")
+    axes.set_ylim(bottom=0)
+    clean(axes)
+    if dev:
+        other = axes.twinx()
+        other.plot([row["step"] for row in dev], [row["spearman"] for row in dev], "o-", color=AFTER)
+        other.set_ylabel("development Spearman × 100", color=AFTER)
+        other.spines[["top", "left"]].set_visible(False)
+    return figure
+
+
+def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -> Figure:
+    """Scores of a search's trials in their order, and by every setting.
+
+    Args:
+        trials: number, score and settings of each. logged: every setting, and whether it goes by orders of magnitude.
+    """
+    figure, panels = plt.subplots(
+        1, 1 + len(logged), figsize=(3.6 * (1 + len(logged)), 3.2), sharey=True, layout="constrained"
+    )
+    numbers, scores = [number for number, _, _ in trials], [score for _, score, _ in trials]
+    panels[0].scatter(numbers, scores, s=24, color=BEFORE)
+    panels[0].step(numbers, np.maximum.accumulate(scores), where="post", color=AFTER, label="best so far")
+    panels[0].legend(frameon=False)
+    panels[0].set_xlabel("trial")
+    panels[0].set_ylabel("development Spearman × 100")
+    for axes, (name, by_order) in zip(panels[1:], logged.items(), strict=True):
+        values: list[Any] = [settings.get(name) for _, _, settings in trials]
+        if all(_is_number(value) for value in values):
+            values = [float(value) for value in values]
+        axes.scatter(values, scores, s=24, color=AFTER)
+        axes.set_xlabel(name)
+        if by_order:
+            axes.set_xscale("log")
+    for axes in panels:
+        clean(axes)
+    return figure
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def clean(axes: Axes) -> None:
+    """No frame, a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#eceff2")
+    axes.set_axisbelow(True)
+
+
+def history(training: Path) -> list[dict]:
+    """Rows of a finished training's history; empty while it is not finished."""
+    path = training / HISTORY
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def development(training: Path) -> list[tuple[int, float]]:
+    """Steps and development scores of a finished training; empty while it is not finished or has none."""
+    rows = history(training)
+    return [(row["step"], row["spearman"]) for row in rows if row["event"] == "dev" and row["spearman"] is not None]
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as SVG and PNG and close it; equal figures give equal bytes. Returns both paths."""
+    paths = []
+    with matplotlib.rc_context({"svg.hashsalt": "cft"}):
+        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as part:
+                figure.savefig(part, format=kind, dpi=150, metadata=metadata)
+            paths.append(path)
+    plt.close(figure)
+    return paths
+
+
+def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[str], title: str) -> Figure:
+    """Scores of every layer as heat maps: the mean by pooling, and the best pooling set by set.
+
+    Args:
+        scores: (layers, poolings) a set, NaN where there is none. mean: the same over the sets. poolings: names.
+    """
+    row, column = map(int, np.unravel_index(np.nanargmax(mean), mean.shape))
+    panels = [(mean.T, [name.replace("_", " ") for name in poolings], "mean over sets, by pooling")]
+    if len(scores) > 1:
+        by_set = np.stack([of_set[:, column] for of_set in scores.values()])
+        panels.append((by_set, list(scores), f"{poolings[column].replace('_', ' ')} pooling, set by set"))
+    else:
+        panels[0] = (mean.T, panels[0][1], f"{next(iter(scores))}, by pooling")
+    best = f"best {mean[row, column]:.1f}: layer {row + 1}, {poolings[column].replace('_', ' ')}"
+    panels[0] = (*panels[0][:2], f"{panels[0][2]} ({best})")
+    heights = [len(names) for _, names, _ in panels]
+    width = max(6.5, 2.4 + 0.34 * len(mean))
+    figure, all_axes = plt.subplots(
+        len(panels), 1, figsize=(width, 1.6 + 0.42 * sum(heights)), height_ratios=heights, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    lowest, highest = (float(pick([pick(v[np.isfinite(v)]) for v, _, _ in panels])) for pick in (np.min, np.max))
+    for axes, (values, names, caption) in zip(all_axes[:, 0], panels, strict=True):
+        image = axes.imshow(
+            np.ma.masked_invalid(values), aspect="auto", cmap="viridis", vmin=lowest, vmax=highest, interpolation="none"
+        )
+        axes.set_facecolor("#d5dbe1")  # where no rank correlation is defined
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(
+            range(len(mean)), [str(n + 1) if (n + 1) % 2 or len(mean) < 20 else "" for n in range(len(mean))]
+        )
+        axes.set_title(caption, loc="left", fontsize=10)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    top = all_axes[0, 0]
+    top.add_patch(plt.Rectangle((row - 0.5, column - 0.5), 1, 1, fill=False, edgecolor="#c8553d", linewidth=2))
+    all_axes[-1, 0].set_xlabel("layer (the last one after the final norm)")
+    figure.colorbar(image, ax=all_axes, label="Spearman × 100", shrink=0.9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure

@@ -1,0 +1,254 @@
+"""What a job will do, known before any weights are loaded: its data, its base model, and the folders of its results.
+
+Every stage has a folder named by what determines its result, so that a stage done once is never done again, by this
+job or by another that shares it:
+
+    OUTPUTS/base-MODEL-DIGEST/evaluations/EVAL-DIGEST/    the base model's scores
+    OUTPUTS/adapter-MODEL-DIGEST/evaluations/EVAL-DIGEST/ scores of an adapter that is only evaluated, or started from
+    OUTPUTS/MODEL-DATA-DIGEST/                            a training: adapter, contract, history, log, record
+    OUTPUTS/MODEL-DATA-DIGEST/evaluations/EVAL-DIGEST/    its scores, table and pictures
+    OUTPUTS/MODEL-DATA-DIGEST/steps/000500/               the same of an earlier step: adapter, contract, evaluations
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, check
+from cft.data.records import ScoredPair, Triplet
+from cft.data.sts import load_eval_sets
+from cft.data.training_data import TrainingData, load_training_data
+from cft.job.start import Start, choose_device, find_start
+from cft.model import contract
+from cft.model.sources import ModelFiles, fetch
+from cft.system.digest import digest, plain
+from cft.system.errors import UserError, named_under
+from cft.training.schedule import warmup_steps
+from cft.training.trainer import plan_steps
+
+log = logging.getLogger(__name__)
+
+# Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
+RECIPE = 2
+
+FINISHED = "training.json"
+FAILED = "failed.json"
+
+# Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
+DATA_SEED = 0
+
+
+# Settings that came later: a training that leaves them at these values keeps the name that it had before.
+_SINCE = {"both_directions": False, "anchors_as_negatives": False}
+
+
+def _named(settings: Any) -> dict:
+    """Settings as they go into a name."""
+    return {key: value for key, value in plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One job, ready to be carried out.
+
+    data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
+    name of their set. start: the base model, and the adapter to start from if there is one. teacher: files of the
+    embedder to learn from, if any.
+    """
+
+    config: Config
+    data: TrainingData | None
+    steps: int
+    sets: dict[str, list[ScoredPair]]
+    start: Start
+    teacher: ModelFiles | None = None
+
+    @property
+    def outputs(self) -> Path:
+        """Where everything goes."""
+        return Path(self.config.outputs)
+
+    @property
+    def holdout(self) -> list[Triplet]:
+        """Held-out triplets, none when nothing is trained."""
+        return self.data.holdout if self.data else []
+
+    @property
+    def base_facts(self) -> dict:
+        """What the base model's vectors depend on, the prompt excepted."""
+        return {
+            "recipe": RECIPE,
+            **_embedding(self.config.model, self.start.files),
+            "dtype": str(self.start.dtype(self.config)),
+            **({"adapter": self.start.adapter.identity} if self.start.adapter else {}),
+        }
+
+    @property
+    def training_facts(self) -> dict:
+        """What the trained weights and their history depend on."""
+        config, prompt = self.config, self.config.prompt
+        assert self.data is not None
+        settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
+        return {
+            "base": self.base_facts,
+            "lora": config.lora,
+            "loss": _named(config.loss),
+            "template": prompt.train_template,
+            "schedule": config.schedule,
+            "lr": config.lr,
+            "seed": config.seed,
+            "steps": self.steps,
+            "train": {key: getattr(config.train, key) for key in settings},
+            "bf16": self.start.bf16,
+            "data": self.data.content,
+            **self._teaching,
+            # Part of the result only where training itself is under another prompt.
+            **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
+        }
+
+    @property
+    def _teaching(self) -> dict:
+        """What the teacher adds to what a training depends on; nothing without one."""
+        distill = self.config.distill
+        if self.teacher is None or distill.model is None:
+            return {}
+        model = _embedding(distill.model, self.teacher)
+        return {"distill": {"model": model, "share": distill.share, "temperature": distill.temperature}}
+
+    @property
+    def base_folder(self) -> Path:
+        """Where results of what the job starts from are kept: the untrained model, or the adapter on it."""
+        kind = "adapter" if self.start.adapter else "base"
+        return self.outputs / f"{kind}-{self.config.model.name}-{digest(self.base_facts)}"
+
+    @property
+    def folder(self) -> Path:
+        """Where this training is kept."""
+        return self.outputs / f"{self.config.model.name}-{self.config.data.name}-{digest(self.training_facts)}"
+
+    @property
+    def until(self) -> int:
+        """The step whose weights are scored."""
+        return self.config.eval.step or self.steps
+
+    @property
+    def result(self) -> Path:
+        """Where the embedder to be scored is kept: the training's folder, or an earlier step's folder within."""
+        return self.step_folder(self.until)
+
+    def step_folder(self, step: int) -> Path:
+        """Where the weights after a step are kept."""
+        return self.folder if step == self.steps else self.folder / "steps" / f"{step:06}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training came to its last step already."""
+        return (self.folder / FINISHED).exists()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights to be scored are there already."""
+        return self.is_finished if self.until == self.steps else self.has_kept(self.until)
+
+    def has_kept(self, step: int) -> bool:
+        """Whether an earlier step's weights are there; their contract is written last."""
+        return (self.step_folder(step) / contract.FILE_NAME).exists()
+
+    def scores_folder(self, owner: Path) -> Path:
+        """Where an embedder's scores on the sets, with table and pictures, are kept; `owner` is its own folder."""
+        return self._evaluation_folder(owner, self.config.eval.name, self.sets, [])
+
+    def triplets_folder(self, owner: Path) -> Path:
+        """Where an embedder's cosines of the held-out triplets are kept."""
+        return self._evaluation_folder(owner, "triplets", {}, self.holdout)
+
+    def _evaluation_folder(
+        self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]
+    ) -> Path:
+        facts = {
+            "recipe": RECIPE,
+            "template": self.config.prompt.eval_template,
+            "sets": sets,
+            "triplets": triplets,
+            **({"measures": ["order", "uniformity"]} if triplets else {}),
+        }
+        return owner / "evaluations" / f"{name}-{digest(facts)}"
+
+
+def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
+    """What a model's vectors depend on, prompt and precision excepted."""
+    return {
+        "weights": files.identity,
+        "pooling": model.pooling,
+        "layer": model.layer,
+        "attention": model.attention,
+        "append_eos": model.append_eos,
+        "eos_token": model.eos_token,
+        "max_length": model.max_length,
+        "quantization": model.quantization,
+    }
+
+
+class Inputs:
+    """Data and base models, each loaded once for all the jobs that share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def _once(self, settings: Any, load: Callable[[], Any]) -> Any:
+        name = f"{type(settings).__name__}-{digest(settings)}"
+        if name not in self._known:
+            self._known[name] = load()
+        return self._known[name]
+
+    def data(self, settings: DataSettings) -> TrainingData:
+        """Training data."""
+        return self._once(settings, lambda: load_training_data(settings, seed=DATA_SEED))
+
+    def sets(self, settings: EvalSettings) -> dict[str, list[ScoredPair]]:
+        """Scored pairs; the same ones for every step that is scored on them."""
+        settings = replace(settings, step=None)
+        return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
+
+    def files(self, settings: ModelSettings) -> ModelFiles:
+        """A base model's files."""
+        return self._once(settings, lambda: fetch(settings))
+
+
+def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
+    """Load a job's data and fetch its base model, so that its folders are known.
+
+    Args:
+        config: the job.
+        inputs: what other jobs loaded already.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    check(config)
+    inputs = inputs or Inputs()
+    choose_device(config.device)  # a device that is not here should be named before anything is fetched
+    # Data first: a bad row should be named before gigabytes of weights are fetched.
+    data = inputs.data(config.data) if config.train.steps else None
+    if data is None and config.data.train is not None:
+        log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
+    steps = plan_steps(config.train, len(data.triplets)) if data else 0
+    if steps and warmup_steps(config.schedule, steps) >= steps:
+        raise UserError(
+            f"schedule.warmup_ratio={config.schedule.warmup_ratio}: the warm-up would take all {steps} steps of this "
+            "training; lower it"
+        )
+    late = [step for step in (*config.train.keep, config.eval.step or 0) if step > steps]
+    if late:
+        raise UserError(
+            f"train.keep or eval.step asks for step {late[0]}, but the data end the training at step {steps}: raise "
+            "train.epochs, or ask for an earlier step"
+        )
+    teacher = None
+    if config.distill.model and data:
+        with named_under(TEACHER):
+            teacher = inputs.files(config.distill.model)
+    start = find_start(config, inputs.files(config.model))
+    return Plan(config=config, data=data, steps=steps, sets=inputs.sets(config.eval), start=start, teacher=teacher)

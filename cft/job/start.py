@@ -1,0 +1,106 @@
+"""What a job starts from: a base model on its device, or an adapter on it."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from cft.config.schema import PLACEHOLDER, Config, Precision, PromptSettings
+from cft.model.adapters import Adapter, attach, fetch_adapter
+from cft.model.embedder import Embedder
+from cft.model.sources import ModelFiles, fetch
+from cft.system.distributed import device_of_rank
+from cft.system.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A base model as a job is to begin with it.
+
+    files: of the base model. adapter: on it, if any. device: where it goes. bf16: whether the model runs in bfloat16.
+    """
+
+    files: ModelFiles
+    adapter: Adapter | None
+    device: torch.device
+    bf16: bool
+
+    def dtype(self, config: Config) -> torch.dtype:
+        """Of the base weights: frozen ones may be bfloat16, weights in training stay float32."""
+        return torch.bfloat16 if self.bf16 and config.lora.rank > 0 else torch.float32
+
+    def load(self, config: Config, *, trains: bool) -> Embedder:
+        """Load it.
+
+        Args:
+            config: the job. trains: whether an adapter is to be trained on.
+
+        Raises:
+            UserError: if the model cannot be loaded, or the adapter does not belong to it.
+        """
+        log.info("loading %s (%s)", config.model.name, config.model.path)
+        base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
+        if self.adapter is None:
+            return base
+        found = attach(base, self.adapter, lora=config.lora if trains else None, any_base=config.adapter_any_base)
+        _say_prompt(self.adapter, config.prompt)
+        return found
+
+
+def _say_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
+    """Tell of a prompt that an adapter was saved with, and how it is kept where this job would drop it."""
+    saved = adapter.contract.template if adapter.contract else PLACEHOLDER
+    if saved == PLACEHOLDER:
+        return
+    dropped = saved not in (prompt.train_template, prompt.eval_template, prompt.saved_template)
+    advice = "; this job drops it (prompt.template='...' prompt.use=both or after keeps it)" if dropped else ""
+    log.info("the adapter was saved with the prompt %r%s", saved, advice)
+
+
+def find_start(config: Config, files: ModelFiles | None = None) -> Start:
+    """Fetch what a job starts from, without loading it.
+
+    Args:
+        config: the job. files: of the base model, if they were fetched already.
+
+    Raises:
+        UserError: if model, adapter or device cannot be had.
+    """
+    device = device_of_rank(choose_device(config.device))
+    return Start(
+        files=files or fetch(config.model),
+        adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,
+        device=device,
+        bf16=wants_bf16(config.train.precision, device),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=` names.
+
+    Raises:
+        UserError: if there is no such device, or not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def wants_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it.
+
+    Raises:
+        UserError: if it is asked for on a GPU that has none.
+    """
+    if precision is Precision.auto:
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"train.precision=bf16: {name} has no bfloat16; set train.precision=fp32, or auto")
+    return precision is Precision.bf16

@@ -1,0 +1,204 @@
+"""Low-rank updates: which layers they go on in which family, and putting them there.
+
+`lora.targets` names roles (query, key, value, output) or layers. Families call the layer of one role by other names,
+and some compute queries, keys and values in one fused layer: there the update is kept out of the rows that belong to
+roles which were not asked for, so that "queries and values" means the same for every model.
+"""
+
+import difflib
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import nn
+
+from cft.config.schema import LoraSettings
+from cft.model.dropout import replace_dropout
+from cft.system.errors import UserError
+
+log = logging.getLogger(__name__)
+
+ALL_LINEAR = "all-linear"
+_QKV = ("query", "key", "value")
+# What families call the layer of a role, by the last part of its name.
+_NAMES = {
+    "query": ("q_proj", "query", "q_lin", "wq", "query_proj"),
+    "key": ("k_proj", "key", "k_lin", "wk", "key_proj"),
+    "value": ("v_proj", "value", "v_lin", "wv", "value_proj"),
+    "output": ("o_proj", "out_proj", "out_lin", "wo"),
+}
+_FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "W_pack")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers that an update goes on.
+
+    names: as PEFT takes them, the last parts of layers' names. fused: those among them that compute queries, keys and
+    values at once. roles: of those three, the ones to be updated there.
+    """
+
+    names: list[str]
+    fused: tuple[str, ...] = ()
+    roles: tuple[str, ...] = _QKV
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether fused layers are updated in part only."""
+        return bool(self.fused) and set(self.roles) != set(_QKV)
+
+
+def linear_layers(trunk: nn.Module) -> list[str]:
+    """The last part of the names of all linear layers, as `lora.targets` takes them."""
+    return sorted({name.rsplit(".", 1)[-1] for name, module in trunk.named_modules() if _is_linear(module)})
+
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    # GPT-2's Conv1D is a linear layer in all but name; a router of experts is none, though Llama 4's inherits it.
+    return kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
+
+
+def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
+    """The layers that `lora.targets` means in this model.
+
+    Raises:
+        UserError: if a role has no known layer, or a name is no linear layer of the model, listing those that are.
+    """
+    layers = linear_layers(trunk)
+    if lora.targets == [ALL_LINEAR]:
+        return Targets(layers)
+    names: list[str] = []
+    fused: list[str] = []
+    in_fused: list[str] = []
+    for target in lora.targets:
+        if target in layers:
+            names.append(target)
+            continue
+        found = [name for name in _NAMES.get(target, ()) if name in layers]
+        together = [name for name in _FUSED if name in layers] if target in _QKV and not found else []
+        if not found and not together:
+            raise UserError(_no_such_layer(target, layers))
+        names += found + together
+        fused += together
+        in_fused += [target] if together else []
+    roles = tuple(role for role in _QKV if role in in_fused) or _QKV
+    return Targets(list(dict.fromkeys(names)), tuple(dict.fromkeys(fused)), roles)
+
+
+def _no_such_layer(target: str, layers: list[str]) -> str:
+    near = difflib.get_close_matches(target, [name for name in (*layers, *_NAMES) if name != target], n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    what = f"no layer known to compute its {target}" if target in _NAMES else f"no linear layer named {target!r}"
+    return (
+        f"lora.targets: this model has {what}; its linear layers are {', '.join(layers)}.{hint} Name them, or "
+        "lora=all_linear takes them all"
+    )
+
+
+def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
+    """Freeze a trunk and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
+
+    Args:
+        trunk: the base model, changed in place.
+        lora: rank, scale, dropout, initialisation and target layers.
+        seed: draws the initial weights.
+
+    Raises:
+        UserError: if a target is no layer of the model, listing those that are.
+
+    Source: Hu et al. 2021, arXiv 2106.09685.
+    """
+    if lora.rank == 0:
+        return trunk.requires_grad_(True)
+    targets = find_targets(trunk, lora)
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
+        lora_dropout=lora.dropout,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        target_modules=targets.names,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in trunk.modules()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = with_adapter(trunk, config)
+    keep_roles(model, targets)
+    return model
+
+
+def with_adapter(trunk: nn.Module, config: Any) -> nn.Module:
+    """PEFT's model; it asks transformers about checkpointing by a name that transformers is giving up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        model = get_peft_model(cast(Any, trunk), config)
+    replace_dropout(model)
+    return model
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def keep_roles(model: nn.Module, targets: Targets) -> None:
+    """Keep training out of the rows of fused layers that belong to other roles.
+
+    The update of those rows starts at 0, and with its gradient at 0 it stays there, weight decay or not.
+    """
+    if not targets.is_partial:
+        return
+    untouched = [role for role in _QKV if role not in targets.roles]
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] not in targets.fused or not hasattr(module, "lora_B"):
+            continue
+        weight = module.lora_B["default"].weight
+        rows = fused_rows(cast(Any, model).config, weight.shape[0])
+        if rows is None:
+            kind = cast(Any, model).config.model_type
+            log.info("%s fuses queries, keys and values in an order unknown to cft: all three are updated", kind)
+            return
+        mask = torch.ones_like(weight)
+        for role in untouched:
+            mask[rows[role]] = 0
+        weight.register_hook(mask.mul)
+
+
+def fused_rows(config: Any, width: int) -> dict[str, torch.Tensor] | None:
+    """Which output rows of a fused layer compute which role.
+
+    Args:
+        config: of the model, for its family and numbers of heads. width: rows of the layer.
+
+    Returns:
+        Row numbers of query, key and value; None for a family whose order is not known here.
+    """
+    heads, keys = config.num_attention_heads, _key_heads(config)
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if keys is None or width != (heads + 2 * keys) * size:
+        return None
+    rows = torch.arange(width)
+    if config.model_type in ("gpt2", "phi3", "mpt"):  # all queries, then all keys, then all values
+        parts = rows.split([heads * size, keys * size, keys * size])
+    else:  # for each key head its queries, itself and its value
+        parts = rows.view(keys, heads // keys + 2, size).split([heads // keys, 1, 1], dim=1)
+    return {role: part.flatten() for role, part in zip(_QKV, parts, strict=True)}
+
+
+def _key_heads(config: Any) -> int | None:
+    """Number of key heads in a fused layer; None for a family whose order of rows is not known here."""
+    family, heads = config.model_type, config.num_attention_heads
+    if family in ("gpt2", "mpt", "gpt_neox", "bloom", "persimmon"):
+        return heads
+    if family == "phi3":
+        return config.num_key_value_heads
+    if family == "falcon" and config.new_decoder_architecture:
+        return config.num_kv_heads
+    if family in ("falcon", "gpt_bigcode"):
+        return 1 if config.multi_query else heads
+    return None

@@ -1,0 +1,1 @@
+"""Many jobs planned, run and judged: spec, plan, runner, findings, report."""

@@ -1,0 +1,228 @@
+"""A search for good settings with Optuna."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cft.config.compose import Dimension, compose_config, search_space
+from cft.config.schema import Config, EvalSource
+from cft.study.spec import outputs_of
+from cft.system.console import report_error
+from cft.system.errors import UserError
+from cft.system.files import held, read_json, write_json, write_text
+from cft.system.tables import Row, as_markdown
+
+log = logging.getLogger("cft.search")
+
+
+SPACE_FILE = "space.json"
+
+
+# A trial's attribute: why it failed.
+_PROBLEM = "problem"
+
+
+def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune: bool = True) -> list[Row]:
+    """Carry out a search, or what is left of it.
+
+    Args:
+        name: of its folder. overrides: fixed settings, and settings with several values or an interval.
+        trials: in all. seed: of the proposals. prune: whether to give up trainings that fall behind.
+
+    Returns:
+        The trials, the best first, under a header.
+
+    Raises:
+        UserError: if nothing is searched, a value is none, there are no development pairs, or the folder holds another
+            search.
+    """
+    if "/" in name or "=" in name or not name.strip("."):
+        raise UserError(f"{name!r} is no name for a search: letters, digits, - and _")
+    fixed, space = search_space(overrides)
+    if not space:
+        raise UserError("nothing is searched: give a setting several values, as in lora.rank=4,8, or an interval")
+    if trials < 1:
+        raise UserError(f"--trials {trials}: must be 1 or more")
+    folder = outputs_of(fixed) / "searches" / name
+    _require_same_search(folder, sorted(overrides))
+    from cft.job.plan import Inputs
+
+    inputs = Inputs()
+    _check_development(compose_config([*fixed, *_first(space)]), inputs)
+    with held(folder):  # trials that are under way in nobody's hands are those of killed calls
+        write_json(folder / SPACE_FILE, sorted(overrides))
+        study = _study(folder, space, seed, prune=prune)
+        left = _give_back_interrupted(study, trials)
+        if left > 0:
+            study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
+        table = ranking(study, space)
+        _report(folder, study, table, space)
+    return table
+
+
+def _require_same_search(folder: Path, overrides: list[str]) -> None:
+    path = folder / SPACE_FILE
+    before = read_json(path, list) if path.exists() else overrides
+    if before != overrides:
+        raise UserError(
+            f"{folder} holds another search ({' '.join(map(str, before))}): give this one another name, or remove that "
+            "folder"
+        )
+
+
+def _first(space: list[Dimension]) -> list[str]:
+    return [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
+
+
+def _check_development(config: Config, inputs: Any) -> None:
+    """Refuse to choose by nothing, or by pairs of the test sets."""
+    from cft.evaluation.pairs import shared
+
+    data = inputs.data(config.data)
+    if not data.dev or not config.train.eval_every:
+        raise UserError(
+            "a search is judged by development pairs during training: name some by data.dev=FILE (sentence1, "
+            "sentence2, score), and leave train.eval_every above 0"
+        )
+    if config.eval.source is not EvalSource.sts:
+        return
+    seen = shared(data.dev, inputs.sets(config.eval))
+    if seen:
+        raise UserError(
+            f"{len(seen)} of {len(data.dev)} development pairs stand in the test sets "
+            f"({', '.join(sorted(set(seen)))}): settings chosen by them would be chosen by the test; leave those pairs "
+            "out of data.dev"
+        )
+
+
+def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> Any:
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise UserError("cft.search needs Optuna: pip install 'cft[optuna]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is told here, without a traceback
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=JournalStorage(JournalFileBackend(str(folder / "journal.jsonl"))),  # JSON lines; nothing is pickled
+        direction="maximize",
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner(),
+    )
+    if all(dimension.choices for dimension in space):
+        with warnings.catch_warnings():  # experimental since Optuna 3.1
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = optuna.samplers.BruteForceSampler(seed=seed)  # no combination twice
+    else:  # a sampler that starts anew with one seed would propose the same again
+        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), n_startup_trials=8)
+    return study
+
+
+def _give_back_interrupted(study: Any, trials: int) -> int:
+    """Have trials of killed calls made again, from their checkpoints; returns how many trials are left to make."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
+    done = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    return trials - len(done) - sum(_PROBLEM in trial.user_attrs for trial in study.trials)
+
+
+def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) -> float:
+    """Train under proposed settings; returns the development score of the last step."""
+    import optuna
+
+    from cft.job import figures, runner
+    from cft.training.trainer import plan_steps
+
+    chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
+    log.info("\n# trial %d: %s", trial.number, " ".join(chosen))
+
+    config = compose_config([*fixed, *chosen])
+    last = plan_steps(config.train, len(inputs.data(config.data).triplets))
+
+    def watch(row: dict) -> None:
+        if row["event"] == "dev" and row["spearman"] is not None:
+            trial.report(row["spearman"], row["step"])
+            if row["step"] < last and trial.should_prune():
+                log.info("given up at step %d: below the median of the trials before", row["step"])
+                raise optuna.TrialPruned
+
+    try:
+        folder = runner.train_only(config, inputs, watch)
+    except UserError as error:  # a loss that is not finite, say: this trial failed, and the search goes on
+        report_error(error)
+        trial.set_user_attr(_PROBLEM, str(error).splitlines()[0])
+        raise
+    except KeyboardInterrupt:
+        trial.study.enqueue_trial(trial.params)
+        raise
+    trial.set_user_attr("run", folder.name)
+    return figures.development(folder)[-1][1]
+
+
+def _proposed(trial: Any, dimension: Dimension) -> str:
+    if dimension.choices:
+        return trial.suggest_categorical(dimension.key, dimension.choices)
+    if dimension.whole:
+        return str(trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), log=dimension.log))
+    return repr(trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
+
+
+def ranking(study: Any, space: list[Dimension]) -> list[Row]:
+    """Trials with their settings and development scores, the best first; those that were given up at the end."""
+    from optuna.trial import TrialState
+
+    keys = [dimension.key for dimension in space]
+    table: list[Row] = [("trial", *keys, "development Spearman", "run")]
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    for trial in sorted(done, key=lambda trial: -trial.value):
+        score = f"{trial.value:.2f}"
+        table.append((str(trial.number), *_shown(trial, keys), score, trial.user_attrs.get("run", "")))
+    for trial in study.get_trials(states=[TrialState.PRUNED]):
+        step, score = max(trial.intermediate_values.items())
+        table.append((str(trial.number), *_shown(trial, keys), f"{score:.2f} at step {step}, given up", ""))
+    failed = [trial for trial in study.trials if _PROBLEM in trial.user_attrs]
+    table += [(str(trial.number), *_shown(trial, keys), f"failed: {_short(trial)}", "") for trial in failed]
+    return table
+
+
+def _short(trial: Any) -> str:
+    text = trial.user_attrs[_PROBLEM]
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _shown(trial: Any, keys: list[str]) -> list[str]:
+    values = [trial.params.get(key, "") for key in keys]
+    return [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+
+
+def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
+    """Write the table and the pictures, and say what to do with the best."""
+    from optuna.trial import TrialState
+
+    from cft.job import figures
+
+    done = study.get_trials(states=[TrialState.COMPLETE])
+    if not done:
+        raise UserError(f"no trial came to its end: {'; '.join(row[-2] for row in table[1:]) or 'none was made'}")
+    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], _logged(space))
+    pictures = figures.save(drawn, folder, "search")
+    best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+    text = [
+        f"# {study.study_name}",
+        "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at.",
+        as_markdown(table),
+        f"![each trial's score, and the score by setting]({pictures[0].with_suffix('.png').name})",
+        f"best: `{best}`",
+    ]
+    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+    log.info("\nbest: %s  (%.2f)\nwritten: %s, search.png", best, study.best_value, folder / "report.md")
+    log.info("each run of the table is an embedder; score one on test sets by the same settings with python -m cft.run")
+
+
+def _logged(space: list[Dimension]) -> dict[str, bool]:
+    return {dimension.key: dimension.log for dimension in space}

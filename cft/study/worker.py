@@ -1,0 +1,64 @@
+"""Some runs of a study in a process of a Hydra launcher; `cft.study run --launcher NAME` starts it.
+
+python -m cft.study.worker -m runs=FILE group=0,1,2 hydra/launcher=joblib
+"""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+
+from cft.config.schema import Config, from_plain
+from cft.system.console import set_up_console
+from cft.system.devices import claim_device
+from cft.system.files import read_json
+
+
+@dataclass
+class Settings:
+    """runs: a file of runs and groups, as `cft.study.runner` writes it. group: which of the groups to do."""
+
+    runs: str = "???"
+    group: int = 0
+
+
+class _GroupFailed(CompactHydraException):
+    """Tells the launcher that runs failed whose causes have been reported already."""
+
+
+ConfigStore.instance().store(
+    name="study_worker",
+    node={
+        "defaults": [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+        "runs": "???",
+        "group": 0,
+        "hydra": {"output_subdir": None, "sweep": {"subdir": "."}},
+    },
+)
+
+
+@hydra.main(config_path=None, config_name="study_worker", version_base="1.3")
+def work(settings: Settings) -> None:
+    """Do one group, one run after the other."""
+    set_up_console()
+    device = claim_device(Path(settings.runs).parent)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    from cft.study import runner  # after the device is chosen: torch looks at the variable once
+
+    told = read_json(Path(settings.runs))
+    failed = 0
+    for name in told["groups"][settings.group]:
+        logging.getLogger("cft").info("\n# group %d, run %s", settings.group, name)
+        failed += not runner.carry_out(name, from_plain(Config, told["runs"][name]))
+    if failed:
+        raise _GroupFailed(f"{failed} runs of group {settings.group} failed; the causes are given above")
+
+
+if __name__ == "__main__":
+    sys.exit(work())

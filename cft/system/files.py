@@ -1,0 +1,232 @@
+"""Files that are either whole or absent, directories named by what they hold, and who is at work in one."""
+
+import contextlib
+import fcntl
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cft.system.digest import plain
+from cft.system.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for all jobs: $CFT_CACHE, or `cft` in the user's cache."""
+    named = os.environ.get("CFT_CACHE")
+    if named:
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cft"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder: name a folder for the cache by CFT_CACHE") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there takes the place of `path` in one step.
+
+    A reader, or a process killed at any moment, sees the old file or the new one, never half of either. What a
+    killed process left of an earlier attempt is removed.
+
+    Raises:
+        OSError: naming `path`, whatever wrote into it.
+    """
+    with _blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=_PART, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            part.chmod(0o644)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty folder on the disk where `path` is to be; it is removed afterwards, or next time if killed."""
+    with _blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        part = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=_PART, dir=path.parent))
+        part.chmod(0o755)
+        try:
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+_PART = ".part"
+
+
+def _prefix(path: Path) -> str:
+    """What the names of half-written copies of `path` begin with: who writes them, and where."""
+    return f".{path.name}.{_machine()}-{os.getpid()}."
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove half-written copies of processes of this machine that are no more."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\..*{re.escape(_PART)}")
+    for found in path.parent.iterdir():
+        match = pattern.fullmatch(found.name)
+        if match and not _lives(int(match[1])):
+            log.debug("removing what process %s left: %s", match[1], found)
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Have errors of the system name the file; writers in other languages only quote them in a text."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except Exception as error:
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        if quoted is None:
+            raise
+        raise OSError(int(quoted[1]), os.strerror(int(quoted[1])), str(path)) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; equal values give equal bytes."""
+    write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+class _Record(dict):
+    """An object out of a JSON file, which says so where it lacks a key."""
+
+    def __init__(self, content: Iterable = (), path: Path | None = None) -> None:
+        super().__init__(content)
+        self._path = path  # None for copies that others make of it
+
+    def __missing__(self, key: str) -> Any:
+        if self._path is None:
+            raise KeyError(key)
+        raise UserError(f"{self._path} lacks {key!r}; remove its folder and run again to make it anew")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file. kind: what it must hold.
+
+    Raises:
+        UserError: naming the file, if it is missing, not JSON or holds something else; also where a key that an
+            object in it lacks is asked for.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: _Record(content, path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
+    if not isinstance(found, kind):
+        raise UserError(f"{path} does not hold what it should; remove its folder and run again to make it anew")
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an .npz file, none of which may hold pickled objects.
+
+    Raises:
+        UserError: naming the file, if it is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read {path}: {reason}; remove its folder and run again to make it anew") from error
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> None:
+    """Write an .npz file whole or not at all; equal arrays give equal bytes."""
+    # In memory first: an archive on a full disk would try to end itself once more when it is let go.
+    archive = io.BytesIO()
+    save: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    save(archive, **arrays)
+    with replacing(path) as part:
+        part.write_bytes(archive.getvalue())
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add one JSON line to a file."""
+    with _blamed_on(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(plain(value), sort_keys=True) + "\n")
+
+
+@contextlib.contextmanager
+def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the one process at work in a directory; the system lets go when the process ends, however it ends.
+
+    Args:
+        directory: made if it is missing.
+        wait: for the process that is at work there, instead of giving up.
+
+    Raises:
+        UserError: if another process is at work there, naming it.
+    """
+    path = directory / ".lock"
+    with contextlib.ExitStack() as stack:
+        with _blamed_on(path):
+            directory.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(path.open("a+"))
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = f"process {stream.read().strip() or 'unknown'} is at work in {directory}"
+            if not wait:
+                raise UserError(f"{holder}; wait for it, or stop it") from None
+            log.info("%s: waiting for it", holder)
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            raise
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield

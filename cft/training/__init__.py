@@ -1,0 +1,1 @@
+"""One training: losses, gradient caching, memory, schedule, checkpoint, loop."""

@@ -1,0 +1,87 @@
+"""A training's state in one file, so that it is whole or absent: weights, optimiser moments, step and history.
+
+No random state is in it: every step seeds itself from the job's seed and its own number. No pickle either.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cft.system.errors import UserError
+from cft.system.files import replacing
+
+FILE_NAME = "checkpoint.safetensors"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    history: list[dict],
+    weights: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write the state after `step` steps in place of the one before."""
+    tensors = {f"weight/{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        for moment in _MOMENTS:
+            if moment in optimizer.state.get(weight, {}):
+                tensors[f"{moment}/{name}"] = optimizer.state[weight][moment].cpu().contiguous()
+    with replacing(folder / FILE_NAME) as part:
+        save_file(tensors, part, metadata={"step": str(step), "history": json.dumps(history)})
+
+
+def load(
+    folder: Path, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict]]:
+    """Put a saved state back.
+
+    Returns:
+        The number of steps done and their history; (0, []) if nothing was saved.
+
+    Raises:
+        UserError: if the file is damaged or belongs to another model.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return 0, []
+    try:
+        with safe_open(path, framework="pt") as stream:
+            metadata = stream.metadata()
+            step = int(metadata["step"])
+            names = set(stream.keys())
+            for name, weight in weights.items():
+                weight.data.copy_(stream.get_tensor(f"weight/{name}"))
+                moments = {m: stream.get_tensor(f"{m}/{name}") for m in _MOMENTS if f"{m}/{name}" in names}
+                if moments:
+                    state = {m: value.to(weight.device) for m, value in moments.items()}
+                    optimizer.state[weight] = {"step": torch.tensor(float(step)), **state}
+            return step, json.loads(metadata["history"])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it to start this training over") from error
+
+
+def moments(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, *, step: int) -> dict[str, torch.Tensor]:
+    """The optimiser's moments of a weight, made if they are not there yet; none before the first step."""
+    if step and weight not in optimizer.state:
+        fresh = {name: torch.zeros_like(weight) for name in _MOMENTS}
+        optimizer.state[weight] = {"step": torch.tensor(float(step)), **fresh}
+    return {name: optimizer.state[weight][name] for name in _MOMENTS} if step else {}
+
+
+def step_of(folder: Path) -> int:
+    """Steps that the saved state has behind it; 0 if nothing readable was saved."""
+    try:
+        with safe_open(folder / FILE_NAME, framework="pt") as stream:
+            return int(stream.metadata()["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return 0
+
+
+def remove(folder: Path) -> None:
+    """Delete the state of a training that is finished."""
+    (folder / FILE_NAME).unlink(missing_ok=True)

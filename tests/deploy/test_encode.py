@@ -1,0 +1,247 @@
+"""Embedding files from the command line: every format, interrupted work, bad rows, and the nearest texts."""
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cft.deploy import encode, load, similar
+from cft.model.embedder import Embedder
+from cft.system.arguments import Command, Key, whole_number
+from cft.system.errors import UserError
+
+TEXTS = ["a cat sleeps", "two birds, singing", "a cat sleeps", "Émile 🎻 plays"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CFT_CACHE", str(tmp_path / "cache"))
+
+
+def told(trained, source, target, *more: str) -> dict[str, str]:
+    return encode.COMMAND.read([f"run={trained}", *more, str(source), str(target)])
+
+
+def embed(trained, source, target, *more: str) -> tuple[int, int]:
+    return encode.encode_file(told(trained, source, target, *more), source, target)
+
+
+def write(folder, ending: str, column: str = "text"):
+    path = folder / f"texts{ending}"
+    if ending == ".txt":
+        path.write_text("\n".join(TEXTS) + "\n")
+    elif ending == ".txt.gz":
+        path.write_bytes(gzip.compress("\r\n".join(TEXTS).encode()))
+    elif ending == ".csv":
+        path.write_text(f"n,{column}\n" + "".join(f'{n},"{text}"\n' for n, text in enumerate(TEXTS)))
+    elif ending == ".jsonl":
+        path.write_text("".join(json.dumps({column: text}) + "\n" for text in TEXTS))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({column: TEXTS}), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("target", ["v.npy", "v.parquet"])
+def test_every_format_gives_the_embedders_own_vectors_in_order(tmp_path, trained, ending, target):
+    assert embed(trained, write(tmp_path, ending), tmp_path / target) == (4, 0)
+    if target == "v.npy":
+        found = np.load(tmp_path / target)
+    else:
+        table = pyarrow.parquet.read_table(tmp_path / target)
+        assert table["text"].to_pylist() == TEXTS
+        found = np.array(table["vector"].to_pylist(), dtype=np.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, Embedder.load(trained).encode(TEXTS), atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
+def test_another_column_and_prompt(tmp_path, trained):
+    source = write(tmp_path, ".csv", column="question")
+    embed(trained, source, tmp_path / "v.npy", "column=question", "prompt=query: {text}")
+    expected = Embedder.load(trained).with_template("query: {text}").encode(TEXTS)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
+
+
+def test_interrupted_work_goes_on_where_it_was(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(encode, "_BLOCK", 10)
+    texts = [f"text {n}" for n in range(35)]
+    source = tmp_path / "many.txt"
+    source.write_text("\n".join(texts))
+    whole, seen = Embedder.encode, []
+
+    def dies(self, block, **options):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(block)
+        return whole(self, block, **options)
+
+    monkeypatch.setattr(Embedder, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        embed(trained, source, tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists()
+    monkeypatch.setattr(Embedder, "encode", lambda self, block, **options: seen.append(block) or whole(self, block))
+    embed(trained, source, tmp_path / "v.npy")
+    assert seen == [texts[:10], texts[10:20], texts[20:30], texts[30:]]
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), whole(Embedder.load(trained), texts), atol=1e-6)
+
+
+def test_blocks_of_other_texts_are_not_taken(tmp_path, trained, monkeypatch):
+    source = tmp_path / "a.txt"
+    source.write_text("one text")
+    monkeypatch.setattr(encode, "_write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed(trained, source, tmp_path / "v.npy")
+    monkeypatch.undo()
+    source.write_text("another text")
+    embed(trained, source, tmp_path / "v.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), Embedder.load(trained).encode(["another text"]), atol=1e-6)
+
+
+def test_bad_rows_are_named_before_anything_is_embedded_or_left_out(tmp_path, trained, monkeypatch, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text("one\n\ntwo\n")
+    monkeypatch.setattr(encode, "load_embedder", lambda values: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match=r"data row 2 \(a.txt:2\) has an empty 'text'; .*on_bad_row=skip"):
+        embed(trained, source, tmp_path / "v.npy")
+    monkeypatch.undo()
+    assert embed(trained, source, tmp_path / "v.npy", "on_bad_row=skip") == (2, 1)
+    assert len(np.load(tmp_path / "v.npy")) == 2
+    assert "skipped data row 2 (a.txt:2)" in capsys.readouterr().err
+
+
+def test_texts_that_are_too_long_are_counted(tmp_path, trained, capsys):
+    source = tmp_path / "a.txt"
+    source.write_text("short\n" + "long " * 400 + "\n")
+    embed(trained, source, tmp_path / "v.npy")
+    assert "1 text reached the 150 tokens that this embedder reads at most" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("none.txt", "v.npy", "none.txt: no such file; did you mean"),
+        ("nine.txt", "v.bin", "must end in .npy or .parquet"),
+        ("nine.txt", "nowhere/v.npy", "there is no folder"),
+        ("nine.txt", "there.npy", "exists; name another output, or set overwrite=true"),
+        ("nine.doc", "v.npy", "unknown kind of file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_by_name(tmp_path, trained, source, target, message):
+    for name in ("nine.txt", "nine.doc", "there.npy"):
+        (tmp_path / name).write_text("one\n")
+    with pytest.raises(UserError, match=message):
+        embed(trained, tmp_path / source, tmp_path / target)
+
+
+def test_an_output_is_replaced_on_request(tmp_path, trained):
+    (tmp_path / "v.npy").write_text("old")
+    embed(trained, write(tmp_path, ".txt"), tmp_path / "v.npy", "overwrite=true")
+    assert len(np.load(tmp_path / "v.npy")) == 4
+
+
+def test_pipes(tmp_path, trained):
+    command = [sys.executable, "-m", "cft.encode", f"run={trained}", "-", "-"]
+    done = subprocess.run(command, input="\n".join(TEXTS).encode(), capture_output=True, timeout=300, check=True)
+    np.testing.assert_allclose(np.load(io.BytesIO(done.stdout)), Embedder.load(trained).encode(TEXTS), atol=1e-6)
+    assert b"4 texts embedded" in done.stderr
+
+
+def test_the_nearest_texts_come_first(tmp_path, trained):
+    source = write(tmp_path, ".txt")
+    values = similar.COMMAND.read([f"run={trained}", "top=2", "a cat sleeps", str(source)])
+    header, first, second = similar.nearest(values)
+    assert header == ("cosine", "row", "text") and first == ("1.0000", "1", "a cat sleeps")
+    assert float(second[0]) < 1 and second[2] in TEXTS
+
+
+def test_a_second_query_embeds_only_itself(tmp_path, trained, monkeypatch):
+    source = write(tmp_path, ".txt")
+    similar.nearest(similar.COMMAND.read([f"run={trained}", "birds", str(source)]))
+    seen, whole = [], Embedder.encode
+    monkeypatch.setattr(Embedder, "encode", lambda self, texts, **o: seen.extend(texts) or whole(self, texts, **o))
+    similar.nearest(similar.COMMAND.read([f"run={trained}", "a cat", str(source)]))
+    assert seen == ["a cat"]
+
+
+def test_a_query_has_a_prompt_of_its_own(tmp_path, trained):
+    source = tmp_path / "a.txt"
+    source.write_text("query: cats")
+    values = similar.COMMAND.read([f"run={trained}", "query_prompt=query: {text}", "cats", str(source)])
+    assert similar.nearest(values)[1][0] == "1.0000"
+
+
+# Finding an embedder
+
+
+def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
+    outputs = trained.parent
+    assert load.find_embedder(str(trained)) == trained
+    assert load.find_embedder(trained.name, outputs) == trained
+    assert load.find_embedder(trained.name[-6:], outputs) == trained
+    with pytest.raises(UserError, match=f"run=zzz: no finished embedder; there: {trained}$"):
+        load.find_embedder("zzz", outputs)
+    mistyped = trained.name[-8:-1] + "?"
+    with pytest.raises(UserError, match=rf"did you mean run={trained.name[-8:]}\?$"):
+        load.find_embedder(mistyped, outputs)
+    with pytest.raises(UserError, match="none under"):
+        load.find_embedder("zzz", outputs / "nowhere")
+
+
+# Arguments
+
+EXAMPLE = Command(
+    "cft.example",
+    "Do something.",
+    keys={
+        "run": Key("which"),
+        "top": Key("how many", default="10"),
+        "mode": Key("how", default="a", choices=("a", "b")),
+    },
+    places={"query": "a text"},
+)
+
+
+def test_keys_and_places_come_in_any_order():
+    expected = {"query": "x = y", "run": "r", "top": "10", "mode": "b"}
+    assert EXAMPLE.read(["mode=b", "x = y", "run=r"]) == expected
+    assert EXAMPLE.read(["x = y", "run=r", "mode=b"]) == expected
+    assert EXAMPLE.read(["E=mc2", "run=r"])["query"] == "E=mc2"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["q"], r"run= is missing \(which\); usage: python -m cft.example run=... QUERY \[KEY=VALUE ...\]"),
+        (["run=r"], r"query is missing \(a text\)"),
+        (["run=r", "q", "more"], "'more' is one argument too many"),
+        (["run=r", "q", "run=s"], "run= is given twice"),
+        (["run=r", "q", "tpo=3"], "has no key 'tpo'; did you mean top="),
+        (["run=r", "q", "mode=c"], "mode=c: must be a or b"),
+    ],
+)
+def test_wrong_arguments_are_named(given, message):
+    with pytest.raises(UserError, match=message):
+        EXAMPLE.read(given)
+
+
+def test_numbers_are_checked():
+    assert whole_number("top", "3") == 3
+    for value in ("0", "-1", "1.5", "x", ""):
+        with pytest.raises(UserError, match=f"top={value}: must be a whole number, 1 or more"):
+            whole_number("top", value)
+
+
+def test_help_names_every_key(capsys):
+    for command in (EXAMPLE, encode.COMMAND, similar.COMMAND):
+        with pytest.raises(SystemExit) as done:
+            command.read(["--help"])
+        said = capsys.readouterr().out
+        assert done.value.code == 0
+        assert all(f"{name}=" in said for name in command.keys) and all(name.upper() in said for name in command.places)

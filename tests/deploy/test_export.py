@@ -1,0 +1,225 @@
+"""Exported embedders give the same vectors in the real libraries, or are refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny, write_model
+from transformers import AutoModel, AutoTokenizer
+
+from cft.config.compose import compose_config
+from cft.deploy import export, portable
+from cft.deploy.portable import SAMPLES
+from cft.job import runner
+from cft.model.embedder import Embedder
+from cft.system.errors import UserError
+
+QUICK = (
+    "logger=none train.steps=3 train.batch_size=8 data.rows=60 data.holdout=0 eval.pairs=10 train.eval_every=0 lr=0.05"
+)
+
+
+def train(tmp_path, *overrides: str):
+    """A finished embedder's folder; the learning rate is high, so that the adapter matters."""
+    runner.run(compose_config([*QUICK.split(), f"outputs={tmp_path / 'outputs'}", *overrides]))
+    (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/contract.json"))
+    return folder
+
+
+def exported(folder, tmp_path, *more: str):
+    target = tmp_path / "exported"
+    said = export.export(export.COMMAND.read([f"run={folder}", *more, str(target)]))
+    return target, said
+
+
+def in_sentence_transformers(folder):
+    package = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    return package.SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted_mean"])
+def test_sentence_transformers_gives_the_same_vectors(tmp_path, pooling):
+    folder = train(tmp_path, "model=tiny", f"model.pooling={pooling}", "model.max_length=24")
+    embedder = Embedder.load(folder)
+    base = make_tiny("llama", pooling=pooling, max_length=24)
+    assert np.abs(embedder.encode(SAMPLES) - base.encode(SAMPLES)).max() > 1e-3
+    target, said = exported(folder, tmp_path)
+    model = in_sentence_transformers(target)
+    assert "sentence-transformers gives the same vectors" in said
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), embedder.encode(SAMPLES), atol=1e-5)
+    assert model.max_seq_length == 24
+    card = (target / "README.md").read_text()
+    assert 'SentenceTransformer("FOLDER")' in card and "library_name: sentence-transformers" in card
+    assert "from cft" not in card and "contract.json" not in card
+    # of its own kind, without anything of ours
+    assert {path.name for path in target.iterdir()} >= {"modules.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_a_chat_template_does_not_wrap_texts(tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    told = json.loads((base / "tokenizer_config.json").read_text())
+    told["chat_template"] = "{% for message in messages %}<turn>{{ message['content'] }}{% endfor %}"
+    (base / "tokenizer_config.json").write_text(json.dumps(told))
+    assert AutoTokenizer.from_pretrained(base).chat_template
+    folder = train(tmp_path, f"model.path={base}")
+    target, _ = exported(folder, tmp_path)
+    model = in_sentence_transformers(target)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
+
+
+def test_minicpm_held_as_granite_round_trips(tmp_path):
+    from test_minicpm import SHAPES, random_tensors, settings, write_checkpoint
+
+    base = tmp_path / "minicpm"
+    base.mkdir()
+    config = settings(SHAPES[1])
+    write_checkpoint(base, config, random_tensors(config), 1)
+    folder = train(tmp_path, f"model.path={base}")
+    with pytest.raises(UserError, match="held by another class than its own"):
+        exported(folder, tmp_path, "adapter=keep")
+    target, _ = exported(folder, tmp_path)
+    assert json.loads((target / "config.json").read_text())["model_type"] == "granite"
+    model = in_sentence_transformers(target)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
+
+
+def test_a_prompt_goes_along_and_is_put_on_by_default(tmp_path):
+    folder = train(tmp_path, "model=tiny", "prompt.use=both", "prompt.template='query: {text}'")
+    target, _ = exported(folder, tmp_path)
+    model = in_sentence_transformers(target)
+    expected = Embedder.load(folder).encode(SAMPLES)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), expected, atol=1e-5)
+    np.testing.assert_allclose(model.encode(list(SAMPLES), prompt_name="query"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("template", ["This sentence {text} means: ", "{text} is: "])
+def test_words_behind_the_text_are_put_there_by_the_tokenizer(tmp_path, template):
+    folder = train(tmp_path, "model=tiny", "prompt.use=after", f"prompt.template='{template}'")
+    target, _ = exported(folder, tmp_path)
+    expected = Embedder.load(folder).encode(SAMPLES)
+    np.testing.assert_allclose(in_sentence_transformers(target).encode(list(SAMPLES)), expected, atol=1e-5)
+    without = Embedder.load(folder).with_template("{text}").encode(SAMPLES)
+    assert np.abs(expected - without).max() > 1e-3
+
+
+def test_the_adapter_can_be_kept_beside_its_base_model(tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    folder = train(tmp_path, f"model.path={base}")
+    target, said = exported(folder, tmp_path, "adapter=keep")
+    assert f"an adapter on {base}" in said and not (target / "model.safetensors").exists()
+    model = in_sentence_transformers(target)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
+    untrained = Embedder.base(compose_config([f"model.path={base}"]).model).encode(SAMPLES)
+    assert np.abs(model.encode(list(SAMPLES)) - untrained).max() > 1e-3
+
+
+def test_an_adapter_is_not_kept_beside_a_model_that_nobody_finds(tmp_path, trained):
+    with pytest.raises(UserError, match="neither a folder nor on the hub"):
+        exported(trained, tmp_path, "adapter=keep")
+
+
+def test_a_model_trained_whole_is_exported_too(tmp_path):
+    folder = train(tmp_path, "model=tiny", "lora=none", "lr=1e-3")
+    target, said = exported(folder, tmp_path)
+    assert "no coordinate of a unit vector moved by more than 0.0e+00" in said
+    model = in_sentence_transformers(target)
+    np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
+
+
+def test_the_merged_model_is_one_that_transformers_loads(tmp_path, trained):
+    target, _ = exported(trained, tmp_path, "format=merged")
+    model, tokenizer = AutoModel.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    assert not (target / "modules.json").exists()
+    with torch.no_grad():
+        states = [
+            model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state[0, -1] for text in SAMPLES
+        ]
+    found = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+    np.testing.assert_allclose(found, Embedder.load(trained).encode(SAMPLES), atol=1e-5)
+
+
+def test_the_adapter_alone_works_in_peft(tmp_path):
+    from peft import PeftModel
+
+    base = write_model(tmp_path / "base", "llama")
+    folder = train(tmp_path, f"model.path={base}")
+    target, said = exported(folder, tmp_path, "format=peft")
+    assert str(base) in said and f'Embedder.load("{target}")' in said and "append the token 1 to each text" in said
+    np.testing.assert_array_equal(Embedder.load(target).encode(SAMPLES), Embedder.load(folder).encode(SAMPLES))
+    model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), str(target)).eval()
+    embedder = Embedder.load(folder)
+    with torch.no_grad():
+        states = [model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in embedder.tokenize(SAMPLES)]
+    found = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+    np.testing.assert_allclose(found, embedder.encode(SAMPLES), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.layer=1"], "cut after layer 1"),
+        (["model.attention=bidirectional", "model.pooling=mean"], "looks backwards"),
+    ],
+)
+def test_what_others_cannot_hold_is_refused_and_leaves_nothing(tmp_path, overrides, message):
+    folder = train(tmp_path, "model=tiny", *overrides)
+    with pytest.raises(UserError, match=message):
+        exported(folder, tmp_path)
+    assert not (tmp_path / "exported").exists() and not list(tmp_path.glob("tmp*"))
+
+
+@pytest.mark.parametrize("joined", ["s s", ". !"])
+def test_words_behind_that_share_a_token_with_the_text_are_left_to_the_user(tmp_path, joined):
+    """`s s` is seen on the words that are tried first, `. !` only on a sample that ends with a full stop."""
+    base = write_model(tmp_path / "base", "llama")
+    path = base / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[joined.replace(" ", "")] = vocabulary.pop("Ń")  # some byte that no sample holds
+    tokenizer["model"]["merges"] = [joined]
+    path.write_text(json.dumps(tokenizer))
+    folder = train(tmp_path, f"model.path={base}", "prompt.use=both", f"prompt.template='{{text}}{joined[-1]}'")
+    with pytest.raises(UserError, match="words behind the text that share tokens.*prompt='{text}'"):
+        exported(folder, tmp_path)
+    assert not (tmp_path / "exported").exists()
+    target, _ = exported(folder, tmp_path, "prompt={text}")
+    expected = Embedder.load(folder).with_template("{text}").encode(SAMPLES)
+    np.testing.assert_allclose(in_sentence_transformers(target).encode(list(SAMPLES)), expected, atol=1e-5)
+
+
+def test_a_difference_over_there_is_an_error(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(portable, "difference_there", lambda folder, expected: 0.01)
+    with pytest.raises(UserError, match="other vectors of it"):
+        exported(trained, tmp_path)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_without_sentence_transformers_it_says_that_nobody_tried(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(portable, "difference_there", lambda folder, expected: None)
+    _, said = exported(trained, tmp_path)
+    assert "not tried in sentence-transformers" in said
+
+
+def test_another_prompt_goes_into_the_contract(tmp_path, trained):
+    target, _ = exported(trained, tmp_path, "format=peft", "prompt=query: {text}")
+    expected = Embedder.load(trained).with_template("query: {text}").encode(SAMPLES)
+    np.testing.assert_array_equal(Embedder.load(target).encode(SAMPLES), expected)
+
+
+def test_nothing_is_overwritten(tmp_path, trained):
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(UserError, match="exists; name another folder"):
+        exported(trained, tmp_path)
+
+
+def test_a_tokenizer_that_gives_other_tokens_is_noticed(tmp_path):
+    embedder = make_tiny("llama")
+    tokenizer = portable.tokenizer_of(embedder)
+    tokenizer.save_pretrained(tmp_path)
+    portable.check_tokens(embedder, tmp_path)
+    shutil.rmtree(tmp_path)
+    embedder.backbone.tokenizer.save_pretrained(tmp_path)  # which appends no EOS
+    with pytest.raises(UserError, match="other tokens"):
+        portable.check_tokens(embedder, tmp_path)

@@ -1,0 +1,66 @@
+"""The model card says what was trained and what came out, in the hub's form, and nothing of this machine."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from test_config import composed
+
+from cft.config.compose import compose_config
+from cft.job import card
+from cft.job.runner import run
+
+
+def test_a_training_ends_with_a_card_whose_scores_are_its_own(trained):
+    found = ModelCard.load(trained / "README.md")
+    (entry,) = json.loads((trained / "metrics.json").read_text()).values()
+    (result,) = found.data.eval_results
+    assert result.metric_value == pytest.approx(entry["after"]["sets"]["scenes"]["spearman"], abs=1e-4)
+    assert (result.dataset_name, result.dataset_type, result.metric_type) == ("scenes", "other", "cosine_spearman")
+    assert found.data.model_name == trained.name and found.data.library_name == "peft"
+    # what is read is what was meant
+    assert "model-index:" in found.content and ModelCard(found.content).data.to_dict() == found.data.to_dict()
+
+
+def test_its_table_has_an_interval_around_the_score(trained):
+    line = next(line for line in (trained / "README.md").read_text().splitlines() if line.startswith("| scenes"))
+    _, _, pairs, before, after, interval, _ = (cell.strip() for cell in line.split("|"))
+    low, high = map(float, interval.split(" to "))
+    assert pairs == "20" and low < float(after) < high and before != after
+
+
+def test_nothing_of_this_machine_is_in_it(tmp_path):
+    path = tmp_path / "secret-folder" / "triplets.csv"
+    path.parent.mkdir()
+    path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
+    config = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=0".split()
+    run(composed(*config, "data=files", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
+    (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
+    assert "secret-folder" not in text and str(tmp_path) not in text and str(Path.home()) not in text
+    assert "files: 36 triplets" in text
+
+
+def test_sets_of_the_hub_carry_their_revision_and_others_do_not():
+    assert card._result("STS17", 80.0, of_hub=True).dataset_config == "en-en"
+    assert card._result("STS12", 80.0, of_hub=True).dataset_type == "mteb/sts12-sts"
+    assert card._result("STS12", 80.0, of_hub=False).dataset_type == "other"
+
+
+def test_a_base_model_of_the_hub_is_named_and_a_folder_is_not(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = compose_config(["model=phi2", "data=nli"])
+    data = json.loads((trained / "data.json").read_text())
+    contract = json.loads((folder / "contract.json").read_text())
+    contract |= {"model": "microsoft/phi-2", "weights": "commit:0123456789ab"}
+    (folder / "contract.json").write_text(json.dumps(contract))
+    card.write_card(folder, config, data)
+    found = ModelCard.load(folder / "README.md").data
+    assert found.base_model == "microsoft/phi-2" and found.datasets == ["princeton-nlp/datasets-for-simcse"]
+    contract |= {"model": "/home/me/models/mine", "weights": "sha256:0123"}
+    (folder / "contract.json").write_text(json.dumps(contract))
+    card.write_card(folder, config, data)
+    assert ModelCard.load(folder / "README.md").data.base_model is None
+    assert "/home/me" not in (folder / "README.md").read_text()

@@ -1,0 +1,159 @@
+"""The doctor: what it says of a model, that its estimates hold, and that its checks can fail."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import make_tiny, write_model
+from test_config import composed
+from test_distill import TEACHER
+from test_tokenization import byte_level
+
+from cft.config.schema import Attention, LoraSettings
+from cft.job import doctor
+from cft.model.embedder import Embedder
+from cft.model.lora import add_lora
+from cft.training import memory
+from cft.training.losses import info_nce
+
+TINY = ["model=tiny", "data.rows=100", "train.batch_size=8"]
+
+
+def examined(*overrides: str) -> str:
+    text, healthy = doctor.examine(composed(*TINY, *overrides))
+    assert healthy, text
+    return text
+
+
+def test_it_says_how_a_text_becomes_an_embedding():
+    text = examined("prompt=prompt3", "model.layer=1", "model.pooling=weighted_mean")
+    assert re.search(r"held by +LlamaModel: 1 layers, hidden size 32", text)
+    assert re.search(r"batches +prefix trees, exact by trial", text)
+    assert re.search(r"before a text +nothing", text) and re.search(r"after a text +<eos> \(our EOS\)", text)
+    assert re.search(r"prompt +'\{text\} is: '", text)
+    assert re.search(r"embedding +the mean of all tokens' states, later ones weighing more of layer 1", text)
+    assert re.search(r"trained +LoRA of rank 8 on q_proj, v_proj: 896 of", text)
+    assert re.search(r"^token +A +Ġ +m .* Ġ +<eos>$", text, re.MULTILINE)
+    assert len(re.findall(" holds$", text, re.MULTILINE)) == 4
+
+
+def test_it_says_which_rows_of_a_fused_layer_are_trained():
+    assert "on c_attn (only the rows of query and value)" in examined("model.path=random:gpt2")
+
+
+def test_a_model_that_must_be_padded_says_why_and_what_it_runs_on():
+    text = examined("model.path=random:bloom")
+    assert re.search(r"batches +padded: BloomModel has no exchangeable attention", text)
+    assert re.search(r"device +cpu, \d+ threads, eager attention", text)
+
+
+def test_without_training_nothing_is_said_of_training():
+    text = examined("train.steps=0", "model.attention=bidirectional")
+    assert "trained" not in text and "training" not in text
+    assert re.search(r"batches +one row without padding", text) and re.search(r"attention +both ways", text)
+
+
+def test_a_teachers_memory_is_counted_where_it_is_there():
+    def figures(text: str, row: str) -> list[float]:
+        return [float(size) for size in re.findall(r"(\S+) MiB", re.search(rf"^{row} .*$", text, re.MULTILINE)[0])]
+
+    taught = examined(*TEACHER)
+    alone, with_teacher = (figures(text, "training, the first 8 of scenes") for text in (examined(), taught))
+    teacher = memory.weight_bytes(make_tiny("bert", attention=Attention.bidirectional).model) / 2**20
+    assert with_teacher[0] - alone[0] == pytest.approx(teacher, abs=0.1) and with_teacher[1:3] == alone[1:3]
+    assert figures(taught, "training, a full batch of the teacher")[0] == with_teacher[0]
+    assert figures(taught, "evaluation, a full batch")[0] == alone[0]
+    assert "a teacher's weights stay beside the model's" in taught
+
+
+def test_data_that_cannot_be_read_are_said_and_replaced_by_an_assumption(caplog):
+    caplog.set_level("INFO", logger="cft.doctor")
+    text = examined("data=files", "data.train=nowhere.csv")
+    assert "20 tokens a text are assumed: " in caplog.text and "nowhere.csv" in caplog.text
+    assert "8 triplets of usual length" in text
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
+def test_a_batchs_memory_is_foretold_from_small_ones(family):
+    base = make_tiny(family)
+    embedder = Embedder(add_lora(base.model, LoraSettings(), seed=0), base.backbone, base.contract)
+    layout = embedder.lay_out(memory._texts(embedder, 90, 20))
+
+    def step():
+        anchor, positive, negative = embedder.forward(layout).split([30, 30, 30])
+        info_nce(anchor, positive, negative, temperature=0.05).loss.backward()
+
+    foretold = memory.training_need(embedder, length=20, negatives=1, bf16=False).of(layout.nodes)
+    embedder.model.train()
+    assert memory.peak_bytes(step, embedder.device) == pytest.approx(foretold, rel=0.1)
+
+    def batch():
+        with torch.inference_mode():
+            embedder.forward(layout)
+
+    embedder.model.eval()
+    foretold = memory.evaluation_need(embedder, length=20).of(layout.nodes)
+    assert memory.peak_bytes(batch, embedder.device) == pytest.approx(foretold, rel=0.1)
+
+
+def test_memory_is_counted_while_it_is_held():
+    def work():
+        one = torch.zeros(1000, 250)  # a megabyte
+        other = one + 1
+        del one
+        other.mul_(2)
+        torch.cat([other, other])
+
+    assert memory.peak_bytes(work, torch.device("cpu")) == 3_000_000
+
+
+def test_gradient_checkpointing_is_foretold_to_need_less():
+    def need(text: str) -> float:
+        return float(re.search(r"training, the first 8 of scenes .* (\S+) MiB$", text, re.MULTILINE)[1])
+
+    assert need(examined("train.gradient_checkpointing=true")) < 0.8 * need(examined())
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    text = examined()
+    assert "more than is free: training, the first 8 of scenes; training" in text
+    assert "train.gradient_checkpointing=true" in text
+
+
+def test_a_batch_that_is_not_exact_fails_its_check(monkeypatch):
+    from cft.batching import prefix_tree
+
+    attend = prefix_tree.F.scaled_dot_product_attention
+
+    def broken(query, key, value, **more):
+        return attend(query, key, value, **more) + (query.shape[0] > 1)  # only batches of several texts are off
+
+    embedder = make_tiny("llama")
+    monkeypatch.setattr(prefix_tree.F, "scaled_dot_product_attention", broken)
+    alone, padded = doctor._batch_checks(embedder)
+    assert not alone.holds
+
+
+def test_an_eos_that_stands_twice_fails_its_check(tmp_path):
+    write_model(tmp_path, "llama", vocab_size=400)
+    tokenizer = byte_level(transformers.GPT2Tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    embedder = Embedder.base(composed("model=tiny", f"model.path={tmp_path}").model)
+    assert all(check.holds for check in doctor._token_checks(embedder))
+    tokenize = Embedder.tokenize
+    twice = Embedder(embedder.model, embedder.backbone, embedder.contract)
+    twice.tokenize = lambda texts: [(*ids, ids[-1]) for ids in tokenize(embedder, texts)]
+    assert not any(check.holds for check in doctor._token_checks(twice))
+
+
+def test_the_command_ends_with_what_it_found(tmp_path):
+    command = [sys.executable, "-m", "cft.doctor", *TINY]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "the contract" in done.stdout
+    wrong = subprocess.run([*command, "model.layer=9"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "cft: model.layer=9: this model has layers 1 to 2 (or -1 to -2)\n"

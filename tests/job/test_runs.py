@@ -1,0 +1,104 @@
+"""Listing, comparing and removing runs; one GPU for each of several processes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cft.job import runs
+from cft.system import devices
+from cft.system.errors import UserError
+from cft.system.files import held
+
+
+def test_runs_are_listed_with_settings_and_scores_and_filtered_by_any_key(paper):
+    header, *rows = runs.listed(paper.outputs, [])
+    assert header[0] == "run" and {row[2] for row in rows} == {"tiny"}
+    assert {row[7] for row in rows} >= {"scenes, {text}", "step 2, scenes, {text}"}
+    assert {row[4] for row in runs.listed(paper.outputs, ["lr=5e-3"])[1:]} == {"0.005"}
+    assert {row[1] for row in runs.listed(paper.outputs, ["lr=0.005"])[1:]} == {"at step 3 of 6"}
+    assert {row[5] for row in runs.listed(paper.outputs, ["loss=false", "model=TINY"])[1:]} == {"false"}
+    assert runs.listed(paper.outputs, ["train.batch_size=99"]) == [header]
+    with pytest.raises(UserError, match="lrr=1: a filter is KEY=VALUE .* Did you mean lr"):
+        runs.listed(paper.outputs, ["lrr=1"])
+
+
+def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
+    one, other = (runs.listed(paper.outputs, [f"loss={loss}", "lr=5e-4"])[1][0] for loss in ("false", "true"))
+    text = runs.compared(paper.outputs / one, paper.outputs / other)
+    settings, _, table = text.partition("\n\n")
+    assert [line.split()[0] for line in settings.splitlines()[2:]] == ["loss.hard_negatives"]
+    assert "prompt '{text}'" in table
+    row = next(line for line in table.splitlines() if line.startswith("scenes "))
+    found = re.search(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\] +(.+?)$", row)
+    difference, lowest, highest = (float(number) for number in found.groups()[:3])
+    assert lowest < difference < highest
+    expected = "higher" if lowest > 0 else "lower" if highest < 0 else "not distinguishable"
+    assert found[4] == expected, "the verdict is what the interval says"
+    base = next(paper.outputs.glob("base-*"))
+    assert "the second is" in runs.compared(base, paper.outputs / one)
+
+
+def test_a_run_compared_with_itself_is_not_distinguishable(paper):
+    folder = paper.outputs / runs.listed(paper.outputs, ["lr=5e-4"])[1][0]
+    text = runs.compared(folder, folder)
+    assert text.startswith("the settings are the same") and "+0.00 [+0.0, +0.0]" in text
+    assert "higher" not in text and "lower" not in text
+
+
+def test_a_run_is_found_by_the_end_of_its_name(paper):
+    name = runs.listed(paper.outputs, ["lr=5e-3"])[1][0]
+    assert (
+        runs.find(paper.outputs, name[-6:])
+        == runs.find(paper.outputs, str(paper.outputs / name))
+        == paper.outputs / name
+    )
+    with pytest.raises(UserError, match="zzz: no such run under .*; there: .*tiny-scenes-"):
+        runs.find(paper.outputs, "zzz")
+
+
+def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, tmp_path):
+    outputs = tmp_path / "copy"
+    shutil.copytree(paper.outputs, outputs)
+    name = runs.listed(outputs, ["lr=5e-3"])[1][0]
+    command = [sys.executable, "-m", "cft.runs", "--outputs", str(outputs), "remove", name]
+    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": Path(__file__).parents[2]}
+    result = subprocess.run(command, check=False, **options)
+    assert result.returncode == 2 and "add --yes" in result.stderr and (outputs / name).exists()
+    with held(outputs / name):
+        result = subprocess.run([*command, "--yes"], check=False, **options)
+    assert result.returncode == 2 and "is at work in" in result.stderr and (outputs / name).exists()
+    assert subprocess.run([*command, "--yes"], check=False, **options).returncode == 0
+    assert not (outputs / name).exists()
+
+
+def test_processes_claim_different_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    code = (
+        "import sys; from pathlib import Path; from cft.devices import claim_device; "
+        f"folder = Path({str(tmp_path)!r}); "
+        "print(claim_device(folder), claim_device(folder), flush=True); sys.stdin.read()"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(2)
+    ]
+    claims = sorted(process.stdout.readline().split() for process in started)
+    assert claims == [["0", "0"], ["1", "1"]], "each its own, and the same one when asked again"
+    for process in started:
+        process.communicate("")
+
+
+@pytest.mark.parametrize("visible", ["", "3"])
+def test_without_a_choice_of_gpus_nothing_is_claimed(tmp_path, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.claim_device(tmp_path) is None and not list(tmp_path.iterdir())

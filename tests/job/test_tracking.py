@@ -1,0 +1,272 @@
+"""Who follows a training gets all of it, and never stops or slows it."""
+
+import csv
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_config import composed
+
+from cft.config.schema import LoggerKind, LoggerSettings
+from cft.job import tracking as tracking_module
+from cft.job.runner import run as run_job
+from cft.job.tracking import Job, Result, Tracker, WandbTracker, measures, tracking
+
+STEP = {"event": "step", "step": 3, "loss": 0.5, "seconds": 2.0, "tokens": 100, "nodes": 80}
+DEV = {"event": "dev", "step": 3, "spearman": 40.0, "accuracy": None}
+
+
+class Run:
+    """Stands in for a W&B run."""
+
+    def __init__(self, fails: bool = False):
+        self.logged, self.finished, self.fails, self.summary, self.artifacts = [], [], fails, {}, []
+        self.metrics = {}
+
+    def define_metric(self, name, step_metric):
+        self.metrics[name] = step_metric
+
+    def log(self, values, step=None):
+        if self.fails:
+            raise ConnectionError("no network")
+        self.logged.append((step, values))
+
+    def log_artifact(self, artifact):
+        self.artifacts.append(artifact)
+
+    def finish(self, exit_code=0):
+        self.finished.append(exit_code)
+
+
+def job(folder: Path, **changes) -> Job:
+    told = {"name": "n", "identity": "i", "kind": "train", "folder": folder, "shared": folder, "config": {"lr": 1}}
+    return Job(**told | {"triplets": 60} | changes)
+
+
+def result(folder: Path) -> Result:
+    scores = {"before/STS12": 1.0, "after/STS12": 2.0, "before/mean": 1.0, "after/mean": 2.0}
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "weights").write_text("x")
+    return Result(scores, [("set", "after"), ("STS12", "2.00")], {}, step=7, adapter=folder / "adapter")
+
+
+def follow(monkeypatch, run, **changes):
+    asked = {}
+    monkeypatch.setattr("wandb.init", lambda **options: asked.update(options) or run)
+    settings = LoggerSettings(kind=LoggerKind.wandb_offline, group="sweep", tags=["a"], **changes)
+    return asked, settings
+
+
+def test_rates_and_saved_tokens_follow_from_a_row():
+    assert measures(STEP, 60) == {
+        "step": 3,
+        "loss": 0.5,
+        "seconds": 2.0,
+        "tokens": 100,
+        "nodes": 80,
+        "triplets_per_second": 30.0,
+        "tokens_per_second": 50.0,
+        "tokens_saved": pytest.approx(0.2),
+    }
+    assert measures(DEV, 60) == {"step": 3, "spearman": 40.0}
+
+
+# Weights & Biases
+
+
+def test_rows_are_logged_by_event_at_their_step_and_the_run_is_finished(monkeypatch, tmp_path):
+    run = Run()
+    asked, settings = follow(monkeypatch, run)
+    with tracking(settings, job(tmp_path)) as tracker:
+        tracker.watch(STEP)
+        tracker.watch(DEV)
+        tracker.finish(result(tmp_path))
+    (step, first), (_, dev), before, after, table = run.logged
+    assert step == 3 and first["step/loss"] == 0.5 and first["step/triplets_per_second"] == 30.0
+    assert dev == {"dev/step": 3, "dev/spearman": 40.0}
+    assert before == (None, {"score/step": 0, "score/STS12": 1.0, "score/mean": 1.0})
+    assert after == (None, {"score/step": 7, "score/STS12": 2.0, "score/mean": 2.0})
+    assert table[1]["result"].data == [["STS12", "2.00"]]
+    assert run.summary["after/mean"] == 2.0 and run.finished == [0] and run.artifacts == []
+    assert run.metrics == {"score/*": "score/step"}
+    assert asked["mode"] == "offline" and asked["group"] == "sweep" and asked["config"] == {"lr": 1}
+    assert asked["job_type"] == "train" and asked["name"] == "n" and asked["id"] == "i" and asked["tags"] == ["a"]
+
+
+def test_the_adapter_is_kept_on_request(monkeypatch, tmp_path):
+    run = Run()
+    _, settings = follow(monkeypatch, run, artifact=True)
+    with tracking(settings, job(tmp_path)) as tracker:
+        tracker.finish(result(tmp_path))
+    (artifact,) = run.artifacts
+    assert artifact.type == "model" and list(artifact.manifest.entries) == ["weights"]
+
+
+def test_a_resumed_job_goes_on_with_its_run(monkeypatch, tmp_path):
+    asked, settings = follow(monkeypatch, Run())
+    settings.kind = LoggerKind.wandb
+    with tracking(settings, job(tmp_path)):
+        pass
+    assert asked["resume"] == "allow" and asked["id"] == "i" and asked["mode"] == "online"
+
+
+def test_the_run_is_finished_as_failed_when_the_job_fails(monkeypatch, tmp_path):
+    run = Run()
+    _, settings = follow(monkeypatch, run)
+    with pytest.raises(KeyboardInterrupt), tracking(settings, job(tmp_path)):
+        raise KeyboardInterrupt
+    assert run.finished == [1]
+
+
+def test_a_failing_wandb_is_reported_once_and_left_out(monkeypatch, tmp_path, caplog):
+    run = Run(fails=True)
+    _, settings = follow(monkeypatch, run)
+    with tracking(settings, job(tmp_path)) as tracker:
+        for step in (1, 2, 3):
+            tracker.watch({"event": "step", "step": step})
+    assert caplog.text.count("Weights & Biases failed and is left out from here on: no network") == 1
+    assert run.finished == [0]
+
+
+def test_a_hanging_wandb_holds_nobody_up(monkeypatch, tmp_path, caplog):
+    release = threading.Event()
+    run = Run()
+    run.log = lambda values, step=None: release.wait(60)
+    monkeypatch.setattr(tracking_module, "_PATIENCE", 0.2)
+    _, settings = follow(monkeypatch, run)
+    began = time.monotonic()
+    with tracking(settings, job(tmp_path)) as tracker:
+        for step in range(100):
+            tracker.watch({"event": "step", "step": step})
+    assert time.monotonic() - began < 30
+    release.set()
+    assert "has not finished" in caplog.text
+
+
+def test_a_wandb_that_does_not_start_is_reported_and_the_job_goes_on(monkeypatch, tmp_path, caplog):
+    def init(**_):
+        raise RuntimeError("no key")
+
+    monkeypatch.setattr("wandb.init", init)
+    with tracking(LoggerSettings(), job(tmp_path)) as tracker:
+        tracker.watch({"event": "step", "step": 1})
+    assert type(tracker) is Tracker
+    assert "did not start, the job goes on without it: no key" in caplog.text
+
+
+def test_a_wandb_that_is_not_there_is_reported_and_the_job_goes_on(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with tracking(LoggerSettings(), job(tmp_path)) as tracker:
+        assert type(tracker) is Tracker
+    assert "did not start" in caplog.text
+
+
+def test_no_logger_imports_no_wandb(monkeypatch, tmp_path):
+    monkeypatch.setattr("wandb.init", lambda **_: pytest.fail("W&B was started"))
+    with tracking(LoggerSettings(kind=LoggerKind.none), job(tmp_path)) as tracker:
+        assert type(tracker) is Tracker
+    assert isinstance(WandbTracker, type)
+
+
+def test_a_sweep_file_gives_commands_that_compose():
+    path = Path(__file__).resolve().parents[2] / "docs" / "wandb_sweep.yaml"
+    told = yaml.safe_load(path.read_text())
+    assert told["command"][:4] == ["${env}", "python", "-m", "cft.run"]
+    assert told["command"][4] == "${args_no_hyphens}"  # W&B puts KEY=VALUE in its place
+    fixed = [entry for entry in told["command"][5:]]
+    for place in (0, -1):
+        chosen = [f"{name}={entry['values'][place]}" for name, entry in told["parameters"].items()]
+        config = composed(*chosen, *fixed)
+        assert config.logger.kind is LoggerKind.wandb
+        assert config.lr == told["parameters"]["lr"]["values"][place]
+    metric = told["metric"]["name"]
+    assert metric.startswith("dev/")  # never a test set
+
+
+# CSV
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_spreadsheet_has_every_row_and_the_scores(tmp_path):
+    with tracking(LoggerSettings(kind=LoggerKind.csv), job(tmp_path)) as tracker:
+        tracker.watch(STEP)
+        tracker.watch(DEV)
+        tracker.finish(result(tmp_path))
+    step, dev = rows_of(tmp_path / "history.csv")
+    assert (step["event"], step["loss"], step["triplets_per_second"]) == ("step", "0.5", "30.0")
+    assert (dev["event"], dev["spearman"], dev["loss"]) == ("dev", "40.0", "")
+    assert {row["score"]: row["value"] for row in rows_of(tmp_path / "scores.csv")}["after/STS12"] == "2.0"
+
+
+def test_a_resumed_training_takes_the_place_of_what_it_repeats(tmp_path):
+    settings = LoggerSettings(kind=LoggerKind.csv)
+    with tracking(settings, job(tmp_path)) as tracker:
+        for step in (1, 2, 3):
+            tracker.watch({"event": "step", "step": step, "loss": 9.0})
+    with tracking(settings, job(tmp_path)) as tracker:
+        for step in (2, 3, 4):
+            tracker.watch({"event": "step", "step": step, "loss": 1.0})
+    assert [(row["step"], row["loss"]) for row in rows_of(tmp_path / "history.csv")] == [
+        ("1", "9.0"),
+        ("2", "1.0"),
+        ("3", "1.0"),
+        ("4", "1.0"),
+    ]
+
+
+def test_a_full_disk_is_reported_once_and_does_not_stop_the_training(tmp_path, caplog):
+    with tracking(LoggerSettings(kind=LoggerKind.csv), job(tmp_path / "nowhere")) as tracker:
+        (tmp_path / "nowhere").write_text("a file where a folder should be")
+        tracker.watch(STEP)
+        tracker.watch(STEP)
+    assert caplog.text.count("the CSV file failed and is left out") == 1
+
+
+def test_a_whole_job_leaves_its_spreadsheet(tmp_path):
+    told = "model=tiny logger=csv train.steps=3 train.batch_size=8 data.rows=60 data.holdout=10 eval.pairs=10".split()
+    run_job(composed(*told, "train.eval_every=3", f"outputs={tmp_path}"))
+    (folder,) = (path.parent for path in tmp_path.glob("*/history.csv"))
+    rows = rows_of(folder / "history.csv")
+    assert [(row["event"], row["step"]) for row in rows] == [("step", "1"), ("step", "2"), ("step", "3"), ("dev", "3")]
+    assert all(float(row["gradient_norm"]) > 0 and 0 <= float(row["tokens_saved"]) < 1 for row in rows[:3])
+    assert "after/scenes" in (folder / "scores.csv").read_text()
+
+
+# TensorBoard
+
+
+def test_tensorboard_has_every_row_and_scores_over_steps(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = LoggerSettings(kind=LoggerKind.tensorboard)
+    for last in (4, 5):  # the second job resumes after step 2
+        with tracking(settings, job(tmp_path)) as tracker:
+            for step in range(last - 3, last + 1):
+                tracker.watch({"event": "step", "step": step, "loss": float(last)})
+            tracker.finish(result(tmp_path))
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("step/loss")] == [
+        (1, 4.0),
+        (2, 5.0),
+        (3, 5.0),
+        (4, 5.0),
+        (5, 5.0),
+    ]
+    assert [(event.step, event.value) for event in found.Scalars("score/STS12")][-2:] == [(0, 1.0), (7, 2.0)]
+
+
+def test_without_tensorboard_the_job_goes_on(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with tracking(LoggerSettings(kind=LoggerKind.tensorboard), job(tmp_path)) as tracker:
+        assert type(tracker) is Tracker
+    assert "TensorBoard did not start" in caplog.text

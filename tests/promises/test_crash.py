@@ -1,0 +1,242 @@
+"""Killed at any moment and started again, a training and a sweep end as if nothing had happened."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from forked import ROOT, Commands, Ended
+from safetensors.torch import load_file
+
+from cft.system import signals
+from cft.training import checkpoint
+
+# How often each is killed; `make fuzz` multiplies it.
+MOMENTS = 20 * int(os.environ.get("CFT_FUZZ", "1"))
+
+STEPS, CHECKPOINT_EVERY = 6, 2
+JOB = [
+    "model=tiny",
+    "logger=csv",
+    f"train.steps={STEPS}",
+    "train.batch_size=4",
+    "train.eval_every=3",
+    f"train.checkpoint_every={CHECKPOINT_EVERY}",
+    "train.keep=[3]",
+    "data.rows=40",
+    "data.holdout=6",
+    "eval.pairs=10",
+]
+SWEEP = ["-m", *JOB, "train.steps=2", "train.keep=[]", "data.holdout=0", "lr=1e-4,5e-4"]
+
+
+class Kill:
+    """A moment: a change to the disk, counted from 1, or a share of the time that the whole takes."""
+
+    def __init__(self, place: int) -> None:
+        self.draw = random.Random(place)
+        self.by_change = place % 10 < 7
+
+    def arguments(self, undisturbed: Ended) -> dict:
+        assert undisturbed.events
+        if self.by_change:
+            return {"kill_at": self.draw.randint(1, undisturbed.events)}
+        return {"signal_after": self.draw.uniform(0.1, 1) * undisturbed.seconds}
+
+
+def run(commands: Commands, root: Path, command: list[str], **how) -> Ended:
+    """Run a command whose outputs and cache are both in a folder of its own."""
+    root.mkdir(exist_ok=True)
+    cache = {"CFT_CACHE": str(root / "cache")}
+    return commands.run("cft.run", *command, "outputs=outputs", cwd=root, env=cache, watched=root, **how)
+
+
+def left(root: Path) -> dict[str, object]:
+    """All that lies in the outputs, as comparable content: without times, memory and what is said at another time."""
+    found: dict[str, object] = {}
+    for path in sorted((root / "outputs").rglob("*")):
+        name = str(path.relative_to(root))
+        # multirun.yaml is Hydra's and names the folder where the command was given; pictures are compared as PNG.
+        if not path.is_file() or path.name in ("log.txt", ".lock", "multirun.yaml") or path.suffix == ".svg":
+            continue
+        if path.suffix in (".json", ".jsonl"):
+            found[name] = [timeless(json.loads(part)) for part in parts(path)]
+        elif path.suffix == ".csv":
+            found[name] = [timeless(row) for row in csv.DictReader(path.open())]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def parts(path: Path) -> list[str]:
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def timeless(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: timeless(entry) for key, entry in value.items() if "second" not in key and key != "peak_memory"}
+    return value
+
+
+def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name] == other[name], name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(commands, tmp_path_factory) -> tuple[Path, Ended]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    ended = run(commands, root, JOB)
+    assert ended.status == 0, ended.err
+    return root, ended
+
+
+@pytest.fixture(scope="module")
+def undisturbed_sweep(commands, tmp_path_factory) -> tuple[Path, Ended]:
+    root = tmp_path_factory.mktemp("undisturbed-sweep")
+    ended = run(commands, root, SWEEP)
+    assert ended.status == 0, ended.err
+    return root, ended
+
+
+def test_the_same_command_leaves_the_same_bytes(commands, undisturbed, tmp_path):
+    assert run(commands, tmp_path, JOB).status == 0
+    assert_same(left(tmp_path), left(undisturbed[0]))
+
+
+def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
+    """The same without the server, whose processes cannot have threads or workers of their own."""
+    (root / "outputs").mkdir()
+    environment |= {"CFT_CACHE": str(root / "cache")}
+    environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
+    whole = [sys.executable, "-m", "cft.run", *command, "outputs=outputs"]
+    ended = subprocess.run(whole, capture_output=True, text=True, cwd=root, env=os.environ | environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path, workers):
+    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"], OMP_NUM_THREADS="1")
+    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+
+
+def test_the_number_of_threads_moves_a_result_by_rounding_alone(undisturbed, tmp_path):
+    """What docs/reliability.md promises across machines, whose threads and instructions differ."""
+    run_on_its_own(tmp_path, JOB, OMP_NUM_THREADS="4", MKL_NUM_THREADS="4")
+    roots = (tmp_path, undisturbed[0])
+    one, other = (load_file(next(root.glob("outputs/tiny-*/adapter/*.safetensors"))) for root in roots)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+    means = []
+    for root in roots:
+        (entry,) = json.loads(next(root.glob("outputs/tiny-*/metrics.json")).read_text()).values()
+        means.append([entry[side]["mean"] for side in ("before", "after")])
+    assert means[0] == pytest.approx(means[1], abs=0.1)
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_a_training_killed_at_any_moment_ends_with_the_same_bytes(commands, undisturbed, tmp_path, moment):
+    killed = run(commands, tmp_path, JOB, **Kill(moment).arguments(undisturbed[1]))
+    assert killed.status in (-signal.SIGKILL, 0)  # a moment drawn by time may come after the end
+    saved, done = progress(tmp_path)
+    assert done - saved <= CHECKPOINT_EVERY, "more than the work since the last checkpoint is lost"
+
+    again = run(commands, tmp_path, JOB)
+
+    assert again.status == 0, again.err
+    if 0 < saved:
+        assert f"continuing after step {saved} of {STEPS}" in again.out
+    assert_same(left(tmp_path), left(undisturbed[0]))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def progress(root: Path) -> tuple[int, int]:
+    """The step of the checkpoint, and the last step that was done and noted; (0, 0) without a checkpoint to lose."""
+    for folder in (root / "outputs").glob("tiny-*"):
+        spreadsheet = folder / "history.csv"
+        rows = list(csv.DictReader(spreadsheet.open())) if spreadsheet.exists() else []
+        steps = [int(row["step"]) for row in rows if row["event"] == "step"]
+        if (folder / "training.json").exists() or (folder / "adapter").exists():
+            return checkpoint.step_of(folder), checkpoint.step_of(folder)
+        return checkpoint.step_of(folder), max(steps, default=0)
+    return 0, 0
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_a_sweep_killed_at_any_moment_ends_with_the_same_bytes(commands, undisturbed_sweep, tmp_path, moment):
+    killed = run(commands, tmp_path, SWEEP, **Kill(1000 + moment).arguments(undisturbed_sweep[1]))
+    assert killed.status in (-signal.SIGKILL, 0)
+    again = run(commands, tmp_path, SWEEP)
+    assert again.status == 0, again.err
+    assert "all jobs" in again.out
+    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_training_after_a_checkpoint_with_a_status_of_its_own(
+    commands, undisturbed, tmp_path, sent, status
+):
+    long = [*JOB, "train.checkpoint_every=1000", "train.eval_every=0"]
+    ended = run(commands, tmp_path, [*long, "train.steps=2000", "train.epochs=1000", "train.keep=[]"],
+                signal_after=undisturbed[1].seconds, sent=sent)  # fmt: skip
+    assert ended.status == status, ended.err
+    assert f"{sent.name}: ending after this step and a checkpoint" in ended.err
+    assert "the same command goes on from the last checkpoint" in ended.err
+    assert "Traceback" not in ended.err + ended.out
+    saved, done = progress(tmp_path)
+    assert saved == done > 0, "the checkpoint holds every step that was done"
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(commands, undisturbed, tmp_path):
+    ended = run(commands, tmp_path, JOB, signal_after=undisturbed[1].seconds * 0.6, sent=signal.SIGTERM)
+    assert ended.status in (143, 0), ended.err
+    assert run(commands, tmp_path, JOB).status == 0
+    assert_same(left(tmp_path), left(undisturbed[0]))
+
+
+def test_a_second_signal_ends_it_at_once():
+    with signals.heeded(), signals.between_steps() as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+        with pytest.raises(signals.Interrupted) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.status == 143
+    with signals.heeded(), signals.between_steps() as asked:
+        assert asked() == 0, "what one command was asked is nothing to the next"
+
+
+def test_outside_a_training_a_signal_is_heeded_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.heeded(), pytest.raises(signals.Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_was_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.heeded():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_comparing_sees_a_difference(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0] / "outputs", tmp_path / "outputs")
+    (weights,) = (tmp_path / "outputs").glob("tiny-*/adapter/adapter_model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(AssertionError):
+        assert_same(left(tmp_path), left(undisturbed[0]))

@@ -1,0 +1,135 @@
+"""What the documentation says of models is what the tests check."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from families import ENCODERS, PADDED, TREE
+from packaging.version import Version
+
+from cft.config import reference
+from cft.config.compose import keys
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def families_in(section: str) -> dict[str, str]:
+    """Kind of batch by family, out of the table."""
+    table = section.split("| --- | --- | --- | --- |\n")[1].split("\n\n")[0]
+    found = {}
+    for line in table.splitlines():
+        names, _, batches, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        found |= {name: batches for name in re.findall(r"`(\w+)`", names)}
+    return found
+
+
+def test_the_table_of_families_lists_those_that_are_tested_and_their_batches():
+    section = (ROOT / "docs" / "models.md").read_text().split("## Family by family")[1]
+    listed = families_in(section)
+    assert listed.pop("minicpm") == "tree"  # tested on its own
+    padded = {name for name, batches in listed.items() if batches.startswith("padded")}
+    assert padded == {*PADDED, *(name for name, kind in ENCODERS.items() if kind == "padded")}
+    assert set(listed) - padded == {*TREE, *(name for name, kind in ENCODERS.items() if kind == "tree")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_promise_names_a_test_that_exists():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(\w+/test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    for table in page.split("| promise | held by |\n| --- | --- |\n")[1:]:
+        for row in table.split("\n\n")[0].splitlines():
+            assert "::test_" in row, f"nothing holds: {row}"
+
+
+def test_the_page_of_settings_is_what_the_settings_are():
+    assert (ROOT / "docs" / "configuration.md").read_text() == reference.page(), "run `make docs`"
+
+
+def test_the_page_of_settings_has_every_key_with_a_meaning():
+    rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("| `") for row in rows if len(row) == 4}
+    # a teacher is named as a whole: its settings are the group model's
+    known = {key for key in keys() if not key.startswith("distill.model.")}
+    groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
+    assert listed == known - groups
+    model = {key.removeprefix("model.") for key in known if key.startswith("model.")}
+    assert model == {key.removeprefix("distill.model.") for key in keys() if key.startswith("distill.model.")}
+    assert all(row[3].strip(" |") for row in rows if len(row) == 4)
+
+
+def test_the_page_of_benchmarks_is_what_the_benchmarks_kept(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import publish
+
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == publish.page(), "run python benchmarks/publish.py"
+
+
+def test_the_site_builds_and_its_navigation_is_whole(tmp_path):
+    mkdocs = pytest.importorskip("mkdocs", reason="mkdocs is not installed (the extra `docs`)")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    assert mkdocs
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(config)
+    for page in PAGES[1:]:
+        assert (tmp_path / f"{page.stem}.html").exists(), page.name
+    assert set(re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) == {page.name for page in PAGES[1:]}
+
+
+def test_the_commands_of_the_package_are_the_modules_that_have_one():
+    named = dict(re.findall(r'^cft-(\w+) = "cft\.([\w.]+):main"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    commands = {path.stem: path.stem for path in (ROOT / "cft").glob("*.py") if path.stem != "__init__"}
+    assert named == commands | {"study": "study.__main__"}
+    for module in named.values():
+        assert "\ndef main()" in (ROOT / "cft" / f"{module.replace('.', '/')}.py").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_targets_that_a_page_names_are_in_the_makefile_and_its_help(page):
+    targets = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^ {4}|`)make ([a-z0-9-]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets, named - targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_a_page_names_exist(page):
+    known = set(keys())
+    named = set(
+        re.findall(r"\b((?:model|lora|loss|prompt|schedule|train|data|eval|logger)\.[a-z_]+)(?==|`)", page.read_text())
+    )
+    named = {name for name in named if not name.endswith(".py")}
+    assert named <= known, named - known
+
+
+def test_the_first_embedder_runs_from_its_file_to_its_table(tmp_path):
+    quick = ["model=tiny", "train.steps=2", "train.eval_every=0", "eval.pairs=10", f"outputs={tmp_path}"]
+    command = [sys.executable, str(ROOT / "docs" / "first_embedder.py"), *quick]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
+    assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
+    assert any(line.startswith("mean rank of the right answer, of 40") for line in table)
+
+
+def test_lower_bounds_are_the_versions_that_the_lowest_environment_has():
+    untested = {"hatchling", "bitsandbytes", "ruff", "mypy"}  # builds; wants an extra of its own; tools of developers
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE))
+    for name in bounds.keys() - untested:
+        assert Version(pins[name]) == Version(bounds[name]), name

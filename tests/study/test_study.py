@@ -1,0 +1,233 @@
+"""Studies at the smoke scale: every table and figure, each training once, killed and gone on with, frozen, retried."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cft.config.compose import compose_config
+from cft.study import findings, plan, runner, spec
+from cft.system.errors import UserError
+from cft.training import trainer
+
+
+def studies(outputs: Path, names: list[str], *overrides: str, seeds: tuple[int, ...] = ()):
+    given = [f"outputs={outputs}", *overrides]
+    found = [plan.compose_study(spec.load(name, "smoke", given), given, list(seeds), compose_config) for name in names]
+    for study in found:
+        study.save(plan.study_folder(outputs, study.name))
+    return found
+
+
+def run(found, *, only_failed: bool = False) -> int:
+    return runner.run(found, only_failed=only_failed, only_say=False, launcher=None, launcher_overrides=[])
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[int]:
+    """Numbers of all the training steps that are carried out."""
+    done: list[int] = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda *a, **k: done.append(k["step"]) or step(*a, **k))
+    return done
+
+
+def cft_command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def test_the_paper_is_run_once_and_trainings_are_shared(paper):
+    assert paper.missing == 0
+    # tuned with and without hard negatives for 6 steps each, and two other learning rates for 3
+    assert sorted(paper.steps) == sorted([*range(6), *range(6), *range(3), *range(3)])
+    assert "20 cells in 15 runs, 0 of them done; 4 trainings, 0 of them done" in paper.said
+    assert re.search(r"about \d+ min to go: \d+ training steps, \d+ evaluations", paper.said)
+    cells = [
+        ("table2", "tiny"),
+        ("table5", "tuned, no prompt"),
+        ("table6", "hard negatives (eq. 1)"),
+        ("figure1", "step 6"),
+    ]
+    runs = {paper.studies[name].cells[cell][0] for name, cell in cells}
+    folders = {plan.state_of(paper.outputs, run)["scores"] for run in runs}
+    assert len(folders) == 1, "one training stands in four tables"
+
+
+def test_the_paper_run_again_is_a_no_op(paper, steps, caplog):
+    caplog.set_level("INFO", logger="cft")
+    before = {path: path.stat().st_mtime_ns for path in paper.outputs.glob("tiny-*/**/*") if path.is_file()}
+    assert run(list(paper.studies.values())) == 0
+    assert steps == []
+    assert "15 runs, 15 of them done; 4 trainings, 4 of them done" in caplog.text
+    assert "loading" not in caplog.text, "no model is needed to see that all is done"
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path, steps):
+    command = [sys.executable, "-m", "cft.study", "run", "table4", "--scale", "smoke", f"outputs={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    states = tmp_path / "studies" / "runs"
+    deadline = time.monotonic() + 120
+    while not list(states.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = len(list(states.glob("*.json")))
+    assert 1 <= finished < 3, "killed between the first cell's end and the last one's"
+    found = studies(tmp_path, ["table4"])
+    assert run(found) == 0
+    assert len(steps) <= 3 * (3 - finished), "what was finished is not trained again"
+    assert all(plan.state_of(tmp_path, name)["state"] == "done" for name in found[0].runs)
+
+
+USER_STUDY = """
+title: Two data files
+question: Does the second file help?
+layout: overall
+cells:
+  - {name: broken, overrides: [data=files, data.train=DIR/later.csv, "data.negative_columns=[hard_neg]"]}
+  - {name: fine, overrides: [lr=1e-4]}
+baseline: fine
+"""
+
+
+def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_it(tmp_path, steps, capsys, caplog):
+    caplog.set_level("INFO", logger="cft")
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0")
+    assert run(found) == 1
+    assert "later.csv" in capsys.readouterr().err
+    assert len(steps) == 6
+    (shown,) = [cell for cell in findings.collect(found[0], []).cells if cell.status]
+    assert shown.cell.name == "broken" and "later.csv" in shown.status
+
+    rows = [f"a man {n} runs,a man {n} moves,a man {n} sits" for n in range(30)]
+    (tmp_path / "later.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
+    del steps[:]
+    assert run(found, only_failed=True) == 0
+    assert len(steps) == 6, "one training, the one that had failed"
+    assert "to be retried: 1" in caplog.text
+
+
+def test_a_plan_is_frozen_when_it_starts(tmp_path):
+    path = tmp_path / "mine.yaml"
+    told = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n  - {name: b, overrides: [lr=RATE]}\n"
+    path.write_text(told.replace("RATE", "2e-4"))
+    arguments = ["cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}"]
+    studies(tmp_path, [str(path)])
+    path.write_text(told.replace("RATE", "9e-4"))
+    said = cft_command(*arguments).stdout
+    assert "going on with the plan that was frozen" in said and "other things for: b" in said
+    frozen = plan.load(tmp_path / "studies" / "mine-smoke")
+    assert [config.lr for config in frozen.runs.values()] == [1e-4, 2e-4]
+    assert "going on" not in cft_command(*arguments, "--replan").stdout
+
+
+def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
+    (study,) = studies(tmp_path, ["table5"], seeds=(1, 2))
+    loaded = plan.load(plan.study_folder(tmp_path, study.name))
+    assert loaded == study
+    assert list(loaded.cells) == [cell.name for cell in study.experiment.cells]
+    assert [len(names) for names in loaded.cells.values()] == [2] * 4 + [1] * 4, "untrained models have no seed"
+
+
+def test_a_plan_of_another_version_is_explained(tmp_path):
+    (study,) = studies(tmp_path, ["table3"])
+    path = plan.study_folder(tmp_path, study.name) / plan.FILE_NAME
+    told = json.loads(path.read_text())
+    next(iter(told["runs"].values()))["train"]["momentum"] = 1
+    path.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="is not a plan of this version of cft .*momentum.*remove it"):
+        plan.load(path.parent)
+
+
+def test_a_plan_from_before_there_was_a_setting_is_not_stale(tmp_path):
+    (study,) = studies(tmp_path, ["table4"])
+    path = plan.study_folder(tmp_path, study.name) / plan.FILE_NAME
+    told = json.loads(path.read_text())
+    older = {
+        f"old-{name}": {key: value for key, value in run.items() if key != "distill"}
+        for name, run in told["runs"].items()
+    }
+    cells = {cell: [f"old-{name}" for name in names] for cell, names in told["cells"].items()}
+    path.write_text(json.dumps(told | {"runs": older, "cells": cells}))
+    loaded = plan.load(path.parent)
+    assert plan.differences(loaded, study) == []
+    first = next(iter(loaded.cells))
+    loaded.runs[loaded.cells[first][0]].distill.share = 0.4
+    assert plan.differences(loaded, study) == [first]
+
+
+@pytest.mark.parametrize(("launcher", "option"), [("joblib", "n_jobs=2"), ("submitit_local", "timeout_min=5")])
+def test_cells_go_through_hydras_launchers(tmp_path, launcher, option):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher", reason=f"needs cft[{launcher}]")
+    said = cft_command(
+        "cft.study", "run", "table6", "--scale", "smoke", f"outputs={tmp_path}", "--launcher", launcher,
+        f"hydra.launcher.{option}",
+    ).stdout  # fmt: skip
+    assert f"2 groups of runs go to hydra/launcher={launcher}" in said
+    assert "missing" not in said
+    assert len(list((tmp_path / "studies" / "runs").glob("*.json"))) == 2
+
+
+def test_a_failure_in_a_launcher_is_noted_and_told(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cft[joblib]")
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    result = cft_command(
+        "cft.study", "run", str(path), "--scale", "smoke", f"outputs={tmp_path}", "--launcher", "joblib", check=False
+    )
+    assert result.returncode == 2
+    assert "broken is missing" in result.stdout and "later.csv" in result.stdout
+    assert re.search(r"fine +\d", result.stdout)
+
+
+def test_what_cannot_be_planned_is_told_before_anything_runs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
+    result = cft_command("cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}", check=False)
+    assert result.returncode == 2
+    assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.stderr)
+    assert "not counted: 1 runs that cannot start" in result.stdout
+    assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
+
+
+def test_every_table_and_figure_is_a_make_target():
+    root = Path(__file__).resolve().parents[2]
+    # the tests are run by make too, whose own flags must not reach this one
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    for name in spec.known():
+        result = subprocess.run(
+            ["make", "--dry-run", "--always-make", name, "SCALE=smoke", "SEEDS=1,2", "STS=folder"],
+            capture_output=True, text=True, cwd=root, check=True, env=environment,
+        )  # fmt: skip
+        last = result.stdout.strip().splitlines()[-1]
+        assert name in last and "--scale smoke" in last
+        assert name == "table1" or ("--seeds 1,2" in last and "eval.folder=folder" in last)
+
+
+def test_seeds_train_a_cell_several_times_and_share_the_untrained_model(tmp_path, steps):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: t\nquestion: q\ncells:\n  - {name: tuned, overrides: [lr=5e-3]}\n  - {name: base, base: true}\n"
+        "baseline: base\n"
+    )
+    found = studies(tmp_path, [str(path)], seeds=(1, 2))
+    assert run(found) == 0
+    assert len(steps) == 12
+    tuned, base = findings.collect(found[0], [], resamples=20).cells
+    assert len(tuned.by_seed) == 2 and len(base.by_seed) == 1
+    assert tuned.overall[0] != tuned.overall[1], "seeds must differ"
+    assert tuned.intervals["overall"].value == pytest.approx(sum(tuned.overall) / 2, abs=1e-4)

@@ -1,0 +1,71 @@
+"""Whole files, names by content, one process a folder."""
+
+import multiprocessing
+import os
+
+import pytest
+
+from cft.config.schema import Pooling
+from cft.system.digest import digest
+from cft.system.errors import UserError
+from cft.system.files import held, read_json, replacing, write_json
+
+
+def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [1.5, Pooling.last]}) == digest({"b": (1.5, "last"), "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text('{"ne')
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"a":')
+    with pytest.raises(UserError, match=r"cannot read .*x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def _hold(folder, taken, done):
+    with held(folder):
+        taken.set()
+        done.wait(20)
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    taken, done = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, taken, done))
+    process.start()
+    try:
+        assert taken.wait(20)
+        with pytest.raises(UserError, match=f"process {process.pid} is at work in"), held(tmp_path):
+            pass
+    finally:
+        done.set()
+        process.join()
+    with held(tmp_path):  # and when it has ended, the folder is free
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "nul", "[" * 100_000])
+def test_a_record_that_holds_something_else_is_named(tmp_path, content):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"record\.json.*remove its folder and run again to make it anew"):
+        read_json(path)
+
+
+def test_a_key_that_a_record_lacks_is_named_with_the_record(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"outer": {"inner": 1}})
+    found = read_json(path)
+    assert found == {"outer": {"inner": 1}} and found["outer"]["inner"] == 1 and found.get("other") is None
+    with pytest.raises(UserError, match=r"record\.json lacks 'other'"):
+        found["outer"]["other"]
