@@ -25,7 +25,7 @@ from publish import Comparison, Found, publish
 from cft.config.compose import compose_config
 from cft.config.schema import ModelSettings
 from cft.data.sts import load_eval_sets
-from cft.evaluation.vector_cache import Remembering
+from cft.evaluation.vector_cache import CachedEncoder
 from cft.model.embedder import Embedder
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
@@ -109,7 +109,7 @@ def _ours(embedder: Embedder, texts: list[str]) -> tuple[float, float]:
     before = os.environ.get("CFT_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CFT_CACHE"] = folder
-        remembering = Remembering(embedder, gigabytes=8, version=0)
+        remembering = CachedEncoder(embedder, gigabytes=8, version=0)
         found = timed(lambda: remembering.encode(texts, progress="cft")), timed(lambda: remembering.encode(texts))
     os.environ.pop("CFT_CACHE")
     os.environ.update({"CFT_CACHE": before} if before else {})

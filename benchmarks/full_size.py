@@ -94,7 +94,7 @@ def measure(name: str, triplets: int, tokens: int, device: torch.device) -> dict
     weights = memory.weight_bytes(base.model)
     embedder = Embedder(add_lora(base.model, LoraSettings(), seed=0).to(device), base.backbone, base.contract)
     optimizer = torch.optim.AdamW(trainable(embedder.model).values(), lr=5e-5)
-    layout = embedder.lay_out(memory._texts(embedder, 3 * triplets, LENGTH))
+    layout = embedder.layout(memory._texts(embedder, 3 * triplets, LENGTH))
     seconds: dict[str, float] = {}
 
     def timed(what: str, work) -> None:  # noqa: ANN001
@@ -121,7 +121,7 @@ def measure(name: str, triplets: int, tokens: int, device: torch.device) -> dict
         with torch.inference_mode():
             embedder.forward(evaluated)
 
-    evaluated = embedder.lay_out(memory._texts(embedder, max(tokens // LENGTH, 1), LENGTH))
+    evaluated = embedder.layout(memory._texts(embedder, max(tokens // LENGTH, 1), LENGTH))
     embedder.model.eval()
     timed("evaluation", batch)
     after_evaluation = _peak(device)

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cft.job.runs import _remove, compared, find, listed
+from cft.job.runs import compare_runs, find_run, list_runs, remove_runs
 from cft.study.spec import DEFAULT_OUTPUTS
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
@@ -32,15 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     with exit_statuses("the same command starts over"):
         if arguments.command == "list":
-            table = listed(arguments.outputs, arguments.filters)
+            table = list_runs(arguments.outputs, arguments.filters)
             if len(table) == 1:
                 raise UserError(f"no training under {arguments.outputs}{' that fits' if arguments.filters else ''}")
             sys.stdout.write(as_text(table) + "\n")
         elif arguments.command == "compare":
-            one, other = (find(arguments.outputs, name) for name in arguments.runs)
-            sys.stdout.write(compared(one, other) + "\n")
+            one, other = (find_run(arguments.outputs, name) for name in arguments.runs)
+            sys.stdout.write(compare_runs(one, other) + "\n")
         else:
-            _remove([find(arguments.outputs, name) for name in arguments.runs], sure=arguments.yes)
+            remove_runs([find_run(arguments.outputs, name) for name in arguments.runs], sure=arguments.yes)
 
 
 if __name__ == "__main__":

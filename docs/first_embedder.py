@@ -14,7 +14,7 @@ from cft import Embedder
 from cft.config.compose import compose_config
 from cft.job.plan import make_plan
 from cft.job.runner import run
-from cft.job.start import find_start
+from cft.job.start import find_starting_point
 from cft.system.console import set_up_console
 
 FAQ = Path(__file__).with_name("faq.csv")
@@ -61,7 +61,7 @@ def main() -> None:
     # 2. What the training starts from (the base model, or adapter=...), to know what the training was worth.
     answers = [line.rsplit(",", 1)[-1] if '"' not in line else line.split('"')[1] for line in FAQ.open()][1:]
     answers = [answer.strip() for answer in answers]
-    before = ranks(find_start(config).load(config, trains=False), answers)
+    before = ranks(find_starting_point(config).load(config, trainable=False), answers)
 
     # 3. The training; the same call again finds its result.
     began = time.monotonic()

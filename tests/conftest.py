@@ -29,6 +29,7 @@ import sitecustomize  # noqa: E402, F401
 import pytest
 import torch
 from forked import Commands, server
+from jobs import settings
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
@@ -180,7 +181,7 @@ def paper(tmp_path_factory):
     trainer._step = lambda *a, **k: steps.append(k["step"]) or step(*a, **k)
     try:
         found = {}
-        for name in spec.known():
+        for name in spec.available():
             given = [f"outputs={outputs}"]
             told = spec.load(name, "smoke", given)
             if told.cells:
@@ -194,3 +195,13 @@ def paper(tmp_path_factory):
         logger.removeHandler(handler)
         logger.setLevel(level)
     return SimpleNamespace(outputs=outputs, studies=found, missing=missing, steps=steps, said="\n".join(said))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The outputs of an undisturbed job."""
+    from cft.job import runner
+
+    outputs = tmp_path_factory.mktemp("undisturbed")
+    runner.run(settings(outputs))
+    return outputs

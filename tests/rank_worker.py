@@ -7,14 +7,13 @@ import json
 import sys
 
 import torch
+from batches import a_teacher, triplets, tuned
 from safetensors.torch import save_file
-from test_contrast import triplets, tuned
-from test_distill import a_teacher
 
 from cft.config.schema import LossSettings
 from cft.model.lora import trainable
-from cft.system.distributed import ALONE, Ranks, join
-from cft.training.contrastive import contrast
+from cft.system.distributed import SINGLE_PROCESS, World, join_world
+from cft.training.contrastive import contrastive_backward
 
 TAUGHT = "taught, both ways, uneven, in chunks"
 
@@ -35,7 +34,7 @@ CASES = {
 }
 
 
-def measure(ranks: Ranks) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
     """Loss and gradients of every case, summed over the processes."""
     found = {}
     for name, (loss, negatives, rows, chunk_tokens) in CASES.items():
@@ -43,10 +42,10 @@ def measure(ranks: Ranks) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         batch[3] = batch[3]._replace(positive=batch[1].positive)
         embedder = tuned()
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
-        part = contrast(embedder, batch, loss, teacher=teacher, chunk_tokens=chunk_tokens, ranks=ranks)
+        part = contrastive_backward(embedder, batch, loss, teacher=teacher, chunk_tokens=chunk_tokens, world=world)
         weights = trainable(embedder.model)
         unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
-        ranks.sum_gradients([*weights.values(), unused])
+        world.all_reduce_gradients([*weights.values(), unused])
         assert unused.grad is None
         found[name] = (part.loss, {key: weight.grad for key, weight in weights.items()})
     return found
@@ -54,11 +53,11 @@ def measure(ranks: Ranks) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
 
 def main() -> None:
     """Measure as one of several and save what the first process finds."""
-    ranks = join(torch.device("cpu"))
-    assert ranks != ALONE
-    found = measure(ranks)
-    with ranks.first_alone():
-        if ranks.is_first:
+    world = join_world(torch.device("cpu"))
+    assert world != SINGLE_PROCESS
+    found = measure(world)
+    with world.main_process_first():
+        if world.is_main:
             tensors = {f"{name}/{key}": grad for name, (_, grads) in found.items() for key, grad in grads.items()}
             losses = {name: loss for name, (loss, _) in found.items()}
             save_file(tensors, sys.argv[1], metadata={"losses": json.dumps(losses)})

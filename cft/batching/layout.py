@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cft.batching.padded import PaddedLayout, pad
-from cft.batching.prefix_tree import ATTENTION_NAME, TreeLayout, lay_out
+from cft.batching.prefix_tree import ATTENTION_NAME, TreeLayout, build_tree
 from cft.config.schema import Attention, Batches, ModelSettings
 from cft.system.errors import UserError, first_line
 
@@ -33,7 +33,8 @@ class Batching:
     kind: tree or padded. reason: why not a tree, for people; empty for a tree. causal: whether tokens see only what
     is before them, as configured. difference: largest distance of a state from the one-by-one state, as a share of
     the distance between different texts' states. own_attention: transformers' name of the attention without trees.
-    filler: the token in padding cells. turned: whether a model that looks backwards was made to look both ways.
+    filler: the token in padding cells. made_bidirectional:
+    whether a causal model was made to look both ways.
     """
 
     kind: Batches
@@ -42,25 +43,25 @@ class Batching:
     difference: float
     own_attention: str
     filler: int = 0
-    turned: bool = False
+    made_bidirectional: bool = False
 
     @property
     def attention(self) -> str:
         """Transformers' name of the attention that goes with these batches."""
         return ATTENTION_NAME if self.kind is Batches.tree else self.own_attention
 
-    def lay_out(self, sequences: Sequence[Sequence[int]], device: torch.device | str) -> Layout:
+    def layout(self, sequences: Sequence[Sequence[int]], device: torch.device | str) -> Layout:
         """A batch of token sequences for this model."""
         if self.kind is Batches.padded:
             return pad(sequences, filler=self.filler, device=device)
-        return lay_out(sequences, causal=self.causal, device=device)
+        return build_tree(sequences, causal=self.causal, device=device)
 
     def tokens_of(self, total: int, rows: int, longest: int) -> int:
         """Tokens that a batch puts through the model at most: so many in all, in so many rows, in its longest row."""
         return total if self.kind is Batches.tree else rows * longest
 
 
-def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
+def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
     """Try a trunk on batches and set its attention up for the kind that is exact.
 
     Args:
@@ -74,18 +75,25 @@ def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...])
     own = trunk.config._attn_implementation
     sequences = [sequence[: model.max_length] for sequence in sample_sequences(trunk, prefix_ids)]
     expected = _one_by_one(trunk, sequences, model)
-    ahead = looks_ahead(trunk, sequences[0])
+    ahead = attends_ahead(trunk, sequences[0])
     if ahead and model.attention is Attention.causal:
         raise UserError("this model's attention looks both ways: set model.attention=bidirectional")
-    turned = not ahead and model.attention is Attention.bidirectional
+    made_bidirectional = not ahead and model.attention is Attention.bidirectional
     difference, reason = float("inf"), "model.batches=padded asks for it"
     if model.batches is not Batches.padded:
         difference, reason = _try_tree(trunk, sequences, expected, causal=not ahead)
         reason = reason or _window(trunk, model.max_length)
         if not reason:
-            return Batching(Batches.tree, "", model.attention is Attention.causal, difference, own, turned=turned)
+            return Batching(
+                Batches.tree,
+                "",
+                model.attention is Attention.causal,
+                difference,
+                own,
+                made_bidirectional=made_bidirectional,
+            )
     _attend(trunk, own)
-    if turned:
+    if made_bidirectional:
         raise UserError(
             "model.attention=bidirectional: this model looks only backwards of itself, and can be turned around on "
             f"prefix-tree batches alone, which it does not run on ({reason})"
@@ -93,7 +101,7 @@ def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...])
     if model.batches is Batches.tree:
         raise UserError(f"model.batches=tree: this model does not run on prefix trees ({reason})")
     filler = getattr(trunk.config, "pad_token_id", None) or 0
-    difference = apart(_padded_states(trunk, sequences, filler), expected)
+    difference = relative_distance(_padded_states(trunk, sequences, filler), expected)
     if not difference <= tolerance(trunk):
         raise UserError(
             f"{type(trunk).__name__} gives other states in a padded batch than one by one (off by {difference:.2g} of "
@@ -109,13 +117,15 @@ def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int,
     rows = trunk.get_input_embeddings().num_embeddings
     special = [getattr(trunk.config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
     drawn = [
-        token for token in range(rows // 37, rows, max(rows // 37, 1)) if not any(_names(s, token) for s in special)
+        token
+        for token in range(rows // 37, rows, max(rows // 37, 1))
+        if not any(_is_special(s, token) for s in special)
     ]
     cuts = [drawn[:7], drawn[:10], [*drawn[:7], *drawn[12:14]], drawn[3:5], drawn[5:30], drawn[:1]]
     return [(*prefix_ids, *cut) for cut in cuts]
 
 
-def _names(special: Any, token: int) -> bool:
+def _is_special(special: Any, token: int) -> bool:
     """Whether a configuration's special token, or one of several, is this one."""
     return token in special if isinstance(special, (list, tuple)) else token == special
 
@@ -123,7 +133,7 @@ def _names(special: Any, token: int) -> bool:
 def _one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettings) -> torch.Tensor:
     try:
         device = next(trunk.parameters()).device
-        states = [_run(trunk, pad([sequence], device=device))[-1] for sequence in sequences]
+        states = [_forward(trunk, pad([sequence], device=device))[-1] for sequence in sequences]
     except Exception as error:  # whatever a model's own code raises: it cannot be run, and this is why
         raise UserError(
             f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
@@ -135,11 +145,11 @@ def _one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettin
     return found
 
 
-def looks_ahead(trunk: Any, sequence: tuple[int, ...]) -> bool:
+def attends_ahead(trunk: Any, sequence: tuple[int, ...]) -> bool:
     """Whether a token's state depends on tokens behind it."""
     changed = (*sequence[:-1], sequence[-2])
     device = next(trunk.parameters()).device
-    one, other = (_run(trunk, pad([ids], device=device)) for ids in (sequence, changed))
+    one, other = (_forward(trunk, pad([ids], device=device)) for ids in (sequence, changed))
     moved = (one - other)[:-1].norm(dim=-1).max() / one.norm(dim=-1).mean()
     # Equal arithmetic gives equal bits; experts that get other tokens round differently, in bfloat16 visibly.
     exact = model_dtype(trunk) in (torch.float32, torch.float64)
@@ -150,7 +160,7 @@ def _try_tree(
     trunk: Any, sequences: list[tuple[int, ...]], expected: torch.Tensor, *, causal: bool
 ) -> tuple[float, str]:
     """How far tree batches are off, and why they cannot be used, empty if they can."""
-    layout = lay_out(sequences, causal=causal, device=expected.device)
+    layout = build_tree(sequences, causal=causal, device=expected.device)
     if any(isinstance(module, torch.nn.Conv1d) for module in trunk.modules()):
         return float("inf"), f"{type(trunk).__name__} mixes neighbouring tokens by convolutions between its layers"
     try:
@@ -158,14 +168,14 @@ def _try_tree(
         if trunk.config._attn_implementation != ATTENTION_NAME:
             return float("inf"), f"{type(trunk).__name__} has no exchangeable attention"
         seen: list[torch.nn.Module] = []
-        found = _run(trunk, layout, seen=seen)[layout.last]
+        found = _forward(trunk, layout, seen=seen)[layout.last]
     except Exception as error:  # whatever a model's own code raises when it is given a tree
         return float("inf"), first_line(error)[:200].replace("; set model.batches=padded", "")
     layers = getattr(trunk.config, "num_hidden_layers", 0)
     if len(seen) < layers:
         kind = type(trunk).__name__
         return float("inf"), f"only {len(seen)} of {kind}'s {layers} layers attend in a way that can be exchanged"
-    difference = apart(found, expected)
+    difference = relative_distance(found, expected)
     if difference <= tolerance(trunk):
         return difference, ""
     return difference, (
@@ -191,7 +201,7 @@ def _attend(trunk: Any, name: str) -> None:
         trunk.set_attn_implementation(name)
 
 
-def _run(trunk: Any, layout: Layout, **more: object) -> torch.Tensor:
+def _forward(trunk: Any, layout: Layout, **more: object) -> torch.Tensor:
     """States (nodes, D) in float32."""
     with torch.no_grad():
         return trunk(**layout.inputs(), use_cache=False, **more).last_hidden_state.flatten(0, 1).float()
@@ -199,10 +209,10 @@ def _run(trunk: Any, layout: Layout, **more: object) -> torch.Tensor:
 
 def _padded_states(trunk: Any, sequences: list[tuple[int, ...]], filler: int) -> torch.Tensor:
     layout = pad(sequences, filler=filler, device=next(trunk.parameters()).device)
-    return _run(trunk, layout)[layout.last]
+    return _forward(trunk, layout)[layout.last]
 
 
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest distance between rows of the same text, as a share of the mean distance between rows of other texts.
 
     Args:

@@ -83,7 +83,7 @@ class TreeLayout:
         return {"input_ids": self.token_ids, "position_ids": self.positions, "layout": self}
 
 
-def lay_out(sequences: Sequence[Sequence[int]], *, causal: bool, device: torch.device | str = "cpu") -> TreeLayout:
+def build_tree(sequences: Sequence[Sequence[int]], *, causal: bool, device: torch.device | str = "cpu") -> TreeLayout:
     """Lay token sequences out as a prefix tree.
 
     Args:
@@ -196,7 +196,7 @@ def tree_attention(
         seen.append(module)
     if attention_mask is not None:
         raise UserError(f"{type(module).__name__} brings a mask of its own, which prefix-tree batches do not compute")
-    _refuse_what_is_not_honoured(module, layout, features)
+    _require_supported(module, layout, features)
     heads, depth = query.shape[1], value.shape[-1]
     by_node = [states[0].transpose(0, 1) for states in (query, key, value)]  # (N, heads, D)
     outs = []
@@ -267,7 +267,7 @@ def _attend_by_products(
     return torch.matmul(weights, value).view(rows, heads, length, value.shape[-1])
 
 
-def _refuse_what_is_not_honoured(module: torch.nn.Module, layout: TreeLayout, features: dict) -> None:
+def _require_supported(module: torch.nn.Module, layout: TreeLayout, features: dict) -> None:
     """Stop a model whose attention wants more than scores, scale and causality: it would be silently wrong."""
     name = type(module).__name__
     for feature in ("softcap", "s_aux", "sinks", "position_bias", "alibi"):

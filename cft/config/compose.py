@@ -1,7 +1,6 @@
 """From the command line to a typed Config: composition, near matches for typos, one crossing out of OmegaConf."""
 
 import dataclasses
-import difflib
 import itertools
 import re
 import typing
@@ -16,10 +15,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cft.config.schema import LONGEST_NAME, TEACHER, Config, check
-from cft.system.errors import UserError, shortened
+from cft.config.schema import LONGEST_NAME, TEACHER, Config, require_valid
+from cft.system.errors import UserError
 from cft.system.hub import last_part
 from cft.system.shipped import shipped_folder
+from cft.system.text import did_you_mean, shorten_words
 
 CONFIG_NAME = "config"
 
@@ -50,7 +50,7 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     for prefix, model in (("model", config.model), (TEACHER, config.distill.model)):
         if model and f"{prefix}.path" in keys_given and f"{prefix}.name" not in keys_given:
             model.name = _name_of(model.path) or model.name
-    check(config)
+    require_valid(config)
     return config
 
 
@@ -152,13 +152,13 @@ def _typed(dimension: Dimension, value: float) -> str:
     return str(int(value)) if dimension.whole else repr(float(value))
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Every setting by its dotted key, as YAML has it; settings as `store.plain` gives them."""
     found: dict[str, str] = {}
     for name, value in settings.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict):
-            found |= flat(value, f"{key}.")
+            found |= flatten(value, f"{key}.")
         elif isinstance(value, list):
             found[key] = ", ".join(map(str, value))
         else:
@@ -183,7 +183,7 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _compose(overrides: list[str]) -> Config:
     of_teacher = [override for override in overrides if override.startswith(("distill.", f"model@{TEACHER}="))]
     if of_teacher and _compose([each for each in overrides if each not in of_teacher]).distill.model is None:
-        told = shortened(of_teacher[0])
+        told = shorten_words(of_teacher[0])
         raise UserError(f"{told}: there is no teacher to change; choose one first: distill=minilm {told}")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -213,7 +213,7 @@ def _values(override: Override) -> list[str]:
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
-def groups() -> dict[str, list[str]]:
+def all_groups() -> dict[str, list[str]]:
     """Choices of every config group."""
     folder = conf_folder()
     found: dict[str, list[str]] = {}
@@ -222,7 +222,7 @@ def groups() -> dict[str, list[str]]:
     return found
 
 
-def keys(kind: type = Config, prefix: str = "") -> list[str]:
+def all_keys(kind: type = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the configuration."""
     names = []
     for field in dataclasses.fields(kind):
@@ -231,7 +231,7 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
         # Of settings that may be missing altogether (a type or None), the type's.
         for kind_of_one in (field.type, *typing.get_args(field.type)):
             if isinstance(kind_of_one, type) and dataclasses.is_dataclass(kind_of_one):
-                names += keys(kind_of_one, f"{name}.")
+                names += all_keys(kind_of_one, f"{name}.")
     return names
 
 
@@ -242,21 +242,23 @@ def _check_names(override: Override) -> None:
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
     if key == TEACHER and override.value() is not None:
-        named = str(override.value()) in groups()["model"]
+        named = str(override.value()) in all_groups()["model"]
         another = f"model@{TEACHER}={override.value()}" if named else f"{TEACHER}.path={override.value()}"
         raise UserError(f"{override.input_line}: is a whole section, not a name; write distill=minilm {another}")
-    choices = groups()
+    choices = all_groups()
     if key in choices:
         for choice in _choices_asked(override):
             if choice not in choices[key]:
                 may_be = ", ".join(choices[key])
-                raise UserError(f"{key}={choice}: no such choice; {key} may be {may_be}{near(choice, choices[key])}")
+                raise UserError(
+                    f"{key}={choice}: no such choice; {key} may be {may_be}{nearest_names(choice, choices[key])}"
+                )
         return
-    names = keys()
+    names = all_keys()
     if key not in names:
         section = key.split(".")[0]
         within = [name for name in names if name.startswith(f"{section}.")] or [n for n in names if "." not in n]
-        raise UserError(f"{key}: no such key{near(key, names)} Keys there: {', '.join(within)}.")
+        raise UserError(f"{key}: no such key{nearest_names(key, names)} Keys there: {', '.join(within)}.")
 
 
 def _choices_asked(override: Override) -> list[str]:
@@ -267,10 +269,9 @@ def _choices_asked(override: Override) -> list[str]:
     return [str(override.value())]
 
 
-def near(word: str, words: list[str]) -> str:
+def nearest_names(word: str, words: list[str]) -> str:
     """The end of an error message: the nearest of some words, if one is near."""
-    found = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f". Did you mean {found[0]}?" if found else "."
+    return f".{did_you_mean(word, words, sentence=True, cutoff=0.5)}"
 
 
 def _cause(error: BaseException) -> str:
@@ -282,5 +283,5 @@ def _cause(error: BaseException) -> str:
     enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
     if "is not a ListConfig" in message:
         message += " Write a list in brackets, as in data.negative_columns='[wrong_answer]'"
-    message += near(enumerated[1], enumerated[2].split(", ")) if enumerated else ""
-    return shortened(message)
+    message += nearest_names(enumerated[1], enumerated[2].split(", ")) if enumerated else ""
+    return shorten_words(message)

@@ -7,9 +7,9 @@ import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from cft.config.compose import compose_config, conf_folder, flat, groups
+from cft.config.compose import all_groups, compose_config, conf_folder, flatten
 from cft.config.schema import Config
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.files import write_text
 from cft.system.tables import Row, as_markdown
 
@@ -39,7 +39,7 @@ def page() -> str:
         "## At the top",
         as_markdown(_top(), left=True),
     ]
-    for name, choices in groups().items():
+    for name, choices in all_groups().items():
         if name in ("hydra", "help"):
             continue
         parts += [f"## {name}", *(_experiments(choices) if name == "experiment" else _group(name, choices))]
@@ -78,10 +78,10 @@ def _group(name: str, choices: list[str]) -> list[str]:
 def _experiments(choices: list[str]) -> list[str]:
     """What each choice of the group that sets other groups' choices and values stands for."""
     table: list[Row] = [("choice", "what it is", "sets")]
-    usual = flat(plain(compose_config([])))
+    usual = flatten(to_plain(compose_config([])))
     for choice in choices:
         path = conf_folder() / "experiment" / f"{choice}.yaml"
-        chosen = flat(plain(compose_config([f"experiment={choice}"])))
+        chosen = flatten(to_plain(compose_config([f"experiment={choice}"])))
         differing = [f"`{key}={value}`" for key, value in chosen.items() if usual[key] != value]
         table.append((f"`experiment={choice}`", _cell(_heading(path)), _cell(", ".join(differing)) or "nothing"))
     return [as_markdown(table, left=True)]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from cft.system.errors import UserError, shortened
+from cft.system.errors import UserError
+from cft.system.text import shorten_words
 
 PLACEHOLDER = "{text}"
 
@@ -292,14 +293,14 @@ def from_plain(kind: Any, value: Any) -> Any:
     return value
 
 
-def check(config: Config) -> None:
+def require_valid(config: Config) -> None:
     """Refuse values that no job could run with, all of them in one message.
 
     Raises:
         UserError: naming every key at fault, its value and what it may be.
     """
     rules = [*_by_type(config), *_names(config), *_rules(config)]
-    problems = [f"  {shortened(message)}" for holds, message in rules if not holds]
+    problems = [f"  {shorten_words(message)}" for holds, message in rules if not holds]
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *problems]))
 

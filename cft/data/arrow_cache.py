@@ -21,7 +21,7 @@ from cft.data.files import Skipped
 from cft.data.records import Triplet
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import cache_folder, replacing, write_json
+from cft.system.files import atomic_write, cache_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _convert(rows: Iterator[Triplet | Skipped], table: Path) -> None:
     text = arrow.large_string()  # a block may have more than the 2 GB that Arrow's plain strings count
     schema = arrow.schema([("anchor", text), ("positive", text), ("negatives", arrow.list_(text))])
     skipped, reasons = 0, []
-    with replacing(table) as part:
+    with atomic_write(table) as part:
         with arrow.OSFile(str(part), "wb") as sink, arrow.ipc.new_file(sink, schema) as writer:
             block: list[Triplet] = []
             for row in rows:

@@ -5,7 +5,6 @@ what to do. Problems of a row can be skipped; problems of the whole file cannot.
 """
 
 import csv
-import difflib
 import gzip
 import json
 import math
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError, first_line
+from cft.system.text import did_you_mean, nearest
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LINES = (".txt", ".txt.gz")
@@ -291,8 +291,8 @@ def _check_path(source: _Source) -> None:
     if not path.exists():
         if not folder.is_dir():
             raise source.fail(f"no such file, nor is there a folder {_printable(str(folder))}")
-        near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir() if entry.is_file()], n=1)
-        guess = f"; did you mean {_printable(str(folder / near[0]))}?" if near else ""
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+        guess = did_you_mean(path.name, names, show=lambda name: _printable(str(folder / name)))
         raise source.fail(f"no such file{guess}")
     if not path.is_file():
         # files are read more than once, and before that as a whole: a pipe would wait, a device need not end
@@ -481,8 +481,8 @@ def _check_columns(source: _Source, found: list[str]) -> None:
 def _nearest(name: str, found: list[str]) -> str | None:
     """The column that was meant, whatever its case and the blanks around it."""
     folded = {each.strip().casefold(): each for each in reversed(found)}
-    near = difflib.get_close_matches(name.strip().casefold(), folded, n=1)
-    return folded[near[0]] if near else None
+    near = nearest(name.strip().casefold(), folded)
+    return folded[near] if near else None
 
 
 def _listed(names: list[str]) -> str:

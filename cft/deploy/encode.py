@@ -15,7 +15,7 @@ from cft.system.arguments import Command, Key
 from cft.system.digest import digest, sha256_of_file
 from cft.system.disk import require_free
 from cft.system.errors import UserError
-from cft.system.files import held, read_json, replacing, write_json
+from cft.system.files import atomic_write, exclusive_lock, read_json, write_json
 
 if TYPE_CHECKING:
     from cft.model.embedder import Embedder
@@ -81,7 +81,7 @@ def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int
 
     embedder = load_embedder(values)
     parts = target.with_name(f".{target.name}.parts")
-    with held(parts):
+    with exclusive_lock(parts):
         _same_work(parts, [embedder.contract, sha256_of_file(source), values["column"], values["on_bad_row"], _BLOCK])
         _embed(embedder, good(), count, parts)
         if embedder.at_limit:
@@ -123,7 +123,7 @@ def _embed(embedder: "Embedder", texts: Iterator[str], count: int, parts: Path) 
                 if number == kept:  # the blocks to come and, before they go, the file that is put together of them
                     to_come = 2 * count - kept * _BLOCK
                     require_free(parts, to_come * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
-                with replacing(path) as scratch, scratch.open("wb") as stream:
+                with atomic_write(path) as scratch, scratch.open("wb") as stream:
                     np.save(stream, vectors, allow_pickle=False)
             bar.update(len(block))
 
@@ -137,7 +137,7 @@ def _write(target: Path, parts: Path, count: int, texts: Iterator[str]) -> None:
     import numpy as np
 
     blocks = (np.load(_part(parts, number), allow_pickle=False) for number in range(-(-count // _BLOCK)))
-    with replacing(target) as scratch:
+    with atomic_write(target) as scratch:
         if target.suffix == ".npy":
             _write_npy(scratch, blocks, count)
         else:

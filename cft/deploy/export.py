@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cft.deploy.load import PROMPT, RUN, find_embedder, load_embedder
 from cft.system.arguments import Command, Key
 from cft.system.errors import UserError
-from cft.system.files import scratch_beside, write_text
+from cft.system.files import staging_folder, write_text
 from cft.system.hub import may_be_repository
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def export(values: dict[str, str]) -> str:
     if target.exists():
         raise UserError(f"{target} exists; name another folder")
     folder = find_embedder(values["run"])
-    with scratch_beside(target) as half:
+    with staging_folder(target) as half:
         scratch = half / "export"
         scratch.mkdir()
         if values["format"] == "peft":
@@ -98,7 +98,7 @@ def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) ->
     if not may_be_repository(base) and not Path(base).expanduser().is_dir():
         raise UserError(f"the base model {base} is neither a folder nor on the hub, where others find it: merge it")
     trunk: Any = embedder.backbone.trunk
-    if getattr(trunk.config, "held_for", None):
+    if getattr(trunk.config, "stands_for", None):
         raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
     portable.check_portable(embedder)
     _write_adapter(folder, scratch, embedder.contract.template)

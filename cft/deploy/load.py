@@ -1,6 +1,5 @@
 """What commands that use a finished embedder share: finding it by a folder or a name, and loading it."""
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.arguments import Key
 from cft.system.errors import UserError
+from cft.system.text import did_you_mean
 
 if TYPE_CHECKING:
     from cft.model.embedder import Embedder
@@ -37,8 +37,8 @@ def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
     names = ", ".join(map(str, listed[:_MOST_TOLD])) or f"none under {outputs}"
     names += f" and {len(listed) - _MOST_TOLD} more" if len(listed) > _MOST_TOLD else ""
     problem = "several embedders end so" if found else "no finished embedder"
-    near = difflib.get_close_matches(name, [folder.name[-len(name) :] for folder in whole], n=1, cutoff=0.8)
-    guess = f"; did you mean run={near[0]}?" if near and not found else ""
+    ends = [folder.name[-len(name) :] for folder in whole if not found]
+    guess = did_you_mean(name, ends, show="run={}".format, cutoff=0.8)
     raise UserError(f"run={name}: {problem}; there: {names}{guess}")
 
 

@@ -71,7 +71,7 @@ def check_portable(embedder: Embedder) -> None:
             f"this embedder is cut after layer {contract.layer}, without the norm behind the last one: transformers "
             "has no such model"
         )
-    if backbone.batching.turned:
+    if backbone.batching.made_bidirectional:
         raise UserError(
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"

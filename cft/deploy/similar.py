@@ -10,6 +10,7 @@ from cft.deploy.load import DEVICE, PROMPT, RUN, load_embedder
 from cft.system.arguments import Command, Key, whole_number
 from cft.system.errors import UserError
 from cft.system.tables import Row
+from cft.system.text import shorten
 
 _SHOWN = 100
 
@@ -33,22 +34,19 @@ def nearest(values: dict[str, str]) -> list[Row]:
             place_of.setdefault(row, number)
     embedder = load_embedder(values)
 
-    from cft.evaluation.vector_cache import Remembering
+    from cft.evaluation.vector_cache import CachedEncoder
     from cft.job.plan import RECIPE
 
     texts = list(place_of)
     progress = "embedding" if sys.stderr.isatty() else None
-    vectors = Remembering(embedder, gigabytes=kept, version=RECIPE).encode(texts, progress=progress)
+    vectors = CachedEncoder(embedder, gigabytes=kept, version=RECIPE).encode(texts, progress=progress)
     asking = embedder.with_template(values["query_prompt"]) if values["query_prompt"] else embedder
     cosines = vectors @ asking.encode([values["query"]])[0]
     best = heapq.nlargest(top, range(len(texts)), key=lambda i: cosines[i])
     table: list[Row] = [("cosine", "row", "text")]
-    return table + [(f"{cosines[i]:.4f}", str(place_of[texts[i]]), _short(texts[i])) for i in best]
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+    return table + [
+        (f"{cosines[i]:.4f}", str(place_of[texts[i]]), shorten(" ".join(texts[i].split()), _SHOWN)) for i in best
+    ]
 
 
 COMMAND = Command(

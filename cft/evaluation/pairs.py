@@ -33,14 +33,17 @@ class Pairs:
     seen: Arrays | None
 
 
-def key(text: str) -> str:
+def normalized(text: str) -> str:
     """What two texts have in common if they differ in nothing but case, blanks and punctuation."""
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
 def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pairs:
     """Number the pairs of all sets, and look their sentences up in the training data (holdout excepted)."""
-    keys = {name: [(key(pair.sentence1), key(pair.sentence2)) for pair in pairs] for name, pairs in sets.items()}
+    keys = {
+        name: [(normalized(pair.sentence1), normalized(pair.sentence2)) for pair in pairs]
+        for name, pairs in sets.items()
+    }
     numbers: dict[tuple[str, ...], int] = {}
     identity = {
         name: np.array([numbers.setdefault(tuple(sorted(both)), len(numbers)) for both in of_set], dtype=np.int32)
@@ -49,7 +52,7 @@ def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pa
     seen = None
     if data is not None:
         wanted = {one for of_set in keys.values() for both in of_set for one in both}
-        training = (key(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
+        training = (normalized(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
         known = {one for one in training if one in wanted}
         seen = {
             name: np.array([sum(one in known for one in both) for both in of_set], dtype=np.uint8)
@@ -59,11 +62,11 @@ def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pa
     return Pairs(scores, identity, seen)
 
 
-def shared(pairs: list[ScoredPair], sets: dict[str, list[ScoredPair]]) -> list[str]:
+def overlapping(pairs: list[ScoredPair], sets: dict[str, list[ScoredPair]]) -> list[str]:
     """For every pair that also stands in a set, whatever the order of its sentences, the set's name."""
 
     def both(pair: ScoredPair) -> tuple[str, ...]:
-        return tuple(sorted((key(pair.sentence1), key(pair.sentence2))))
+        return tuple(sorted((normalized(pair.sentence1), normalized(pair.sentence2))))
 
     stands = {both(pair): name for name, of_set in sets.items() for pair in of_set}
     return [stands[both(pair)] for pair in pairs if both(pair) in stands]

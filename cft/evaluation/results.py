@@ -12,14 +12,14 @@ METRICS = "metrics.json"
 COSINES = "cosines.npz"
 
 
-def write(folder: Path, found: Evaluation, contract: Contract, *, seconds: float) -> None:
+def save_evaluation(folder: Path, found: Evaluation, contract: Contract, *, seconds: float) -> None:
     """Keep scores, the cosine of every pair, the contract they were made under and the time; METRICS comes last."""
     by_set = {f"set/{name}": cosines for name, cosines in found.cosines.items()}
     write_arrays(folder / COSINES, {"positives": found.positives, "negatives": found.negatives, **by_set})
     write_json(folder / METRICS, {**found.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
 
 
-def read(folder: Path) -> Evaluation | None:
+def load_evaluation(folder: Path) -> Evaluation | None:
     """What `write` kept; None if it did not get to its end."""
     if not (folder / METRICS).exists():
         return None

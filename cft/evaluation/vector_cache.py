@@ -19,7 +19,7 @@ import numpy as np
 
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
-from cft.system.files import cache_folder, replacing
+from cft.system.files import atomic_write, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class _Found(NamedTuple):
     row: int
 
 
-class Remembering:
+class CachedEncoder:
     """An embedder that keeps its vectors, and does not run texts whose vectors it has.
 
     Its contract must say all about its weights, so it is not for an embedder in the middle of its training.
@@ -97,7 +97,7 @@ class Remembering:
         part["key"] = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), _KEY_BYTES)
         part["vector"] = vectors
         try:
-            with replacing(self._folder / f"{_content(part)}.npy") as scratch, scratch.open("wb") as stream:
+            with atomic_write(self._folder / f"{_content(part)}.npy") as scratch, scratch.open("wb") as stream:
                 np.save(stream, part, allow_pickle=False)
             _make_room(self._folder.parent, self._limit)
         except OSError as error:

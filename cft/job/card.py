@@ -94,7 +94,7 @@ def _result(name: str, score: float, *, of_hub: bool) -> EvalResult:
 
 def _intervals(folder: Path) -> dict[str, Interval]:
     """95% intervals of the scores, by set and over all; none for sets that are too small."""
-    found = results.read(folder)
+    found = results.load_evaluation(folder)
     if found is None or not found.scores:
         return {}
     of_data = pairs.read(folder)

@@ -25,13 +25,13 @@ class Cost:
     device: str
 
 
-def of_training(folder: Path, *, batch_size: int, until: int) -> Cost | None:
-    """Read what the steps up to `until` took; None where the training left no history.
+def training_cost(folder: Path, *, batch_size: int, stop_at: int) -> Cost | None:
+    """Read what the steps up to `stop_at` took; None where the training left no history.
 
     Args:
         folder: of the training. batch_size: triplets a step.
     """
-    steps = [row for row in figures.history(folder) if row["event"] == "step" and row["step"] <= until]
+    steps = [row for row in figures.history(folder) if row["event"] == "step" and row["step"] <= stop_at]
     if not steps:
         return None
     ran_on = read_json(folder / "environment.json")

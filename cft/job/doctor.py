@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
-from cft.system.errors import UserError, named_under
+from cft.system.errors import UserError, renaming_keys
 from cft.system.tables import Row, as_text
+from cft.system.text import byte_size
 
 if TYPE_CHECKING:
     from cft.data.records import Triplet
@@ -53,15 +54,15 @@ def examine(config: Config) -> tuple[str, bool]:
     """
     import torch
 
-    from cft.job.start import find_start
+    from cft.job.start import find_starting_point
     from cft.model.embedder import Embedder
     from cft.model.lora import add_lora, find_targets
     from cft.training.trainer import recompute_activations
 
     trains = config.train.steps > 0
-    start = find_start(config)
+    start = find_starting_point(config)
     triplets = _triplets(config) if trains else []
-    base = start.load(config, trains=trains)
+    base = start.load(config, trainable=trains)
     embedder = base.with_template(config.prompt.eval_template)
     checks = [*_token_checks(embedder), *_batch_checks(embedder)]
     parts = [_model(embedder, config), _contract(embedder), _example(embedder)]
@@ -74,7 +75,7 @@ def examine(config: Config) -> tuple[str, bool]:
         embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
         parts.append(_trained(model, config, targets))
     of_teacher = config.distill.model if trains else None
-    with named_under(TEACHER):
+    with renaming_keys(TEACHER):
         teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
     with torch.random.fork_rng():
         parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
@@ -86,11 +87,11 @@ def examine(config: Config) -> tuple[str, bool]:
 
 def _triplets(config: Config) -> list["Triplet"]:
     """A first batch of the training data; none if they cannot be had here."""
-    from cft.job.plan import Inputs
+    from cft.job.plan import InputCache
     from cft.training.trainer import plan_steps
 
     try:
-        triplets = Inputs().data(config.data).triplets
+        triplets = InputCache().data(config.data).triplets
     except UserError as error:
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
         return []
@@ -112,7 +113,7 @@ def _model(embedder: "Embedder", config: Config) -> str:
         ("model", f"{config.model.name}: {config.model.path}"),
         (
             "weights",
-            f"{embedder.contract.weights}, {count:,} in {kept}, {_gib(weight_bytes(trunk))}",
+            f"{embedder.contract.weights}, {count:,} in {kept}, {byte_size(weight_bytes(trunk))}",
         ),
         ("held by", f"{type(trunk).__name__}: {told.num_hidden_layers} layers, hidden size {told.hidden_size}"),
     ]
@@ -221,7 +222,7 @@ def _memory(
     wanted: list[tuple[str, int]] = []
 
     def row(name: str, tokens: int, optimizer: int, batch: int, held: int = weights) -> None:
-        figures = [_gib(size) for size in (held, optimizer, batch, held + optimizer + batch)]
+        figures = [byte_size(size) for size in (held, optimizer, batch, held + optimizer + batch)]
         rows.append((name, f"{tokens:,}", *figures))
         wanted.append((name, optimizer + batch))
 
@@ -231,21 +232,24 @@ def _memory(
         negatives = max((len(row.negatives) for row in triplets), default=1) if config.loss.hard_negatives else 0
         usual, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
         longest = micro * (2 + negatives) * config.model.max_length
-        need = memory.training_need(embedder, length=length, negatives=negatives, bf16=bf16)
+        need = memory.estimate_training(embedder, length=length, negatives=negatives, bf16=bf16)
         optimizer = memory.optimizer_bytes(embedder.model)
         what = f"the first {micro} of {config.data.name}" if triplets else f"{micro} triplets of usual length"
-        row(f"training, {what}", usual, optimizer, need.of(usual), all_weights)
-        row(f"training, {micro} triplets of max_length", longest, optimizer, need.of(longest), all_weights)
+        row(f"training, {what}", usual, optimizer, need.bytes_for(usual), all_weights)
+        row(f"training, {micro} triplets of max_length", longest, optimizer, need.bytes_for(longest), all_weights)
         if teacher:
             budget = token_budget_on(teacher.device)
-            batch = memory.evaluation_need(teacher, length=length).of(budget)
+            batch = memory.estimate_evaluation(teacher, length=length).bytes_for(budget)
             row("training, a full batch of the teacher", budget, optimizer, batch, all_weights)
-    need = memory.evaluation_need(embedder, length=length)
+    need = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
-    row("evaluation, a full batch", budget, 0, need.of(budget))
+    row("evaluation, a full batch", budget, 0, need.bytes_for(budget))
     free = memory.available_bytes(embedder.device)
     counted = "; a teacher's weights stay beside the model's" if teacher else ""
-    said = as_text(rows) + f"\n(measured on small batches; {_gib(free)} are free now, with the weights loaded{counted})"
+    said = (
+        as_text(rows)
+        + f"\n(measured on small batches; {byte_size(free)} are free now, with the weights loaded{counted})"
+    )
     too_large = [name for name, beside in wanted if beside > free]
     if too_large:
         said += (
@@ -262,7 +266,7 @@ def _size(embedder: "Embedder", config: Config, triplets: list["Triplet"], texts
     from cft.training.contrastive import texts_of
 
     found = texts_of(triplets, config.loss)
-    layout = embedder.lay_out(embedder.tokenize(found))
+    layout = embedder.layout(embedder.tokenize(found))
     return layout.nodes, round(layout.tokens / len(found))
 
 
@@ -301,7 +305,7 @@ def _batch_checks(embedder: "Embedder") -> list[Check]:
         return Check(name, f"{share:.1e}", f"{allowed:.0e}", share <= allowed)
 
     checks = [check("one text alone = among others", alone)]
-    if not batching.turned:  # its own attention would look backwards only
+    if not batching.made_bidirectional:  # its own attention would look backwards only
         checks.append(check("= padded, with the model's own attention", _padded(embedder, _TEXTS)))
     return [replace(entry, name=f"{entry.name} (share of distance)") for entry in checks]
 
@@ -329,7 +333,3 @@ def _padded(embedder: "Embedder", texts: list[str]) -> Any:
 def _aligned(lines: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

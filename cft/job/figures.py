@@ -14,7 +14,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.scores import Evaluation  # noqa: E402
-from cft.system.files import replacing  # noqa: E402
+from cft.system.files import atomic_write  # noqa: E402
 
 HISTORY = "history.jsonl"
 
@@ -144,7 +144,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     with matplotlib.rc_context({"svg.hashsalt": "cft"}):
         for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
             path = folder / f"{name}.{kind}"
-            with replacing(path) as part:
+            with atomic_write(path) as part:
                 figure.savefig(part, format=kind, dpi=150, metadata=metadata)
             paths.append(path)
     plt.close(figure)

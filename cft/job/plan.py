@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, check
+from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, require_valid
 from cft.data.records import ScoredPair, Triplet
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
-from cft.job.start import Start, choose_device, find_start
+from cft.job.start import StartingPoint, choose_device, find_starting_point
 from cft.model import contract
 from cft.model.sources import ModelFiles, fetch
-from cft.system.digest import digest, plain
-from cft.system.errors import UserError, named_under
+from cft.system.digest import digest, to_plain
+from cft.system.errors import UserError, renaming_keys
 from cft.training.schedule import warmup_steps
 from cft.training.trainer import plan_steps
 
@@ -46,7 +46,7 @@ _SINCE = {"both_directions": False, "anchors_as_negatives": False}
 
 def _named(settings: Any) -> dict:
     """Settings as they go into a name."""
-    return {key: value for key, value in plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
+    return {key: value for key, value in to_plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Plan:
     data: TrainingData | None
     steps: int
     sets: dict[str, list[ScoredPair]]
-    start: Start
+    start: StartingPoint
     teacher: ModelFiles | None = None
 
     @property
@@ -129,14 +129,14 @@ class Plan:
         return self.outputs / f"{self.config.model.name}-{self.config.data.name}-{digest(self.training_facts)}"
 
     @property
-    def until(self) -> int:
+    def stop_at(self) -> int:
         """The step whose weights are scored."""
         return self.config.eval.step or self.steps
 
     @property
     def result(self) -> Path:
         """Where the embedder to be scored is kept: the training's folder, or an earlier step's folder within."""
-        return self.step_folder(self.until)
+        return self.step_folder(self.stop_at)
 
     def step_folder(self, step: int) -> Path:
         """Where the weights after a step are kept."""
@@ -150,7 +150,7 @@ class Plan:
     @property
     def is_trained(self) -> bool:
         """Whether the weights to be scored are there already."""
-        return self.is_finished if self.until == self.steps else self.has_kept(self.until)
+        return self.is_finished if self.stop_at == self.steps else self.has_kept(self.stop_at)
 
     def has_kept(self, step: int) -> bool:
         """Whether an earlier step's weights are there; their contract is written last."""
@@ -191,7 +191,7 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
     }
 
 
-class Inputs:
+class InputCache:
     """Data and base models, each loaded once for all the jobs that share it."""
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class Inputs:
         return self._once(settings, lambda: fetch(settings))
 
 
-def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
+def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     """Load a job's data and fetch its base model, so that its folders are known.
 
     Args:
@@ -227,8 +227,8 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
     Raises:
         UserError: for whatever the user can mend.
     """
-    check(config)
-    inputs = inputs or Inputs()
+    require_valid(config)
+    inputs = inputs or InputCache()
     choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
@@ -248,7 +248,7 @@ def make_plan(config: Config, inputs: Inputs | None = None) -> Plan:
         )
     teacher = None
     if config.distill.model and data:
-        with named_under(TEACHER):
+        with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
-    start = find_start(config, inputs.files(config.model))
+    start = find_starting_point(config, inputs.files(config.model))
     return Plan(config=config, data=data, steps=steps, sets=inputs.sets(config.eval), start=start, teacher=teacher)

@@ -10,7 +10,7 @@ import numpy as np
 from cft.config.schema import Attention, Config, Pooling
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import held, read_json, write_json, write_text
+from cft.system.files import exclusive_lock, read_json, write_json, write_text
 from cft.system.tables import Row, as_markdown, as_text
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Probe:
         return int(row) + 1, self.poolings[column], float(self.mean[row, column])
 
 
-def run(config: Config) -> str:
+def probe_job(config: Config) -> str:
     """Probe a model, or show what an earlier probe of the same found.
 
     Returns:
@@ -67,12 +67,12 @@ def run(config: Config) -> str:
     """
     from cft.data.sts import load_eval_sets
     from cft.job.plan import DATA_SEED
-    from cft.job.start import find_start
+    from cft.job.start import find_starting_point
 
     if config.model.layer is not None:
         raise UserError(f"model.layer={config.model.layer}: a probe scores all layers; leave it at null")
     sets = load_eval_sets(config.eval, seed=DATA_SEED)
-    start = find_start(config)
+    start = find_starting_point(config)
     facts = {
         "recipe": _RECIPE,
         "weights": start.files.identity,
@@ -83,10 +83,10 @@ def run(config: Config) -> str:
         "sets": sets,
     }
     folder = Path(config.outputs) / "probes" / f"{config.model.name}-{config.eval.name}-{digest(facts)}"
-    with held(folder, wait=True):
+    with exclusive_lock(folder, wait=True):
         found = _stored(folder)
         if found is None:
-            embedder = start.load(config, trains=False).with_template(config.prompt.eval_template)
+            embedder = start.load(config, trainable=False).with_template(config.prompt.eval_template)
             found = probe(embedder, sets)
             record = {"scores": found.scores, "poolings": found.poolings}
             record["scores"] = {name: _plain(scores) for name, scores in found.scores.items()}
@@ -165,7 +165,7 @@ def _cosines(embedder: "Embedder", pairs: list[tuple[str, str]]) -> np.ndarray:
 
     ids = _token_ids(embedder, [text for pair in pairs for text in pair])
     row = {text: number for number, text in enumerate(ids)}
-    layout = embedder.lay_out(list(ids.values()))
+    layout = embedder.layout(list(ids.values()))
     left, right = ([row[pair[side]] for pair in pairs] for side in (0, 1))
     found = []
     for states in embedder.hidden_states(layout)[1:]:

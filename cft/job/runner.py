@@ -18,10 +18,10 @@ from cft.data.records import ScoredPair, Triplet
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs, results
 from cft.evaluation.scores import Evaluation, evaluate
-from cft.evaluation.vector_cache import Remembering
+from cft.evaluation.vector_cache import CachedEncoder
 from cft.job import figures, report
 from cft.job.card import HUB, write_card
-from cft.job.plan import FAILED, FINISHED, RECIPE, Inputs, Plan, make_plan
+from cft.job.plan import FAILED, FINISHED, RECIPE, InputCache, Plan, make_plan
 from cft.job.start import choose_device
 from cft.job.tracking import Job as Followed
 from cft.job.tracking import Result, Tracker, tracking
@@ -29,15 +29,15 @@ from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, find_targets, trainable
 from cft.model.weights import ADAPTER_FOLDER, save_weights, weights_in_memory
 from cft.system import secrets, tables
-from cft.system.digest import digest, plain
+from cft.system.digest import digest, to_plain
 from cft.system.disk import require_room, require_writable
-from cft.system.distributed import ALONE, Ranks, join
-from cft.system.environment import describe
-from cft.system.errors import UserError, named_under
-from cft.system.files import append_line, held, read_json, replacing, write_json, write_text
+from cft.system.distributed import SINGLE_PROCESS, World, join_world
+from cft.system.environment import describe_environment
+from cft.system.errors import UserError, renaming_keys
+from cft.system.files import append_line, atomic_write, exclusive_lock, read_json, write_json, write_text
 from cft.training import checkpoint
 from cft.training.contrastive import Teacher
-from cft.training.memory import HighWater
+from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
 from cft.training.trainer import Watcher, train
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 REPORTED = "reported.json"
 
 
-def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> str:
+def run(config: Config, inputs: InputCache | None = None, watch: Watcher | None = None) -> str:
     """Do one job, or what is left of it.
 
     Args:
@@ -61,21 +61,21 @@ def run(config: Config, inputs: Inputs | None = None, watch: Watcher | None = No
     Raises:
         UserError: for whatever the user can mend.
     """
-    ranks = join(choose_device(config.device))
-    with ranks.first_alone():
-        if ranks.is_first:
+    world = join_world(choose_device(config.device))
+    with world.main_process_first():
+        if world.is_main:
             require_writable(Path(config.outputs))
         plan = make_plan(config, inputs)
     models = _Models(plan)
     try:
-        if not ranks.is_first:
-            return _train_along(plan, models, ranks)
-        return _train_and_score(plan, models, watch, ranks) if plan.data else _score_base(plan, models)
+        if not world.is_main:
+            return _train_along(plan, models, world)
+        return _train_and_score(plan, models, watch, world) if plan.data else _score_base(plan, models)
     finally:
         models.release()
 
 
-def train_only(config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> Path:
+def train_only(config: Config, inputs: InputCache | None = None, watch: Watcher | None = None) -> Path:
     """Do a job's training, or what is left of it, and score nothing; returns its folder.
 
     Args:
@@ -93,7 +93,7 @@ def train_only(config: Config, inputs: Inputs | None = None, watch: Watcher | No
     try:
         with _at_work(plan) as tracker:
             if not plan.is_trained:
-                _train(plan, models.base, tracker, watch, ALONE)
+                _train(plan, models.base, tracker, watch, SINGLE_PROCESS)
     finally:
         models.release()
     return plan.folder
@@ -109,7 +109,7 @@ class _Models:
     def base(self) -> Embedder:
         """What the job starts from; training changes it in place, so it is released then."""
         plan = self._plan
-        return plan.start.load(plan.config, trains=plan.data is not None and not plan.is_trained)
+        return plan.start.load(plan.config, trainable=plan.data is not None and not plan.is_trained)
 
     @cached_property
     def tuned(self) -> Embedder:
@@ -142,11 +142,11 @@ def _score_base(plan: Plan, models: _Models) -> str:
     return f"mean {before.mean:.2f}"
 
 
-def _train_along(plan: Plan, models: _Models, ranks: Ranks) -> str:
+def _train_along(plan: Plan, models: _Models, world: World) -> str:
     """What processes beside the first do: their share of the training's batches, and nothing else."""
-    if plan.data is None or ranks.from_first(plan.is_trained):
+    if plan.data is None or world.broadcast_object(plan.is_trained):
         return ""
-    _check_share(plan.config, ranks)
+    _check_share(plan.config, world)
     train(
         _trainable_embedder(plan, models.base),
         plan.data,
@@ -154,22 +154,22 @@ def _train_along(plan: Plan, models: _Models, ranks: Ranks) -> str:
         teacher=_teacher(plan),
         folder=plan.folder,
         steps=plan.steps,
-        until=plan.until,
+        stop_at=plan.stop_at,
         bf16=plan.start.bf16,
         watch=lambda row: None,
         reached=lambda step: None,
-        ranks=ranks,
+        world=world,
     )
     return ""
 
 
-def _check_share(config: Config, ranks: Ranks) -> None:
+def _check_share(config: Config, world: World) -> None:
     """Refuse more processes than a batch has triplets."""
     size = config.train.batch_size // config.train.accumulation
-    if size < ranks.size:
+    if size < world.size:
         raise UserError(
             f"train.batch_size={config.train.batch_size} with train.accumulation={config.train.accumulation} gives "
-            f"{size} triplets to {ranks.size} processes: raise it, or start fewer"
+            f"{size} triplets to {world.size} processes: raise it, or start fewer"
         )
 
 
@@ -188,23 +188,23 @@ def _teacher(plan: Plan) -> Teacher | None:
     if plan.teacher is None or settings.model is None:
         return None
     log.info("loading the teacher %s (%s)", settings.model.name, settings.model.path)
-    with named_under(TEACHER):
+    with renaming_keys(TEACHER):
         return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
 
 
-def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: Ranks) -> str:
+def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, world: World) -> str:
     """Evaluate, train and evaluate again."""
-    _check_share(plan.config, ranks)
+    _check_share(plan.config, world)
     if not plan.is_trained and (plan.start.adapter or plan.config.lora.rank):
         base = models.base  # what does not match should be said before minutes go into an evaluation
         if not plan.start.adapter:
             find_targets(base.model, plan.config.lora)
     before = _evaluation(plan, plan.base_folder, lambda: models.base, _start(plan))
     with _at_work(plan) as tracker:
-        if ranks.from_first(plan.is_trained):
+        if world.broadcast_object(plan.is_trained):
             log.info("already trained: %s holds the result of this very configuration", plan.result)
         else:
-            _train(plan, models.base, tracker, watch, ranks)
+            _train(plan, models.base, tracker, watch, world)
         models.release()
         after = _evaluation(plan, plan.result, lambda: models.tuned, "the result")
         _require_effect(plan, before, after)
@@ -213,7 +213,7 @@ def _train_and_score(plan: Plan, models: _Models, watch: Watcher | None, ranks: 
         scores |= {f"after/{name}": score for name, score in after.scores.items()}
         scores |= {"before/mean": before.mean, "after/mean": after.mean}
         table = report.comparison(before, after)
-        tracker.finish(Result(scores, table, pictures, plan.until, plan.result / ADAPTER_FOLDER))
+        tracker.finish(Result(scores, table, pictures, plan.stop_at, plan.result / ADAPTER_FOLDER))
     write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": plan.config.logger.kind})
     return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
 
@@ -231,7 +231,11 @@ def _require_effect(plan: Plan, before: Evaluation, after: Evaluation) -> None:
 @contextmanager
 def _at_work(plan: Plan) -> Iterator[Tracker]:
     """Be the one process at work on a training: its log, its followers, and a note if it fails."""
-    with held(plan.folder, wait=plan.is_trained), _log_file(plan.folder / "log.txt"), _failure_noted(plan.folder):
+    with (
+        exclusive_lock(plan.folder, wait=plan.is_trained),
+        _log_file(plan.folder / "log.txt"),
+        _failure_noted(plan.folder),
+    ):
         with _tracker(plan) as tracker:
             yield tracker
 
@@ -258,27 +262,27 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
         replace(plan.config.logger, kind=LoggerKind.none) if reported else plan.config.logger,
         Followed(
             name=plan.folder.name,
-            identity=digest([plan.folder.name, *([plan.until] if plan.until < plan.steps else []), scores.name]),
+            identity=digest([plan.folder.name, *([plan.stop_at] if plan.stop_at < plan.steps else []), scores.name]),
             kind="evaluate" if plan.is_trained else "train",
             folder=plan.folder,
             shared=plan.outputs,
-            config=plain(plan.config),
+            config=to_plain(plan.config),
             triplets=plan.config.train.batch_size,
         ),
     )
 
 
-def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, ranks: Ranks) -> None:
+def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, world: World) -> None:
     """Train as far as this job needs, and leave record, adapter and contract."""
     config, data, folder = plan.config, plan.data, plan.folder
     assert data is not None
     write_json(folder / "config.json", config)
-    write_json(folder / "environment.json", {**describe(plan.start.device), "processes": ranks.size})
+    write_json(folder / "environment.json", {**describe_environment(plan.start.device), "processes": world.size})
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     write_json(folder / "data.json", {"content": data.content, "skipped_rows": data.skipped, **counts})
 
     embedder = _trainable_embedder(plan, base)
-    wanted = {step for step in (*config.train.keep, plan.until) if step < plan.steps}
+    wanted = {step for step in (*config.train.keep, plan.stop_at) if step < plan.steps}
 
     def keep(step: int) -> None:
         if step in wanted and not plan.has_kept(step):
@@ -292,9 +296,9 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
     sizes = [weight.numel() * weight.element_size() for weight in trainable(embedder.model).values()]
     require_room(folder, sum(sizes), len(wanted))
     before = weights_in_memory(embedder.model)
-    _say_plan(plan, data, embedder.model, ranks)
-    work = plan.step_folder(plan.until) / "again" if _is_past(plan) else folder
-    began, memory = time.perf_counter(), HighWater(embedder.device)
+    _say_plan(plan, data, embedder.model, world)
+    work = plan.step_folder(plan.stop_at) / "again" if _is_past(plan) else folder
+    began, memory = time.perf_counter(), PeakMemory(embedder.device)
     history = train(
         embedder,
         data,
@@ -302,18 +306,18 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
         teacher=_teacher(plan),
         folder=work,
         steps=plan.steps,
-        until=plan.until,
+        stop_at=plan.stop_at,
         bf16=plan.start.bf16,
         watch=note,
         reached=keep,
-        ranks=ranks,
+        world=world,
     )
     if weights_in_memory(embedder.model) == before:
         raise UserError(
-            f"{plan.until} steps changed none of the trained weights: the learning rate was 0 all along, or too small "
-            f"for float32 (lr={config.lr:g}, {warmup_steps(config.schedule, plan.steps)} warm-up steps)"
+            f"{plan.stop_at} steps changed none of the trained weights: the learning rate was 0 all along, or too "
+            f"small for float32 (lr={config.lr:g}, {warmup_steps(config.schedule, plan.steps)} warm-up steps)"
         )
-    if plan.until == plan.steps:
+    if plan.stop_at == plan.steps:
         _finish(plan, embedder, history, seconds=time.perf_counter() - began, memory=memory.bytes())
     if work != folder:
         checkpoint.remove(work)
@@ -322,9 +326,11 @@ def _train(plan: Plan, base: Embedder, tracker: Tracker, watch: Watcher | None, 
 
 def _is_past(plan: Plan) -> bool:
     """Whether the training went past the step that is wanted now and did not keep it."""
-    past = plan.is_finished or checkpoint.step_of(plan.folder) >= plan.until
-    if past and plan.until < plan.steps:
-        log.info("step %d was not kept: training again up to there; train.keep=[%d] keeps it", plan.until, plan.until)
+    past = plan.is_finished or checkpoint.step_of(plan.folder) >= plan.stop_at
+    if past and plan.stop_at < plan.steps:
+        log.info(
+            "step %d was not kept: training again up to there; train.keep=[%d] keeps it", plan.stop_at, plan.stop_at
+        )
         return True
     return False
 
@@ -345,7 +351,7 @@ def _finish(plan: Plan, embedder: Embedder, history: list[dict], *, seconds: flo
     """
     folder = plan.folder
     weights = _save(plan, embedder, folder)
-    with replacing(folder / figures.HISTORY) as part:
+    with atomic_write(folder / figures.HISTORY) as part:
         for row in history:
             append_line(part, row)
     figures.save(figures.training(history), folder, "training")
@@ -368,17 +374,17 @@ def _evaluation(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what:
     """Scores of an embedder on the sets and on the held-out triplets: stored ones, or made now and stored."""
 
     def stage(folder: Path, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]) -> Evaluation:
-        with held(folder, wait=True):  # another job may be making the same scores at this moment
-            stored = results.read(folder)
+        with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment
+            stored = results.load_evaluation(folder)
             if stored:
                 log.info("already evaluated %s: %s", what, folder)
                 return stored
             began = time.perf_counter()
             prompted = embedder().with_template(plan.config.prompt.eval_template)
             caption = f"evaluating {what} on {folder.name.rsplit('-', 1)[0]}"
-            remembering = Remembering(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
+            remembering = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
             found = evaluate(remembering, sets, triplets, progress=caption)
-            results.write(folder, found, prompted.contract, seconds=time.perf_counter() - began)
+            results.save_evaluation(folder, found, prompted.contract, seconds=time.perf_counter() - began)
             return found
 
     by_set = stage(plan.scores_folder(owner), plan.sets, [])
@@ -393,7 +399,7 @@ def _write_report(plan: Plan, before: Evaluation, after: Evaluation) -> dict[str
     """Print and save the before/after table and its pictures; returns the pictures by name."""
     config, folder = plan.config, plan.scores_folder(plan.result)
     table = report.comparison(before, after)
-    title = f"{config.model.name} on {config.data.name}, before and after {plan.until} steps"
+    title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
     _say_table(config, table, title)
     write_text(folder / "table.md", f"# {title}\n\n{tables.as_markdown(table)}\n")
     _note_scores(plan, folder.name, before, after)
@@ -459,7 +465,7 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ranks) -> None:
+def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, world: World) -> None:
     """What is about to happen, in numbers."""
     config, steps = plan.config, plan.steps
     micro = config.train.batch_size // config.train.accumulation
@@ -470,14 +476,14 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ran
     log.info(
         "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
         f"{count:,}",
-        steps if plan.until == steps else f"the first {plan.until} of {steps}",
+        steps if plan.stop_at == steps else f"the first {plan.stop_at} of {steps}",
         config.train.batch_size,
         len(data.triplets),
         f", {data.skipped} bad rows skipped" if data.skipped else "",
         config.lr,
         warmup_steps(config.schedule, steps),
         "bf16" if plan.start.bf16 else "float32",
-        f", on {ranks.size} processes" if ranks.size > 1 else "",
+        f", on {world.size} processes" if world.size > 1 else "",
     )
     if steps < config.train.steps:
         log.info(
@@ -485,7 +491,7 @@ def _say_plan(plan: Plan, data: TrainingData, model: torch.nn.Module, ranks: Ran
             config.train.epochs,
             config.train.steps,
         )
-    seen = pairs.shared(data.dev, plan.sets)
+    seen = pairs.overlapping(data.dev, plan.sets)
     if seen:
         log.warning(
             "%d of %d development pairs stand in the test sets (%s): choose no settings by them",

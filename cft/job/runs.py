@@ -4,14 +4,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from cft.config.compose import flat, keys, near
+from cft.config.compose import all_keys, flatten, nearest_names
 from cft.evaluation import pairs, results
 from cft.evaluation.bootstrap import MEAN, resample
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import FAILED, FINISHED
 from cft.system.errors import UserError
-from cft.system.files import held, read_json
+from cft.system.files import exclusive_lock, read_json
 from cft.system.tables import Row, as_text
+from cft.system.text import byte_size
 from cft.training import checkpoint
 
 CONFIG_FILE = "config.json"
@@ -34,10 +35,10 @@ def trainings(outputs: Path) -> list[Path]:
 def settings_of(folder: Path) -> dict[str, str]:
     """A run's settings by dotted key; none for an untrained model."""
     path = folder / CONFIG_FILE
-    return flat(read_json(path)) if path.exists() else {}
+    return flatten(read_json(path)) if path.exists() else {}
 
 
-def listed(outputs: Path, filters: list[str]) -> list[Row]:
+def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
     """A row a training that all filters hold for.
 
     Raises:
@@ -83,9 +84,9 @@ def _state(folder: Path, settings: dict[str, str]) -> str:
 def _filter(entry: str) -> tuple[str, str]:
     key, equals, value = entry.partition("=")
     key = _SHORT.get(key, key)
-    known = keys()
+    known = all_keys()
     if not equals or key not in known:
-        raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{near(key, known)}")
+        raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{nearest_names(key, known)}")
     return key, value
 
 
@@ -97,7 +98,7 @@ def _equal(one: str, other: str) -> bool:
         return one.casefold() == other.casefold()
 
 
-def find(outputs: Path, name: str) -> Path:
+def find_run(outputs: Path, name: str) -> Path:
     """A run's folder by its path, its name, or the end of its name.
 
     Raises:
@@ -114,7 +115,7 @@ def find(outputs: Path, name: str) -> Path:
     raise UserError(f"{name}: {'several runs end so' if found else 'no such run'} under {outputs}; there: {names}")
 
 
-def compared(one: Path, other: Path) -> str:
+def compare_runs(one: Path, other: Path) -> str:
     """Settings that differ, and the scores of every evaluation that both runs have, with verdicts."""
     settings = [settings_of(folder) for folder in (one, other)]
     rows: list[Row] = [("setting", one.name, other.name)]
@@ -152,22 +153,23 @@ def _compared_on(name: str, one: Path, other: Path) -> str:
 
 
 def _evaluation(folder: Path) -> Evaluation:
-    found = results.read(folder)
+    found = results.load_evaluation(folder)
     if found is None:
         raise UserError(f"{folder} has no {results.METRICS}: run its job again, which makes it anew")
     return found
 
 
-def _remove(folders: list[Path], *, sure: bool) -> None:
+def remove_runs(folders: list[Path], *, sure: bool) -> None:
+    """Delete trainings with all their scores, after asking unless `sure`."""
     for folder in folders:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        sys.stdout.write(f"{folder}: {size / 1e6:.1f} MB\n")
+        sys.stdout.write(f"{folder}: {byte_size(size)}\n")
     if not sure:
         if not sys.stdin.isatty():
             raise UserError("nothing was removed: add --yes")
         if input("remove these for good? [y/N] ").strip().casefold() not in ("y", "yes"):
             raise UserError("nothing was removed")
     for folder in folders:
-        with held(folder):
+        with exclusive_lock(folder):
             shutil.rmtree(folder)
     sys.stdout.write(f"removed {len(folders)}\n")

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """A base model as a job is to begin with it.
 
     files: of the base model. adapter: on it, if any. device: where it goes. bf16: whether the model runs in bfloat16.
@@ -31,11 +31,11 @@ class Start:
         """Of the base weights: frozen ones may be bfloat16, weights in training stay float32."""
         return torch.bfloat16 if self.bf16 and config.lora.rank > 0 else torch.float32
 
-    def load(self, config: Config, *, trains: bool) -> Embedder:
+    def load(self, config: Config, *, trainable: bool) -> Embedder:
         """Load it.
 
         Args:
-            config: the job. trains: whether an adapter is to be trained on.
+            config: the job. trainable: whether an adapter is to be trained on.
 
         Raises:
             UserError: if the model cannot be loaded, or the adapter does not belong to it.
@@ -44,7 +44,7 @@ class Start:
         base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
         if self.adapter is None:
             return base
-        found = attach(base, self.adapter, lora=config.lora if trains else None, any_base=config.adapter_any_base)
+        found = attach(base, self.adapter, lora=config.lora if trainable else None, any_base=config.adapter_any_base)
         _say_prompt(self.adapter, config.prompt)
         return found
 
@@ -59,7 +59,7 @@ def _say_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
     log.info("the adapter was saved with the prompt %r%s", saved, advice)
 
 
-def find_start(config: Config, files: ModelFiles | None = None) -> Start:
+def find_starting_point(config: Config, files: ModelFiles | None = None) -> StartingPoint:
     """Fetch what a job starts from, without loading it.
 
     Args:
@@ -69,7 +69,7 @@ def find_start(config: Config, files: ModelFiles | None = None) -> Start:
         UserError: if model, adapter or device cannot be had.
     """
     device = device_of_rank(choose_device(config.device))
-    return Start(
+    return StartingPoint(
         files=files or fetch(config.model),
         adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,
         device=device,

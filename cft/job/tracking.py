@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.schema import LoggerKind, LoggerSettings
-from cft.system.files import replacing
+from cft.system.files import atomic_write
 from cft.system.tables import Row
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class CsvTracker(Tracker):
 
     def _keep_before(self, path: Path, step: int) -> None:
         rows = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.exists() else []
-        with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
+        with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, _COLUMNS)
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) < step)
@@ -115,7 +115,7 @@ class CsvTracker(Tracker):
     def finish(self, result: Result) -> None:
         """Write the scores beside it."""
         path = self._job.folder / SCORES_FILE
-        with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
+        with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([("score", "value"), *result.scores.items()])
 
 

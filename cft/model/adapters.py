@@ -28,7 +28,7 @@ from cft.model.weights import (
     load_weights,
     weights_digest,
 )
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, last_part, may_be_repository
 
@@ -148,7 +148,7 @@ def _check_base(base: Embedder, adapter: Adapter, *, any_base: bool) -> None:
 
 def _its_settings(promised: Contract, found: Contract) -> str:
     """The end of an error message: settings that would keep an adapter's contract, if settings can."""
-    told, here = plain(promised), plain(found)
+    told, here = to_plain(promised), to_plain(found)
     keys = {"model": "path"} | {name: name for name in _SETTABLE}
     wrong = [name for name in keys if told[name] != here[name]]
     values = {name: "null" if told[name] is None else str(told[name]).lower() for name in wrong if name != "model"}

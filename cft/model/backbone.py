@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from cft.batching.layout import Batching, find_batching, sample_sequences
+from cft.batching.layout import Batching, choose_batching, sample_sequences
 from cft.config.schema import ModelSettings, Quantization
 from cft.model import minicpm
 from cft.model.sources import ModelFiles
-from cft.model.tokenizer import byte_tokenizer, kept_tokenizer, special_tokens, tokenizer_digest
+from cft.model.tokenizer import byte_tokenizer, cached_tokenizer, special_tokens, tokenizer_digest
 from cft.model.truncate import keep_layers
 from cft.system.errors import UserError, first_line
 
@@ -115,11 +115,11 @@ def load_backbone(
     named = tokenizer_digest(tokenizer, (prefix, suffix))
     return Backbone(
         trunk=trunk,
-        tokenizer=kept_tokenizer(named, tokenizer),
+        tokenizer=cached_tokenizer(named, tokenizer),
         tokenizer_digest=named,
         prefix_ids=prefix,
         suffix_ids=suffix,
-        batching=find_batching(trunk, model, prefix),
+        batching=choose_batching(trunk, model, prefix),
         unused=unused,
     )
 

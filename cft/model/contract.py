@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.schema import PLACEHOLDER, Attention, Pooling, Quantization, from_plain
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 
@@ -96,7 +96,8 @@ class Contract:
         """
         free = {"template", "adapter"}
         differences = [
-            f"  {name}: the contract says {plain(promised)!r}, the loaded model has {plain(getattr(found, name))!r}"
+            f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has "
+            f"{to_plain(getattr(found, name))!r}"
             for name, promised in asdict(self).items()
             if name not in free and promised != getattr(found, name)
         ]

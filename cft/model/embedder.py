@@ -176,9 +176,9 @@ class Embedder:
                 )
         return sequences
 
-    def lay_out(self, sequences: Sequence[Sequence[int]]) -> Layout:
+    def layout(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""
-        return self._backbone.batching.lay_out(sequences, self.device)
+        return self._backbone.batching.layout(sequences, self.device)
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Run a batch through the model and pool.
@@ -193,7 +193,7 @@ class Embedder:
     def _fitting(self, sequences: list[tuple[int, ...]]) -> torch.Tensor:
         """Vectors (B, D) of sequences, in halves where the whole runs out of memory."""
         try:
-            return self.forward(self.lay_out(sequences))
+            return self.forward(self.layout(sequences))
         except torch.OutOfMemoryError:
             if len(sequences) == 1:
                 raise UserError(

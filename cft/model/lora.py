@@ -5,7 +5,6 @@ and some compute queries, keys and values in one fused layer: there the update i
 roles which were not asked for, so that "queries and values" means the same for every model.
 """
 
-import difflib
 import logging
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import nn
 from cft.config.schema import LoraSettings
 from cft.model.dropout import replace_dropout
 from cft.system.errors import UserError
+from cft.system.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,10 @@ def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
 
 
 def _no_such_layer(target: str, layers: list[str]) -> str:
-    near = difflib.get_close_matches(target, [name for name in (*layers, *_NAMES) if name != target], n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    guess = did_you_mean(target, [name for name in (*layers, *_NAMES) if name != target], sentence=True)
     what = f"no layer known to compute its {target}" if target in _NAMES else f"no linear layer named {target!r}"
     return (
-        f"lora.targets: this model has {what}; its linear layers are {', '.join(layers)}.{hint} Name them, or "
+        f"lora.targets: this model has {what}; its linear layers are {', '.join(layers)}.{guess} Name them, or "
         "lora=all_linear takes them all"
     )
 

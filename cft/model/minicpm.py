@@ -58,7 +58,7 @@ def granite_config(minicpm: dict) -> GraniteConfig:
         rope_parameters={"rope_type": "default", "rope_theta": minicpm.get("rope_theta", 10_000.0)},
         tie_word_embeddings=minicpm.get("tie_word_embeddings", True),
     )
-    config.held_for = "minicpm"  # tells whoever writes the model elsewhere that its own name means another class
+    config.stands_for = "minicpm"  # tells whoever writes the model elsewhere that its own name means another class
     return config
 
 

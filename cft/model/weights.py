@@ -14,7 +14,7 @@ from torch import nn
 from cft.model.lora import trainable, with_adapter
 from cft.system.digest import sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import replacing, write_json
+from cft.system.files import atomic_write, write_json
 
 ADAPTER_FOLDER = "adapter"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -153,7 +153,7 @@ def _modules_of(tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())},
             part,

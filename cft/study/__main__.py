@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    named = [*spec.known(), *spec.further()]
+    named = [*spec.available(), *spec.available_beside()]
     parser = argparse.ArgumentParser(
         prog="python -m cft.study",
         description="Run studies: every table and figure of the paper, or a file of your own.",
@@ -57,7 +57,7 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError("a study runs its jobs one by one, or side by side with --launcher; torchrun is for cft.run")
     names, overrides = spec.split_arguments(arguments.what)
     if not names:
-        raise UserError(f"name an experiment: {', '.join(spec.known())}, all, or a .yaml file")
+        raise UserError(f"name an experiment: {', '.join(spec.available())}, all, or a .yaml file")
     if arguments.command == "pack":
         return _pack(names, arguments, overrides)
     launcher_overrides = [entry for entry in overrides if entry.startswith("hydra.")]

@@ -18,7 +18,7 @@ _SCORE = "Spearman correlation × 100"
 _HERE = "here, with 95% interval"
 
 
-def of_layout(findings: Findings) -> dict[str, Figure]:
+def figures_for(findings: Findings) -> dict[str, Figure]:
     """The pictures that a study's layout asks for, by name; none while nothing is done."""
     done = findings.done
     if not done:

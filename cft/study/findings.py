@@ -9,7 +9,7 @@ from cft.evaluation import pairs, results
 from cft.evaluation.bootstrap import MEAN, RESAMPLES, Difference, Interval, resample
 from cft.evaluation.pairs import Arrays, Pairs
 from cft.evaluation.scores import Evaluation, spearman
-from cft.job.costs import Cost, of_training
+from cft.job.costs import Cost, training_cost
 from cft.study import plan
 from cft.study.plan import DONE, FAILED, Study
 from cft.study.spec import Cell
@@ -125,7 +125,7 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     for cell in study.experiment.cells:
         states = [plan.state_of(outputs, run) for run in study.cells[cell.name]]
         status = _status(states, outputs)
-        found = [] if status else [results.read(outputs / state["scores"]) for state in states]
+        found = [] if status else [results.load_evaluation(outputs / state["scores"]) for state in states]
         by_seed = [evaluation for evaluation in found if evaluation is not None]
         if by_seed:
             folders[cell.name] = [outputs / state["scores"] for state in states]
@@ -138,8 +138,10 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
                 status=status,
                 stale=cell.name in stale,
                 by_seed=by_seed,
-                triplets=results.read(outputs / first["triplets"]) if first.get("triplets") else None,
-                triplets_before=results.read(outputs / first["triplets_before"]) if first.get("triplets") else None,
+                triplets=results.load_evaluation(outputs / first["triplets"]) if first.get("triplets") else None,
+                triplets_before=results.load_evaluation(outputs / first["triplets_before"])
+                if first.get("triplets")
+                else None,
                 intervals={},
                 training=outputs / first["training"] if first.get("training") else None,
                 lr=config.lr,
@@ -162,7 +164,7 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
 def _costs(states: list[dict], outputs: Path, batch_size: int, until: int) -> list[Cost]:
     """What the trainings of a cell took."""
     folders = [outputs / state["training"] for state in states if state.get("training")]
-    found = [of_training(folder, batch_size=batch_size, until=until) for folder in folders]
+    found = [training_cost(folder, batch_size=batch_size, stop_at=until) for folder in folders]
     return [cost for cost in found if cost is not None]
 
 

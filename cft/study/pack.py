@@ -16,7 +16,7 @@ from pathlib import Path
 from cft.evaluation import pairs, results
 from cft.evaluation.scores import spearman
 from cft.job import figures
-from cft.job.plan import FINISHED, Inputs
+from cft.job.plan import FINISHED, InputCache
 from cft.study import plan as study_plan
 from cft.study.plan import DONE, Study
 from cft.study.spec import DEFAULT_OUTPUTS
@@ -120,7 +120,7 @@ def restore(study: Study, overrides: list[str]) -> None:
         UserError: if files are missing, or are not those that the study was made on.
     """
     given = {key: value for key, _, value in (override.partition("=") for override in overrides) if key in PLACES}
-    inputs = Inputs()
+    inputs = InputCache()
     for run, config in study.runs.items():
         state = study_plan.state_of(study.outputs, run)
         folder = study.outputs / state["scores"]
@@ -132,7 +132,7 @@ def restore(study: Study, overrides: list[str]) -> None:
         if training.train is not None and state["training"] is not None:
             training = replace(training, train=_wanted(study, given, "data.train", "the triplets' file"), dev=None)
         sets = inputs.sets(evaluation)
-        found = results.read(folder)
+        found = results.load_evaluation(folder)
         assert found is not None
         for name, cosines in found.cosines.items():
             scores = [pair.score for pair in sets[name]]

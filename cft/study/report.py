@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from cft.config.compose import compose_config, flat
+from cft.config.compose import compose_config, flatten
 from cft.study import spec
 from cft.study.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
 from cft.study.spec import Experiment
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import write_text
 from cft.system.tables import Row, as_csv, as_latex
@@ -47,7 +47,7 @@ def write_each(names: list[str], scale: str, overrides: list[str]) -> dict[str, 
         UserError: for whatever the user can mend.
     """
     if not names:
-        raise UserError(f"name an experiment: {', '.join(spec.known())}, all, or a .yaml file")
+        raise UserError(f"name an experiment: {', '.join(spec.available())}, all, or a .yaml file")
     outputs = spec.outputs_of(overrides)
     return {Path(name).stem: _one(name, scale, overrides, outputs) for name in names}
 
@@ -87,7 +87,7 @@ def _one(name: str, scale: str, overrides: list[str], outputs: Path) -> tuple[Do
 
 def _configuration(told: Experiment, scale: str, overrides: list[str]) -> list[Block]:
     """What the configuration says beside what the paper says."""
-    values = flat(plain(compose_config(spec.common_overrides(scale, overrides))))
+    values = flatten(to_plain(compose_config(spec.common_overrides(scale, overrides))))
     rows: list[Row] = [("setting", "key", "here", "paper", "")]
     for key, label, paper in told.rows:
         if key not in values:

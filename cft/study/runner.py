@@ -11,11 +11,11 @@ from pathlib import Path
 from cft.config.schema import Config
 from cft.evaluation import results
 from cft.job import runner
-from cft.job.plan import Inputs, Plan, make_plan
+from cft.job.plan import InputCache, Plan, make_plan
 from cft.study import plan as study_plan
 from cft.study.plan import DONE, FAILED, Study
 from cft.system.console import report_error
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import write_json
 from cft.training import checkpoint
@@ -40,7 +40,7 @@ class _Work:
     titles: dict[str, str] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     broken: dict[str, UserError] = field(default_factory=dict)
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: InputCache = field(default_factory=InputCache)
 
 
 def run(
@@ -90,7 +90,7 @@ def _gather(studies: list[Study]) -> _Work:
     for folder in {plan.folder for plan in work.plans.values() if plan.data}:
         # whoever trains first keeps the steps that the others are going to ask for
         sharing = [plan for plan in work.plans.values() if plan.data and plan.folder == folder]
-        wanted = {step for plan in sharing for step in (*plan.config.train.keep, plan.until) if step < plan.steps}
+        wanted = {step for plan in sharing for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         for plan in sharing:
             plan.config.train.keep = sorted(wanted)
     return work
@@ -142,7 +142,7 @@ class _Estimate:
         goals: dict[Path, int] = {}
         for plan in self._work.plans.values():
             if plan.data and not plan.is_trained:
-                goals[plan.folder] = max(goals.get(plan.folder, 0), plan.until)
+                goals[plan.folder] = max(goals.get(plan.folder, 0), plan.stop_at)
         steps = max(0, sum(goal - checkpoint.step_of(folder) for folder, goal in goals.items()) - done_here)
         folders = {folder for plan in self._work.plans.values() for folder in study_plan.evaluations(plan)}
         on_pairs = [folder for folder in folders if not folder.name.startswith("triplets-")]  # those take the time
@@ -170,7 +170,7 @@ def _run_in_sequence(todo: list[str], work: _Work) -> None:
             estimate.say()
 
 
-def carry_out(name: str, config: Config, inputs: Inputs | None = None, watch: Watcher | None = None) -> bool:
+def carry_out(name: str, config: Config, inputs: InputCache | None = None, watch: Watcher | None = None) -> bool:
     """Do one run and note what became of it.
 
     Args:
@@ -179,7 +179,7 @@ def carry_out(name: str, config: Config, inputs: Inputs | None = None, watch: Wa
     Returns:
         Whether it ended well; if not, the cause has been reported and noted.
     """
-    inputs = inputs or Inputs()
+    inputs = inputs or InputCache()
     outputs = Path(config.outputs)
     try:
         plan = make_plan(config, inputs)
@@ -210,7 +210,7 @@ def _launch(todo: list[str], work: _Work, launcher: str, launcher_overrides: lis
     folder = study_plan.study_folder(work.outputs, "launched")
     path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
     groups = _groups(todo, work.plans)
-    write_json(path, {"groups": groups, "runs": {run: plain(work.runs[run]) for run in todo}})
+    write_json(path, {"groups": groups, "runs": {run: to_plain(work.runs[run]) for run in todo}})
     log.info("%d groups of runs go to hydra/launcher=%s", len(groups), launcher)
     if launcher.startswith("submitit"):
         log.info("what they print goes to %s", folder / ".submitit")

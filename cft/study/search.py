@@ -10,8 +10,9 @@ from cft.config.schema import Config, EvalSource
 from cft.study.spec import outputs_of
 from cft.system.console import report_error
 from cft.system.errors import UserError
-from cft.system.files import held, read_json, write_json, write_text
+from cft.system.files import exclusive_lock, read_json, write_json, write_text
 from cft.system.tables import Row, as_markdown
+from cft.system.text import shorten
 
 log = logging.getLogger("cft.search")
 
@@ -46,11 +47,11 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
         raise UserError(f"--trials {trials}: must be 1 or more")
     folder = outputs_of(fixed) / "searches" / name
     _require_same_search(folder, sorted(overrides))
-    from cft.job.plan import Inputs
+    from cft.job.plan import InputCache
 
-    inputs = Inputs()
+    inputs = InputCache()
     _check_development(compose_config([*fixed, *_first(space)]), inputs)
-    with held(folder):  # trials that are under way in nobody's hands are those of killed calls
+    with exclusive_lock(folder):  # trials that are under way in nobody's hands are those of killed calls
         write_json(folder / SPACE_FILE, sorted(overrides))
         study = _study(folder, space, seed, prune=prune)
         left = _give_back_interrupted(study, trials)
@@ -77,7 +78,7 @@ def _first(space: list[Dimension]) -> list[str]:
 
 def _check_development(config: Config, inputs: Any) -> None:
     """Refuse to choose by nothing, or by pairs of the test sets."""
-    from cft.evaluation.pairs import shared
+    from cft.evaluation.pairs import overlapping
 
     data = inputs.data(config.data)
     if not data.dev or not config.train.eval_every:
@@ -87,7 +88,7 @@ def _check_development(config: Config, inputs: Any) -> None:
         )
     if config.eval.source is not EvalSource.sts:
         return
-    seen = shared(data.dev, inputs.sets(config.eval))
+    seen = overlapping(data.dev, inputs.sets(config.eval))
     if seen:
         raise UserError(
             f"{len(seen)} of {len(data.dev)} development pairs stand in the test sets "
@@ -186,13 +187,11 @@ def ranking(study: Any, space: list[Dimension]) -> list[Row]:
         step, score = max(trial.intermediate_values.items())
         table.append((str(trial.number), *_shown(trial, keys), f"{score:.2f} at step {step}, given up", ""))
     failed = [trial for trial in study.trials if _PROBLEM in trial.user_attrs]
-    table += [(str(trial.number), *_shown(trial, keys), f"failed: {_short(trial)}", "") for trial in failed]
+    table += [
+        (str(trial.number), *_shown(trial, keys), f"failed: {shorten(trial.user_attrs[_PROBLEM], 60)}", "")
+        for trial in failed
+    ]
     return table
-
-
-def _short(trial: Any) -> str:
-    text = trial.user_attrs[_PROBLEM]
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _shown(trial: Any, keys: list[str]) -> list[str]:

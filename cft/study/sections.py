@@ -10,6 +10,7 @@ from cft.study import figures as study_figures
 from cft.study.document import Block, Heading, Picture, Table, Text
 from cft.study.findings import CellFinding, Comparison, Findings
 from cft.system.tables import Row
+from cft.system.text import byte_size
 
 _NONE = "—"
 _CAPTIONS = {
@@ -39,7 +40,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         found.append(Table("scores", _scores_caption(findings), scores_by_set(findings)))
     else:
         found.append(Table("scores", _scores_caption(findings), scores_by_cell(findings)))
-    for name, figure in study_figures.of_layout(findings).items():
+    for name, figure in study_figures.figures_for(findings).items():
         found.append(Picture(_caption(name, findings), figures.save(figure, folder, name)[0]))
     if findings.comparisons:
         found.append(Heading("Verdicts", 3))
@@ -165,7 +166,7 @@ def costs(findings: Findings) -> list[Row]:
                 f"{nodes:,.0f}",
                 f"{triplets / seconds:.1f}" if seconds else _NONE,
                 f"{seconds / 60:.1f}",
-                f"{np.mean(peaks) / 2**30:.1f} GiB" if peaks else _NONE,
+                byte_size(float(np.mean(peaks))) if peaks else _NONE,
                 "; ".join(dict.fromkeys(cost.device for cost in cell.costs)),
             )
         )

@@ -5,7 +5,6 @@ two are put together here into cells, each with the command-line overrides of it
 """
 
 import argparse
-import difflib
 import itertools
 import string
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ import yaml
 
 from cft.system.errors import UserError
 from cft.system.shipped import shipped_folder
+from cft.system.text import did_you_mean
 
 DEFAULT_OUTPUTS = "outputs"
 
@@ -74,12 +74,12 @@ def folder() -> Path:
     return shipped_folder("experiments")
 
 
-def known() -> list[str]:
+def available() -> list[str]:
     """Names of the paper's experiments, tables before figures."""
     return sorted((path.stem for path in folder().glob("*.yaml")), key=lambda name: (name.startswith("figure"), name))
 
 
-def further() -> list[str]:
+def available_beside() -> list[str]:
     """Names of the package's other experiments, as study/recipe."""
     found = (path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml"))
     return sorted(name.as_posix() for name in found if name.parent.name != "scales")
@@ -103,7 +103,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
         UserError: naming the file and what is wrong in it.
     """
     path, scale_path = (
-        _find(name, folder(), [*known(), *further()], "experiment"),
+        _find(name, folder(), [*available(), *available_beside()], "experiment"),
         _find(scale, folder() / "scales", scales(), "scale"),
     )
     told, laid = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)
@@ -166,7 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
     """Names of experiments ("all" is each of the paper's), and overrides."""
     names = [entry for entry in what if "=" not in entry]
-    names = list(itertools.chain.from_iterable(known() if name == "all" else [name] for name in names))
+    names = list(itertools.chain.from_iterable(available() if name == "all" else [name] for name in names))
     return names, [entry for entry in what if "=" in entry]
 
 
@@ -263,10 +263,9 @@ def _find(name: str, home: Path, names: list[str], what: str) -> Path:
             raise UserError(f"{what} {name}: no such file")
         return Path(name)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"{what} {name}: unknown; choose among {', '.join(names)}, or name a .yaml file of your own{guess}"
+            f"{what} {name}: unknown; choose among {', '.join(names)}, or name a .yaml file of your own"
+            f"{did_you_mean(name, names)}"
         )
     return home / f"{name}.yaml"
 

@@ -1,12 +1,12 @@
 """Commands that are told KEY=VALUE, as the main one is, but have few keys and no groups."""
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cft.system.errors import UserError
+from cft.system.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Command:
         match = re.match(r"([a-z_]+)=", entry)
         if match is None or match[1] in self.keys:
             return match[1] if match else None
-        near = difflib.get_close_matches(match[1], self.keys, n=1)
-        if near or not self.places:
-            hint = f"; did you mean {near[0]}=?" if near else f"; there are {', '.join(f'{key}=' for key in self.keys)}"
+        guess = did_you_mean(match[1], self.keys, show="{}=".format)
+        if guess or not self.places:
+            hint = guess or f"; there are {', '.join(f'{key}=' for key in self.keys)}"
             raise UserError(f"{self.name} has no key {match[1]!r}{hint}")
         return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cft.system import secrets, signals
-from cft.system.errors import UserError, first_line, of_system
+from cft.system.errors import UserError, explain_os_error, first_line
 
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
@@ -52,7 +52,7 @@ def report_error(error: Exception) -> int:
     """
     if os.environ.get(_DEBUG):
         _say("".join(traceback.format_exception(error)))
-    told = (of_system(error) or error) if isinstance(error, OSError) else error
+    told = (explain_os_error(error) or error) if isinstance(error, OSError) else error
     if isinstance(told, UserError):
         _say(f"cft{f' (process {_rank()})' if _rank() else ''}: {told}\n")
         return USER_ERROR_STATUS
@@ -80,11 +80,11 @@ def _rank() -> int:
 def exit_statuses(interrupted: str) -> Iterator[None]:
     """End the command with the status that an error or a signal has; `interrupted` says what to do after the latter."""
     try:
-        with signals.heeded():
+        with signals.handle_signals():
             yield
     except KeyboardInterrupt as error:
         _say(f"\ncft: interrupted; {interrupted}\n")
-        sys.exit(signals.status_of(error))
+        sys.exit(signals.exit_status(error))
     except BrokenPipeError:
         # Python would complain once more when it closes its output at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

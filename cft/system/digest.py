@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 DIGEST_LENGTH = 12
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Turn dataclasses, enums, tuples and paths into what JSON can hold, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return to_plain(asdict(value))
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): to_plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [to_plain(entry) for entry in value]
     if isinstance(value, Path):
         return str(value)
     return value
@@ -31,7 +31,7 @@ def plain(value: Any) -> Any:
 
 def digest(value: Any) -> str:
     """Short name of a value's content: equal values give equal names, whatever the order of their keys."""
-    return hashlib.sha256(canonical(plain(value)).encode()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(canonical(to_plain(value)).encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def canonical(value: Any) -> str:

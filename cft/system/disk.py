@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 from cft.system.errors import UserError
+from cft.system.text import byte_size
 
 # Scores, pictures, logs and the history, and what else writes to the same disk in the meantime.
-_BESIDE = 64 << 20
+_MARGIN = 64 << 20
 _MOMENTS = 2
 
 
@@ -26,7 +27,7 @@ def require_writable(folder: Path) -> None:
     except OSError as error:
         error.filename = os.fspath(folder)  # the file's own name means nothing to anybody
         raise
-    require_free(folder, _BESIDE, "results of a job")
+    require_free(folder, _MARGIN, "results of a job")
 
 
 def require_room(folder: Path, weights: int, kept: int) -> None:
@@ -41,7 +42,7 @@ def require_room(folder: Path, weights: int, kept: int) -> None:
     """
     # A checkpoint is written beside the one before; the result is written before the last one goes.
     needed = 2 * weights * (1 + _MOMENTS) + weights * (1 + kept)
-    require_free(folder, needed + _BESIDE, "checkpoints and weights of this training")
+    require_free(folder, needed + _MARGIN, "checkpoints and weights of this training")
 
 
 def require_free(folder: Path, needed: int, what: str) -> None:
@@ -56,10 +57,6 @@ def require_free(folder: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{os.fspath(folder)}: the {what} take up to {_size(needed)}, and {_size(free)} are free there; make room, "
-            "or name another disk"
+            f"{os.fspath(folder)}: the {what} take up to {byte_size(needed, 0)}, and {byte_size(free, 0)} are free "
+            "there; make room, or name another disk"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

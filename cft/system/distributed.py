@@ -25,7 +25,7 @@ _BUCKET = 1 << 24
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """This process among those that train together.
 
     rank: its number, 0 for the one that writes. size: how many they are.
@@ -35,16 +35,16 @@ class Ranks:
     size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process is the one that evaluates, writes and reports."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """This process's share of `count` rows; shares differ by one row at most."""
         return slice(*(count * rank // self.size for rank in (self.rank, self.rank + 1)))
 
-    def gather(self, vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-        """All processes' vectors, in the order of their ranks, with gradient.
+    def all_gather(self, vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """All processes' vectors, in rank order, with gradient.
 
         Args:
             vectors: (n, D) of this process. counts: n of every process.
@@ -54,22 +54,22 @@ class Ranks:
         """
         return vectors if self.size == 1 else _Gather.apply(vectors, self, tuple(counts))
 
-    def total(self, values: Sequence[float], device: torch.device) -> list[float]:
+    def all_reduce_sum(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Sums over the processes, of each value."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        with _said():
+        with _translate_communication_errors():
             dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def sum_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
+    def all_reduce_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over the processes; one that no process has stays None."""
         if self.size == 1:
             return
         weights = list(weights)
         has = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.int32, device=weights[0].device)
-        with _said():
+        with _translate_communication_errors():
             dist.all_reduce(has, op=dist.ReduceOp.MAX)
             for bucket in _buckets([weight for weight, any_has in zip(weights, has.tolist(), strict=True) if any_has]):
                 flat = torch.cat([_gradient(weight).flatten() for weight in bucket])
@@ -77,56 +77,56 @@ class Ranks:
                 for weight, part in zip(bucket, flat.split([w.numel() for w in bucket]), strict=True):
                     weight.grad = part.view_as(weight)
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the processes' values."""
         if self.size == 1:
             return value
         device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
         tensor = torch.tensor(value, dtype=torch.int64, device=device)
-        with _said():
+        with _translate_communication_errors():
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The first process's value, whatever this one has."""
         if self.size == 1:
             return value
         box = [value]
-        with _said():
+        with _translate_communication_errors():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors by the first process's."""
         if self.size > 1:
-            with _said():
+            with _translate_communication_errors():
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
     @contextlib.contextmanager
-    def first_alone(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Let the first process through a block, then the others: what it fetches or converts, they find done."""
-        if not self.is_first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.is_first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             # Not a message: a process often ends after this. Before torch 2.8, a thread of gloo may then still be
             # freeing the message's tensor, for which it wants the interpreter's lock; destroying the group holds that
             # lock and waits for the thread.
             devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
-            with _said():
+            with _translate_communication_errors():
                 dist.barrier(device_ids=devices)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 
 
-def join(device: torch.device) -> Ranks:
+def join_world(device: torch.device) -> World:
     """The processes that torchrun or accelerate started with this one; this one alone if neither did.
 
     Raises:
@@ -134,15 +134,15 @@ def join(device: torch.device) -> Ranks:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device_of_rank(device))
-        with _said():
+        with _translate_communication_errors():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
         # Left to the end of the interpreter, its threads may be cut off at work, which aborts a process that did well.
         atexit.register(_leave)
-    return Ranks(rank=dist.get_rank(), size=dist.get_world_size())
+    return World(rank=dist.get_rank(), size=dist.get_world_size())
 
 
 def _leave() -> None:
@@ -161,26 +161,26 @@ class _Gather(torch.autograd.Function):
     """Concatenate over the processes; the gradient of a part is the sum of what all of them made of it."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: torch.Tensor, ranks: Ranks, counts: tuple[int, ...]) -> torch.Tensor:
-        ctx.own = slice(sum(counts[: ranks.rank]), sum(counts[: ranks.rank + 1]))
+    def forward(ctx: Any, vectors: torch.Tensor, world: World, counts: tuple[int, ...]) -> torch.Tensor:
+        ctx.own = slice(sum(counts[: world.rank]), sum(counts[: world.rank + 1]))
         # Not every backend gathers tensors of different lengths.
         padded = vectors.new_zeros(max(counts), vectors.shape[1])
         padded[: len(vectors)] = vectors
         found = [torch.empty_like(padded) for _ in counts]
-        with _said():
+        with _translate_communication_errors():
             dist.all_gather(found, padded)
         return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         gradient = gradients[0].contiguous()
-        with _said():
+        with _translate_communication_errors():
             dist.all_reduce(gradient)
         return gradient[ctx.own], None, None
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
+def _translate_communication_errors() -> Iterator[None]:
     """Say in words that another process is gone; the libraries below speak of sockets."""
     try:
         yield

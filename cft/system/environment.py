@@ -10,7 +10,7 @@ import torch
 _PACKAGES = ("cft", "torch", "transformers", "peft", "accelerate", "hydra-core", "datasets", "numpy", "scipy", "wandb")
 
 
-def describe(device: torch.device) -> dict:
+def describe_environment(device: torch.device) -> dict:
     """Versions, git state and device as plain data."""
     return {
         "python": platform.python_version(),

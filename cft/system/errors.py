@@ -37,7 +37,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def named_under(group: str) -> Iterator[None]:
+def renaming_keys(group: str) -> Iterator[None]:
     """In errors raised within, name the keys of `model` as those of another group that has the same keys."""
     try:
         yield
@@ -51,12 +51,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def shortened(message: str) -> str:
-    """A message in which no word is longer than anybody reads: what a user typed may be anything."""
-    return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)
-
-
-def of_system(error: OSError) -> UserError | None:
+def explain_os_error(error: OSError) -> UserError | None:
     """An error of the operating system in words for the user; None if it is not one that the user can mend."""
     advice = _ADVICE.get(error.errno or 0)
     if advice is None:

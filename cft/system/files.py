@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes the place of `path` in one step.
 
     A reader, or a process killed at any moment, sees the old file or the new one, never half of either. What a
@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def scratch_beside(path: Path) -> Iterator[Path]:
+def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder on the disk where `path` is to be; it is removed afterwards, or next time if killed."""
     with _blamed_on(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,13 +127,13 @@ def _blamed_on(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; equal values give equal bytes."""
-    write_text(path, json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(to_plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 class _Record(dict):
@@ -188,18 +188,18 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool 
     archive = io.BytesIO()
     save: Callable[..., None] = np.savez_compressed if compressed else np.savez
     save(archive, **arrays)
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(archive.getvalue())
 
 
 def append_line(path: Path, value: Any) -> None:
     """Add one JSON line to a file."""
     with _blamed_on(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(plain(value), sort_keys=True) + "\n")
+        stream.write(json.dumps(to_plain(value), sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
-def held(directory: Path, *, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Be the one process at work in a directory; the system lets go when the process ends, however it ends.
 
     Args:

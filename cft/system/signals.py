@@ -32,13 +32,13 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
-def status_of(error: KeyboardInterrupt) -> int:
+def exit_status(error: KeyboardInterrupt) -> int:
     """The exit status of a command that was interrupted."""
     return error.status if isinstance(error, Interrupted) else Interrupted(signal.SIGINT).status
 
 
 @contextlib.contextmanager
-def heeded() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Have both signals raise `Interrupted`, at once or, within `between_steps`, when the training is ready.
 
     A signal that was ignored when the command began stays ignored: shells arrange that for jobs in the background.
@@ -66,7 +66,7 @@ def _arrive(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def between_steps() -> Iterator[Callable[[], int]]:
+def deferred_to_step_end() -> Iterator[Callable[[], int]]:
     """Let a training come to the end of its step first; it asks the function it is given for the signal, 0 for none."""
     global _waiting
     _waiting += 1

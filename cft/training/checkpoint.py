@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cft.system.errors import UserError
-from cft.system.files import replacing
+from cft.system.files import atomic_write
 
 FILE_NAME = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,7 +31,7 @@ def save(
         for moment in _MOMENTS:
             if moment in optimizer.state.get(weight, {}):
                 tensors[f"{moment}/{name}"] = optimizer.state[weight][moment].cpu().contiguous()
-    with replacing(folder / FILE_NAME) as part:
+    with atomic_write(folder / FILE_NAME) as part:
         save_file(tensors, part, metadata={"step": str(step), "history": json.dumps(history)})
 
 

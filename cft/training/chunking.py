@@ -11,6 +11,7 @@ from cft.config.schema import LossSettings
 from cft.data.records import Triplet
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
+from cft.system.text import byte_size
 from cft.training import memory
 from cft.training.contrastive import texts_of
 
@@ -63,7 +64,7 @@ def require_separable(model: torch.nn.Module) -> None:
             )
 
 
-def fitting(
+def choose_chunking(
     embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, *, bf16: bool, asked: int | None
 ) -> Chunking:
     """Choose chunks for batches like this one, by what small ones take and what is free.
@@ -76,21 +77,21 @@ def fitting(
         require_separable(embedder.model)
         return Chunking(asked)
     texts = texts_of(batch, loss)
-    layout = embedder.lay_out(embedder.tokenize(texts))
+    layout = embedder.layout(embedder.tokenize(texts))
     negatives = max((len(row.negatives) for row in batch), default=0) if loss.hard_negatives else 0
     length = max(round(layout.tokens / len(texts)), 2)
-    need = memory.training_need(embedder, length=length, negatives=negatives, bf16=bf16)
+    need = memory.estimate_training(embedder, length=length, negatives=negatives, bf16=bf16)
     free = _SHARE * memory.available_bytes(embedder.device) - memory.optimizer_bytes(embedder.model)
-    if need.of(layout.nodes) <= free:
+    if need.bytes_for(layout.nodes) <= free:
         return Chunking()
     require_separable(embedder.model)
     tokens = max(int((free - need.fixed) / need.by_token), length)
     log.info(
-        "a batch of %s tokens needs %.1f GiB and %.1f are free: at most %s tokens go through the model at once, by "
+        "a batch of %s tokens needs %s and %s are free: at most %s tokens go through the model at once, by "
         "gradient caching, which gives the whole batch's gradient at twice the forward time",
         f"{layout.nodes:,}",
-        need.of(layout.nodes) / 2**30,
-        max(free, 0) / 2**30,
+        byte_size(need.bytes_for(layout.nodes)),
+        byte_size(max(free, 0)),
         f"{tokens:,}",
     )
     return Chunking(tokens)

@@ -15,15 +15,15 @@ import torch
 from cft.config.schema import DistillSettings, LossSettings
 from cft.data.records import Triplet
 from cft.model.embedder import Embedder
-from cft.system.distributed import ALONE, Ranks
-from cft.training.losses import ContrastiveLoss, find_false_negatives, info_nce, taught
+from cft.system.distributed import SINGLE_PROCESS, World
+from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, info_nce
 
 # Anchors whose similarities to all candidates are held at one time.
 _ANCHORS = 256
 
 
 @dataclass(frozen=True)
-class Contrast:
+class StepStats:
     """What one batch cost.
 
     loss, accuracy, candidates: as in ContrastiveLoss, over all processes. tokens: of all texts. nodes: what the model
@@ -53,7 +53,7 @@ class _Lesson(NamedTuple):
     settings: DistillSettings
 
 
-def contrast(
+def contrastive_backward(
     embedder: Embedder,
     batch: Sequence[Triplet],
     loss: LossSettings,
@@ -63,9 +63,9 @@ def contrast(
     seed: int = 0,
     sequences: Sequence[tuple[int, ...]] | None = None,
     chunk_tokens: int | None = None,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Contrast:
+) -> StepStats:
     """Add the gradient of one batch's loss to the trained weights' gradients.
 
     Args:
@@ -77,11 +77,11 @@ def contrast(
         seed: draws the dropout of chunks; without chunks the generator goes on as it stands.
         sequences: what `tokens_of` gives for the batch, if that was done already.
         chunk_tokens: tokens that go through the model at once; None for all.
-        ranks: the processes that share the batch. The caller sums the weights' gradients over them.
+        world: the processes that share the batch. The caller sums the weights' gradients over them.
         autocast: the precision that the model runs in.
     """
-    mine = batch[ranks.part(len(batch))]
-    sequences = tokens_of(embedder, batch, loss, ranks) if sequences is None else sequences
+    mine = batch[world.shard(len(batch))]
+    sequences = tokens_of(embedder, batch, loss, world) if sequences is None else sequences
     chunks = [list(range(len(sequences)))]
     if chunk_tokens is not None:
         chunks = list(embedder.chunks(embedder.order(sequences), sequences, chunk_tokens))
@@ -91,7 +91,7 @@ def contrast(
     def vectors_of(number: int) -> torch.Tensor:
         if not whole:
             torch.manual_seed((seed * 65_537 + number) % 2**63)  # torch takes no more
-        layout = embedder.lay_out([sequences[row] for row in chunks[number]])
+        layout = embedder.layout([sequences[row] for row in chunks[number]])
         sizes.append((layout.tokens, layout.nodes))
         with autocast():
             return embedder.forward(layout)
@@ -106,7 +106,7 @@ def contrast(
         with autocast():
             known = teacher.embedder.encode(texts_of(mine, loss))
         lesson = _Lesson(torch.from_numpy(known).to(leaf.device), teacher.settings)
-    found, share = _loss(leaf, batch, len(mine), loss, ranks, scale=scale, lesson=lesson)
+    found, share = _loss(leaf, batch, len(mine), loss, world, scale=scale, lesson=lesson)
     values = [found.loss.item() * share, found.accuracy * share, found.candidates * share]
     values += [sum(size) for size in zip(*sizes, strict=True)]
     assert leaf.grad is not None
@@ -115,15 +115,15 @@ def contrast(
     else:
         for number, chunk in enumerate(chunks):
             vectors_of(number).backward(leaf.grad[chunk])
-    cost, accuracy, candidates, tokens, nodes = ranks.total(values, leaf.device)
-    return Contrast(cost, accuracy, candidates, int(tokens), int(nodes), len(chunks))
+    cost, accuracy, candidates, tokens, nodes = world.all_reduce_sum(values, leaf.device)
+    return StepStats(cost, accuracy, candidates, int(tokens), int(nodes), len(chunks))
 
 
 def tokens_of(
-    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, ranks: Ranks = ALONE
+    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, world: World = SINGLE_PROCESS
 ) -> list[tuple[int, ...]]:
     """Token ids of this process's texts of a batch, in the order of `texts_of`."""
-    return embedder.tokenize(texts_of(batch[ranks.part(len(batch))], loss))
+    return embedder.tokenize(texts_of(batch[world.shard(len(batch))], loss))
 
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:
@@ -149,7 +149,7 @@ def _loss(
     batch: Sequence[Triplet],
     rows: int,
     loss: LossSettings,
-    ranks: Ranks,
+    world: World,
     *,
     scale: float,
     lesson: _Lesson | None,
@@ -165,14 +165,14 @@ def _loss(
     """
     questions = _questions(batch, rows, loss)
     named = {name for question in questions for name in question.among}
-    gathered = _gather(leaf, batch, rows, loss, ranks, named)
+    gathered = _gather(leaf, batch, rows, loss, world, named)
     everybody = {name: vectors.detach().requires_grad_(True) for name, vectors in gathered.items()}
     candidates = [torch.cat([everybody[name] for name in question.among]) for question in questions]
     lessons: list[torch.Tensor] = []
     if lesson is not None:
-        known = _gather(lesson.vectors, batch, rows, loss, ranks, named)
+        known = _gather(lesson.vectors, batch, rows, loss, world, named)
         lessons = [torch.cat([known[name] for name in question.among]) for question in questions]
-    first = ranks.part(len(batch)).start
+    first = world.shard(len(batch)).start
     # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.
     parts = []
     for start in range(0, rows, _ANCHORS):
@@ -183,7 +183,7 @@ def _loss(
             excluded = masked[first + start : first + end].to(leaf.device) if masked is not None else None
             targets = None
             if lesson is not None:
-                targets = taught(
+                targets = distillation_targets(
                     lesson.vectors[own],
                     lessons[number],
                     share=lesson.settings.share,
@@ -209,16 +209,16 @@ def _loss(
 
 
 def _gather(
-    vectors: torch.Tensor, batch: Sequence[Triplet], rows: int, loss: LossSettings, ranks: Ranks, named: set[str]
+    vectors: torch.Tensor, batch: Sequence[Triplet], rows: int, loss: LossSettings, world: World, named: set[str]
 ) -> dict[str, torch.Tensor]:
     """Everybody's vectors by what they are of, out of one process's own."""
-    shares = [batch[Ranks(rank, ranks.size).part(len(batch))] for rank in range(ranks.size)]
+    shares = [batch[World(rank, world.size).shard(len(batch))] for rank in range(world.size)]
     sizes = [len(share) for share in shares]
-    found = {"positives": ranks.gather(vectors[rows : 2 * rows], sizes)}
+    found = {"positives": world.all_gather(vectors[rows : 2 * rows], sizes)}
     if "negatives" in named:
-        found["negatives"] = ranks.gather(vectors[2 * rows :], [_hard(share, loss) for share in shares])
+        found["negatives"] = world.all_gather(vectors[2 * rows :], [_hard(share, loss) for share in shares])
     if "anchors" in named:
-        found["anchors"] = ranks.gather(vectors[:rows], sizes)
+        found["anchors"] = world.all_gather(vectors[:rows], sizes)
     return found
 
 
@@ -247,16 +247,16 @@ def _not_wrong(batch: Sequence[Triplet], loss: LossSettings) -> tuple[torch.Tens
     """
     anchors, positives = [row.anchor for row in batch], [row.positive for row in batch]
     negatives = [text for row in batch for text in row.negatives] if loss.hard_negatives else []
-    masked = find_false_negatives(positives, negatives) if loss.mask_false_negatives else None
+    masked = false_negative_mask(positives, negatives) if loss.mask_false_negatives else None
     if loss.anchors_as_negatives:
         # An anchor is no negative of itself, nor is its twin: triplets of one premise have equal anchors.
-        twins = find_false_negatives(anchors, anchors)[:, len(anchors) :]
+        twins = false_negative_mask(anchors, anchors)[:, len(anchors) :]
         if masked is None:
             masked = torch.zeros(len(batch), len(positives) + len(negatives), dtype=torch.bool)
         else:
-            twins |= find_false_negatives(positives, anchors)[:, len(positives) :]
+            twins |= false_negative_mask(positives, anchors)[:, len(positives) :]
         masked = torch.cat([masked, twins], dim=1)
-    back = find_false_negatives(anchors, []) if loss.mask_false_negatives and loss.both_directions else None
+    back = false_negative_mask(anchors, []) if loss.mask_false_negatives and loss.both_directions else None
     return masked, back
 
 

@@ -72,7 +72,7 @@ def info_nce(
     )
 
 
-def taught(
+def distillation_targets(
     anchor: torch.Tensor,
     candidates: torch.Tensor,
     *,
@@ -103,7 +103,7 @@ def taught(
     return (1 - share) * label + share * (cosines / temperature).softmax(dim=-1)
 
 
-def find_false_negatives(positives: list[str], negatives: list[str]) -> torch.Tensor:
+def false_negative_mask(positives: list[str], negatives: list[str]) -> torch.Tensor:
     """Mark the candidates that repeat an anchor's own positive word for word.
 
     Args:

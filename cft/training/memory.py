@@ -16,7 +16,7 @@ from cft.training.losses import info_nce
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryEstimate:
     """Bytes that something takes beside the weights.
 
     fixed: whatever the batch. by_token: for every token that goes through the model.
@@ -25,12 +25,12 @@ class Need:
     fixed: float
     by_token: float
 
-    def of(self, tokens: int) -> int:
+    def bytes_for(self, tokens: int) -> int:
         """Bytes for a batch of so many tokens."""
         return round(max(self.fixed, 0.0) + self.by_token * tokens)
 
 
-class _Meter(TorchDispatchMode):
+class _AllocationMeter(TorchDispatchMode):
     """Counts the bytes of tensors that live at one time, those of before not counted."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for entry in value for tensor in _tensors(entry)] if isinstance(value, (list, tuple)) else []
 
 
-class HighWater:
+class PeakMemory:
     """The most memory in use since this was made: the GPU's tensors, or the whole process where there is no GPU."""
 
     def __init__(self, device: torch.device) -> None:
@@ -108,12 +108,12 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _Meter() as meter:
+    with _AllocationMeter() as meter:
         work()
     return meter.peak
 
 
-def training_need(embedder: Embedder, *, length: int, negatives: int, bf16: bool) -> Need:
+def estimate_training(embedder: Embedder, *, length: int, negatives: int, bf16: bool) -> MemoryEstimate:
     """Activations and gradients of one micro-batch, its backward pass included.
 
     Args:
@@ -122,7 +122,7 @@ def training_need(embedder: Embedder, *, length: int, negatives: int, bf16: bool
     """
 
     def step(rows: int) -> tuple[int, int]:
-        layout = embedder.lay_out(_texts(embedder, rows * (2 + negatives), length))
+        layout = embedder.layout(_texts(embedder, rows * (2 + negatives), length))
 
         def work() -> None:
             with torch.autocast(embedder.device.type, torch.bfloat16, enabled=bf16):
@@ -138,14 +138,14 @@ def training_need(embedder: Embedder, *, length: int, negatives: int, bf16: bool
                 weight.grad = None
 
     with in_mode(embedder.model, training=True):
-        return _line(step(2), step(4))
+        return _linear_fit(step(2), step(4))
 
 
-def evaluation_need(embedder: Embedder, *, length: int) -> Need:
+def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
     """One batch of texts through the model without gradients."""
 
     def batch(rows: int) -> tuple[int, int]:
-        layout = embedder.lay_out(_texts(embedder, rows, length))
+        layout = embedder.layout(_texts(embedder, rows, length))
 
         def work() -> None:
             with torch.inference_mode():
@@ -154,7 +154,7 @@ def evaluation_need(embedder: Embedder, *, length: int) -> Need:
         return layout.nodes, peak_bytes(work, embedder.device)
 
     with in_mode(embedder.model, training=False):
-        return _line(batch(8), batch(16))
+        return _linear_fit(batch(8), batch(16))
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -174,9 +174,9 @@ def available_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _line(small: tuple[int, int], large: tuple[int, int]) -> Need:
+def _linear_fit(small: tuple[int, int], large: tuple[int, int]) -> MemoryEstimate:
     by_token = (large[1] - small[1]) / (large[0] - small[0])
-    return Need(fixed=small[1] - by_token * small[0], by_token=by_token)
+    return MemoryEstimate(fixed=small[1] - by_token * small[0], by_token=by_token)
 
 
 def _texts(embedder: Embedder, rows: int, length: int) -> list[tuple[int, ...]]:

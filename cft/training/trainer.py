@@ -25,11 +25,11 @@ from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
 from cft.model.lora import trainable
 from cft.system import signals
-from cft.system.distributed import ALONE, Ranks
+from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
 from cft.training import checkpoint
-from cft.training.chunking import Chunking, fitting
-from cft.training.contrastive import Contrast, Teacher, contrast, tokens_of
+from cft.training.chunking import Chunking, choose_chunking
+from cft.training.contrastive import StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class _Work:
     optimizer: torch.optim.Optimizer
     config: Config
     steps: int
-    ranks: Ranks
+    world: World
     chunking: Chunking
     teacher: Teacher | None
 
@@ -87,11 +87,11 @@ def train(
     *,
     folder: Path,
     steps: int,
-    until: int,
+    stop_at: int,
     bf16: bool,
     watch: Watcher,
     reached: Callable[[int], None],
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
     teacher: Teacher | None = None,
 ) -> list[dict]:
     """Train an embedder's trainable weights in place, from its last checkpoint in `folder` if there is one.
@@ -102,12 +102,12 @@ def train(
         config: the job.
         folder: where checkpoints go.
         steps: what `plan_steps` gave: the schedule is laid over them.
-        until: the step to stop after, `steps` for all; a later call goes on from there.
+        stop_at: the step to stop after, `steps` for all; a later call goes on from there.
         bf16: run the model in bfloat16 where torch's autocast allows it.
         watch: called with every row of the history as it arises; on the first process only.
         reached: called with the number of every step once its update is done, before a checkpoint goes past it; on
             the first process only.
-        ranks: the processes that train together; only the first evaluates and writes.
+        world: the processes that train together; only the first evaluates and writes.
         teacher: whose similarities are part of the target, if anybody's are.
 
     Returns:
@@ -126,23 +126,23 @@ def train(
         embedder = Embedder(model, embedder.backbone, embedder.contract)
         weights = trainable(model)
         optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=settings.weight_decay)
-        start, history = _resume(folder, weights, optimizer, ranks)
+        start, history = _resume(folder, weights, optimizer, world)
         if start:
             log.info("continuing after step %d of %d", start, steps)
-        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=until)
-        chunking = _chunking(embedder, data, config, ranks, bf16=bf16)
-        work = _Work(accelerator, embedder, optimizer, config, steps, ranks, chunking, teacher)
+        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=stop_at)
+        chunking = _chunking(embedder, data, config, world, bf16=bf16)
+        work = _Work(accelerator, embedder, optimizer, config, steps, world, chunking, teacher)
 
         def note(row: dict) -> None:
             history.append(row)
-            if ranks.is_first:
+            if world.is_main:
                 watch(row)
 
-        quiet = not ranks.is_first
+        quiet = not world.is_main
         coming = _ahead(rows, lambda chosen: _prepare(work, data, chosen))
         with (
-            tqdm(coming, desc="training", unit="step", initial=start, total=until, disable=quiet) as bar,
-            signals.between_steps() as asked_to_end,
+            tqdm(coming, desc="training", unit="step", initial=start, total=stop_at, disable=quiet) as bar,
+            signals.deferred_to_step_end() as asked_to_end,
         ):
             for step, batch in enumerate(bar, start=start):
                 row = _step(work, batch, step=step)
@@ -150,7 +150,7 @@ def train(
                 bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
                 # A signal may reach the processes on both sides of a step; all must leave after the same one.
-                signal = ranks.largest(asked_to_end())
+                signal = world.all_reduce_max(asked_to_end())
                 if quiet:
                     _leave_if(signal)
                     continue
@@ -158,7 +158,7 @@ def train(
                 if due and (data.dev or data.holdout):
                     note(_develop(embedder.with_template(config.prompt.saved_template), data, done))
                 reached(done)
-                if done % settings.checkpoint_every == 0 or done in (until, steps) or signal:
+                if done % settings.checkpoint_every == 0 or done in (stop_at, steps) or signal:
                     checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
                 _leave_if(signal)
         model.eval()
@@ -175,7 +175,7 @@ def _prepare(work: _Work, data: TrainingData, rows: np.ndarray) -> _Batch:
     triplets = [data.triplets[row] for row in rows]
     size = len(triplets) // config.train.accumulation
     micros = [triplets[start : start + size] for start in range(0, len(triplets), size)]
-    return _Batch(rows, triplets, [tokens_of(work.embedder, micro, config.loss, work.ranks) for micro in micros])
+    return _Batch(rows, triplets, [tokens_of(work.embedder, micro, config.loss, work.world) for micro in micros])
 
 
 def _ahead(steps: Iterable[np.ndarray], prepare: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
@@ -191,24 +191,24 @@ def _ahead(steps: Iterable[np.ndarray], prepare: Callable[[np.ndarray], _Batch])
 
 
 def _resume(
-    folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, ranks: Ranks
+    folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, world: World
 ) -> tuple[int, list[dict]]:
     """The first process's checkpoint, on all processes: others need not see its file system."""
-    start, history = checkpoint.load(folder, weights=weights, optimizer=optimizer) if ranks.is_first else (0, [])
-    if ranks.size == 1:
+    start, history = checkpoint.load(folder, weights=weights, optimizer=optimizer) if world.is_main else (0, [])
+    if world.size == 1:
         return start, history
-    start = ranks.from_first(start)
-    ranks.copy_from_first(weight.data for weight in weights.values())
-    ranks.copy_from_first(
+    start = world.broadcast_object(start)
+    world.broadcast_tensors(weight.data for weight in weights.values())
+    world.broadcast_tensors(
         moment for weight in weights.values() for moment in checkpoint.moments(optimizer, weight, step=start).values()
     )
     return start, history
 
 
-def _chunking(embedder: Embedder, data: TrainingData, config: Config, ranks: Ranks, *, bf16: bool) -> Chunking:
+def _chunking(embedder: Embedder, data: TrainingData, config: Config, world: World, *, bf16: bool) -> Chunking:
     size = config.train.batch_size // config.train.accumulation
-    batch = data.triplets[ranks.part(size)]
-    return fitting(embedder, batch, config.loss, bf16=bf16, asked=config.train.chunk_tokens)
+    batch = data.triplets[world.shard(size)]
+    return choose_chunking(embedder, batch, config.loss, bf16=bf16, asked=config.train.chunk_tokens)
 
 
 def recompute_activations(model: torch.nn.Module) -> None:
@@ -243,7 +243,7 @@ def _step(work: _Work, batch: _Batch, *, step: int) -> dict:
         except torch.OutOfMemoryError as error:
             work.optimizer.zero_grad(set_to_none=True)
             _shrink(work, batch.sequences[0], error)
-    work.ranks.sum_gradients(work.weights.values())
+    work.world.all_reduce_gradients(work.weights.values())
     if all(weight.grad is None for weight in work.weights.values()):
         raise UserError(
             "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
@@ -270,18 +270,18 @@ def _step(work: _Work, batch: _Batch, *, step: int) -> dict:
     }
 
 
-def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[Contrast]:
+def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[StepStats]:
     """Add up the gradients of a batch's micro-batches."""
     config = work.config
     # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
-    seed = config.seed * 1_000_003 + step + (work.ranks.rank << 40)
+    seed = config.seed * 1_000_003 + step + (work.world.rank << 40)
     torch.manual_seed(seed)
     parts = []
     size = len(batch.triplets) // config.train.accumulation
     for number, sequences in enumerate(batch.sequences):
         start = number * size
         micro = batch.triplets[start : start + size]
-        part = contrast(
+        part = contrastive_backward(
             work.embedder,
             micro,
             config.loss,
@@ -290,7 +290,7 @@ def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[Contrast]:
             scale=1 / config.train.accumulation,
             seed=seed + start,
             chunk_tokens=work.chunking.tokens,
-            ranks=work.ranks,
+            world=work.world,
             autocast=work.accelerator.autocast,
         )
         _require_finite(part.loss, "loss", step, batch.rows[start : start + size], micro)
@@ -300,7 +300,7 @@ def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[Contrast]:
 
 def _shrink(work: _Work, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
     """Smaller chunks after a batch ran out of memory; other processes would wait for what this one has not sent."""
-    if work.ranks.size > 1:
+    if work.world.size > 1:
         raise UserError(
             "out of memory; with several processes, name the tokens that go through the model at once: "
             f"train.chunk_tokens={work.chunking.tokens // 2 if work.chunking.tokens else 4096}"

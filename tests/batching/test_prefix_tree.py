@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cft.batching import prefix_tree
-from cft.batching.prefix_tree import _attend_by_products, lay_out, tree_attention
+from cft.batching.prefix_tree import _attend_by_products, build_tree, tree_attention
 from cft.config.schema import Attention, LoraSettings, Pooling
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, trainable
@@ -23,13 +23,13 @@ BATCH = st.lists(SEQUENCE, min_size=1, max_size=12)
 
 
 def states_of(embedder: Embedder, sequences: list[tuple[int, ...]]) -> torch.Tensor:
-    layout = embedder.lay_out(sequences)
+    layout = embedder.layout(sequences)
     with torch.no_grad():
         return embedder.forward(layout)
 
 
 def test_a_tree_has_one_node_for_each_distinct_prefix():
-    layout = lay_out([(1, 2, 3), (1, 2, 4), (1, 2), (5,), (1, 2, 3)], causal=True)
+    layout = build_tree([(1, 2, 3), (1, 2, 4), (1, 2), (5,), (1, 2, 3)], causal=True)
     # prefixes: 1, 12, 123, 124, 5
     assert layout.nodes == 5
     assert layout.tokens == 12
@@ -39,7 +39,7 @@ def test_a_tree_has_one_node_for_each_distinct_prefix():
 
 
 def test_without_sharing_every_distinct_sequence_has_its_own_nodes():
-    layout = lay_out([(1, 2, 3), (1, 2, 4), (1, 2, 3)], causal=False)
+    layout = build_tree([(1, 2, 3), (1, 2, 4), (1, 2, 3)], causal=False)
     assert layout.nodes == 6
     assert layout.last.tolist() == [2, 5, 2]
 
@@ -47,7 +47,7 @@ def test_without_sharing_every_distinct_sequence_has_its_own_nodes():
 @given(BATCH)
 @settings(max_examples=60, deadline=None)
 def test_every_path_of_a_tree_spells_its_sequence(batch):
-    layout = lay_out(batch, causal=True)
+    layout = build_tree(batch, causal=True)
     for row, sequence in enumerate(batch):
         path = layout.paths[row, : len(sequence)]
         assert layout.token_ids[0, path].tolist() == list(sequence)
@@ -57,7 +57,7 @@ def test_every_path_of_a_tree_spells_its_sequence(batch):
 
 def test_an_empty_sequence_is_refused():
     with pytest.raises(ValueError, match="at least one sequence, and a token in each"):
-        lay_out([(1,), ()], causal=True)
+        build_tree([(1,), ()], causal=True)
 
 
 REFERENCE = with_own_attention(make_tiny("llama").model)
@@ -105,7 +105,7 @@ def test_loss_and_every_lora_gradient_equal_those_of_padded_batches(side):
     def loss(states):
         return info_nce(states[:3], states[3:6], states[6:], temperature=0.05).loss
 
-    found = loss(tuned.forward(tuned.lay_out(sequences)))
+    found = loss(tuned.forward(tuned.layout(sequences)))
     expected = loss(padded_states(reference, sequences, side))
     found.backward()
     expected.backward()
@@ -126,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         tuned = Embedder(model, embedder.backbone, embedder.contract)
-        states = tuned.forward(tuned.lay_out(tuned.tokenize(texts)))
+        states = tuned.forward(tuned.layout(tuned.tokenize(texts)))
         info_nce(states[:2], states[2:], temperature=0.05).loss.backward()
         grads.append([w.grad for n, w in sorted(trainable(model).items()) if "lora_B" in n])
     assert grads[0] and all(g.abs().max() > 0 for g in grads[0])
@@ -136,14 +136,14 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 @pytest.mark.parametrize("feature", ["softcap", "s_aux", "position_bias"])
 def test_attention_features_that_the_tree_does_not_compute_are_refused(feature):
-    layout = lay_out([(1, 2)], causal=True)
+    layout = build_tree([(1, 2)], causal=True)
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(UserError, match=f"asks its attention for '{feature}'"):
         tree_attention(torch.nn.Identity(), states, states, states, None, layout=layout, **{feature: 1.0})
 
 
 def test_a_sliding_window_shorter_than_a_text_is_refused_and_a_longer_one_is_not():
-    layout = lay_out([(1, 2, 3)], causal=True)
+    layout = build_tree([(1, 2, 3)], causal=True)
     states = torch.zeros(1, 1, 3, 4)
     with pytest.raises(UserError, match="sliding window of 2 tokens, shorter than a text of 3"):
         tree_attention(torch.nn.Identity(), states, states, states, None, layout=layout, sliding_window=2)
@@ -183,5 +183,5 @@ def test_training_in_bfloat16_attends_by_products_up_to_a_length(tiny, monkeypat
         used.clear()
         tuned.model.to(precision)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
-            tuned.forward(tuned.lay_out([list(range(3, 3 + length))])).sum().backward()
+            tuned.forward(tuned.layout([list(range(3, 3 + length))])).sum().backward()
         assert bool(used) is expected, (precision, length)

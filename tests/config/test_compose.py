@@ -6,24 +6,19 @@ import subprocess
 import sys
 
 import pytest
-from hydra import compose, initialize_config_dir
+from jobs import composed
 
-from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, groups, keys, to_config
+from cft.config.compose import all_groups, all_keys, check_overrides, conf_folder
 from cft.config.schema import Attention, Config, DataSource, Pooling, Precision, PromptUse, ScheduleKind
 from cft.system.errors import UserError
 
-CHOICES = [(group, choice) for group, choices in groups().items() for choice in choices]
+CHOICES = [(group, choice) for group, choices in all_groups().items() for choice in choices]
 # What a choice cannot do without.
 NEEDS = {("data", "files"): ["data.train=x.csv"], ("lora", "none"): []}
 
 
-def composed(*overrides: str) -> Config:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
-
-
 def test_there_is_a_choice_in_every_group():
-    assert set(groups()) == {
+    assert set(all_groups()) == {
         "model",
         "lora",
         "loss",
@@ -170,7 +165,7 @@ def test_all_problems_are_told_at_once():
 
 
 def test_every_key_is_a_leaf_or_section_of_the_schema():
-    names = keys()
+    names = all_keys()
     assert {"lr", "model", "model.path", "train.steps", "data.negative_columns"} <= set(names)
     assert len(names) == len(set(names))
 

@@ -148,7 +148,7 @@ def test_a_cache_without_room_is_named(tmp_path, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arrow_cache, "replacing", full)
+    monkeypatch.setattr(arrow_cache, "atomic_write", full)
     with pytest.raises(UserError, match="No space left on device.*CFT_CACHE"):
         opened(write(tmp_path, 20))
 
@@ -171,7 +171,7 @@ def test_a_read_only_cache_is_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.touch", refuse)
-    monkeypatch.setattr(arrow_cache, "replacing", refuse)
+    monkeypatch.setattr(arrow_cache, "atomic_write", refuse)
     assert list(opened(path).rows) == expected(20)
 
 

@@ -70,7 +70,7 @@ def test_a_chat_template_does_not_wrap_texts(tmp_path):
 
 
 def test_minicpm_held_as_granite_round_trips(tmp_path):
-    from test_minicpm import SHAPES, random_tensors, settings, write_checkpoint
+    from minicpm_weights import SHAPES, random_tensors, settings, write_checkpoint
 
     base = tmp_path / "minicpm"
     base.mkdir()

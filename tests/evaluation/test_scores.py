@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_config import composed
+from jobs import composed
 
 from cft.data.records import ScoredPair, Triplet
 from cft.evaluation import results
@@ -87,8 +87,8 @@ def test_the_overall_score_is_the_mean_and_the_population_deviation():
 def test_stored_scores_keep_the_order_of_their_sets(tmp_path, tiny):
     sets = {name: [ScoredPair("a", "ab", 3), ScoredPair("a", "c", 0)] for name in ("STS12", "BIOSSES")}
     found = evaluate(tiny, sets)
-    results.write(tmp_path, found, tiny.contract, seconds=1.0)
-    stored = results.read(tmp_path)
+    results.save_evaluation(tmp_path, found, tiny.contract, seconds=1.0)
+    stored = results.load_evaluation(tmp_path)
     assert list(stored.scores) == ["STS12", "BIOSSES"] and stored.scores == found.scores
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_tiny
 
 from cft.evaluation import vector_cache
-from cft.evaluation.vector_cache import Remembering
+from cft.evaluation.vector_cache import CachedEncoder
 from cft.job.plan import RECIPE
 from cft.model.embedder import Embedder
 
@@ -36,8 +36,8 @@ def embedded(monkeypatch) -> list[str]:
     return seen
 
 
-def remembering(embedder, gigabytes=1.0, version=RECIPE) -> Remembering:
-    return Remembering(embedder, gigabytes=gigabytes, version=version)
+def remembering(embedder, gigabytes=1.0, version=RECIPE) -> CachedEncoder:
+    return CachedEncoder(embedder, gigabytes=gigabytes, version=version)
 
 
 def test_a_second_look_runs_no_text_and_gives_the_same_bytes(tiny, embedded):
@@ -116,7 +116,7 @@ def test_nothing_is_kept_without_room_or_a_place_to_write(tiny, cache, monkeypat
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(vector_cache, "replacing", full)
+    monkeypatch.setattr(vector_cache, "atomic_write", full)
     with caplog.at_level(logging.WARNING):
         assert remembering(tiny).encode(["a cat"]).shape == (1, tiny.model.config.hidden_size)
     assert "No space left on device" in caplog.text
@@ -134,7 +134,7 @@ def test_a_read_only_cache_is_read(tiny, embedded, monkeypatch):
 
 
 def test_a_job_scored_again_elsewhere_embeds_nothing(tmp_path, embedded):
-    from test_config import composed
+    from jobs import composed
 
     from cft.job.runner import run
 

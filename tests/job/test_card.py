@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from test_config import composed
+from jobs import composed
 
 from cft.config.compose import compose_config
 from cft.job import card

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import transformers
+from batches import TEACHER
+from byte_tokenizers import byte_level
 from conftest import make_tiny, write_model
-from test_config import composed
-from test_distill import TEACHER
-from test_tokenization import byte_level
+from jobs import composed
 
 from cft.config.schema import Attention, LoraSettings
 from cft.job import doctor
@@ -80,13 +80,13 @@ def test_data_that_cannot_be_read_are_said_and_replaced_by_an_assumption(caplog)
 def test_a_batchs_memory_is_foretold_from_small_ones(family):
     base = make_tiny(family)
     embedder = Embedder(add_lora(base.model, LoraSettings(), seed=0), base.backbone, base.contract)
-    layout = embedder.lay_out(memory._texts(embedder, 90, 20))
+    layout = embedder.layout(memory._texts(embedder, 90, 20))
 
     def step():
         anchor, positive, negative = embedder.forward(layout).split([30, 30, 30])
         info_nce(anchor, positive, negative, temperature=0.05).loss.backward()
 
-    foretold = memory.training_need(embedder, length=20, negatives=1, bf16=False).of(layout.nodes)
+    foretold = memory.estimate_training(embedder, length=20, negatives=1, bf16=False).bytes_for(layout.nodes)
     embedder.model.train()
     assert memory.peak_bytes(step, embedder.device) == pytest.approx(foretold, rel=0.1)
 
@@ -95,7 +95,7 @@ def test_a_batchs_memory_is_foretold_from_small_ones(family):
             embedder.forward(layout)
 
     embedder.model.eval()
-    foretold = memory.evaluation_need(embedder, length=20).of(layout.nodes)
+    foretold = memory.estimate_evaluation(embedder, length=20).bytes_for(layout.nodes)
     assert memory.peak_bytes(batch, embedder.device) == pytest.approx(foretold, rel=0.1)
 
 

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import make_tiny, write_model
-from test_config import composed
+from jobs import composed
 
 from cft.config.schema import Attention, ModelSettings, Pooling
 from cft.data.records import ScoredPair
@@ -71,7 +71,7 @@ def test_the_first_token_of_a_causal_model_has_no_score():
 
 def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(tmp_path, monkeypatch):
     config = composed("model=tiny", "eval.pairs=30", "prompt=prompt1", f"outputs={tmp_path}")
-    said = probe.run(config)
+    said = probe.probe_job(config)
     (folder,) = (tmp_path / "probes").iterdir()
     assert folder.name.startswith("tiny-scenes-")
     record = json.loads((folder / "probe.json").read_text())
@@ -81,10 +81,10 @@ def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(tmp_path, mo
     assert matplotlib.image.imread(folder / "layers.png").std() > 0.01
     assert "best: layer" in said and "flatters itself" in said
     monkeypatch.setattr(probe, "probe", lambda *_: pytest.fail("probed again"))
-    assert probe.run(config) == said
+    assert probe.probe_job(config) == said
     # what is configured beside layer and pooling is another probe
     monkeypatch.undo()
-    probe.run(composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}"))
+    probe.probe_job(composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}"))
     assert len(list((tmp_path / "probes").iterdir())) == 2
 
 
@@ -97,7 +97,7 @@ def test_the_picture_of_several_sets_shows_each(tmp_path):
 
 def test_a_layer_to_stop_at_is_refused():
     with pytest.raises(UserError, match="model.layer=1: a probe scores all layers"):
-        probe.run(composed("model=tiny", "model.layer=1"))
+        probe.probe_job(composed("model=tiny", "model.layer=1"))
 
 
 def test_the_command_refuses_what_run_refuses():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_config import composed
+from jobs import QUICK, adapter_bytes, history, run_folder, scores, settings
 
 from cft.config.compose import check_overrides
 from cft.job import runner
@@ -21,50 +21,6 @@ from cft.job.plan import RECIPE, make_plan
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 from cft.training import checkpoint, trainer
-
-QUICK = [
-    "model=tiny",
-    "logger=none",
-    "train.steps=6",
-    "train.batch_size=8",
-    "train.eval_every=3",
-    "train.checkpoint_every=2",
-    "data.rows=200",
-    "data.holdout=20",
-    "eval.pairs=40",
-    "lora.dropout=0.1",
-]
-
-
-def settings(folder: Path, *overrides: str):
-    return composed(*QUICK, f"outputs={folder}", *overrides)
-
-
-def run_folder(outputs: Path) -> Path:
-    (found,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
-    return found
-
-
-def adapter_bytes(outputs: Path) -> bytes:
-    return (run_folder(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def history(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def scores(outputs: Path) -> dict:
-    """The only entry of the run's summary."""
-    (entry,) = json.loads((run_folder(outputs) / "metrics.json").read_text()).values()
-    return entry
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The outputs of an undisturbed job."""
-    outputs = tmp_path_factory.mktemp("undisturbed")
-    runner.run(settings(outputs))
-    return outputs
 
 
 def test_a_job_leaves_a_complete_record(finished):
@@ -257,12 +213,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_names_step_and_rows(tmp_path, monkeypatch):
-    real = trainer.contrast
+    real = trainer.contrastive_backward
 
     def broken(*arguments, **keywords):
         return dataclasses.replace(real(*arguments, **keywords), loss=float("nan"))
 
-    monkeypatch.setattr(trainer, "contrast", broken)
+    monkeypatch.setattr(trainer, "contrastive_backward", broken)
     with pytest.raises(
         UserError, match=r"the loss of step 1 is nan; triplets (\d+, ){7}\d+ made it .* anchors begin '"
     ):

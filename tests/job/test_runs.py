@@ -11,24 +11,24 @@ import pytest
 from cft.job import runs
 from cft.system import devices
 from cft.system.errors import UserError
-from cft.system.files import held
+from cft.system.files import exclusive_lock
 
 
 def test_runs_are_listed_with_settings_and_scores_and_filtered_by_any_key(paper):
-    header, *rows = runs.listed(paper.outputs, [])
+    header, *rows = runs.list_runs(paper.outputs, [])
     assert header[0] == "run" and {row[2] for row in rows} == {"tiny"}
     assert {row[7] for row in rows} >= {"scenes, {text}", "step 2, scenes, {text}"}
-    assert {row[4] for row in runs.listed(paper.outputs, ["lr=5e-3"])[1:]} == {"0.005"}
-    assert {row[1] for row in runs.listed(paper.outputs, ["lr=0.005"])[1:]} == {"at step 3 of 6"}
-    assert {row[5] for row in runs.listed(paper.outputs, ["loss=false", "model=TINY"])[1:]} == {"false"}
-    assert runs.listed(paper.outputs, ["train.batch_size=99"]) == [header]
+    assert {row[4] for row in runs.list_runs(paper.outputs, ["lr=5e-3"])[1:]} == {"0.005"}
+    assert {row[1] for row in runs.list_runs(paper.outputs, ["lr=0.005"])[1:]} == {"at step 3 of 6"}
+    assert {row[5] for row in runs.list_runs(paper.outputs, ["loss=false", "model=TINY"])[1:]} == {"false"}
+    assert runs.list_runs(paper.outputs, ["train.batch_size=99"]) == [header]
     with pytest.raises(UserError, match="lrr=1: a filter is KEY=VALUE .* Did you mean lr"):
-        runs.listed(paper.outputs, ["lrr=1"])
+        runs.list_runs(paper.outputs, ["lrr=1"])
 
 
 def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
-    one, other = (runs.listed(paper.outputs, [f"loss={loss}", "lr=5e-4"])[1][0] for loss in ("false", "true"))
-    text = runs.compared(paper.outputs / one, paper.outputs / other)
+    one, other = (runs.list_runs(paper.outputs, [f"loss={loss}", "lr=5e-4"])[1][0] for loss in ("false", "true"))
+    text = runs.compare_runs(paper.outputs / one, paper.outputs / other)
     settings, _, table = text.partition("\n\n")
     assert [line.split()[0] for line in settings.splitlines()[2:]] == ["loss.hard_negatives"]
     assert "prompt '{text}'" in table
@@ -39,36 +39,36 @@ def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
     expected = "higher" if lowest > 0 else "lower" if highest < 0 else "not distinguishable"
     assert found[4] == expected, "the verdict is what the interval says"
     base = next(paper.outputs.glob("base-*"))
-    assert "the second is" in runs.compared(base, paper.outputs / one)
+    assert "the second is" in runs.compare_runs(base, paper.outputs / one)
 
 
 def test_a_run_compared_with_itself_is_not_distinguishable(paper):
-    folder = paper.outputs / runs.listed(paper.outputs, ["lr=5e-4"])[1][0]
-    text = runs.compared(folder, folder)
+    folder = paper.outputs / runs.list_runs(paper.outputs, ["lr=5e-4"])[1][0]
+    text = runs.compare_runs(folder, folder)
     assert text.startswith("the settings are the same") and "+0.00 [+0.0, +0.0]" in text
     assert "higher" not in text and "lower" not in text
 
 
 def test_a_run_is_found_by_the_end_of_its_name(paper):
-    name = runs.listed(paper.outputs, ["lr=5e-3"])[1][0]
+    name = runs.list_runs(paper.outputs, ["lr=5e-3"])[1][0]
     assert (
-        runs.find(paper.outputs, name[-6:])
-        == runs.find(paper.outputs, str(paper.outputs / name))
+        runs.find_run(paper.outputs, name[-6:])
+        == runs.find_run(paper.outputs, str(paper.outputs / name))
         == paper.outputs / name
     )
     with pytest.raises(UserError, match="zzz: no such run under .*; there: .*tiny-scenes-"):
-        runs.find(paper.outputs, "zzz")
+        runs.find_run(paper.outputs, "zzz")
 
 
 def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, tmp_path):
     outputs = tmp_path / "copy"
     shutil.copytree(paper.outputs, outputs)
-    name = runs.listed(outputs, ["lr=5e-3"])[1][0]
+    name = runs.list_runs(outputs, ["lr=5e-3"])[1][0]
     command = [sys.executable, "-m", "cft.runs", "--outputs", str(outputs), "remove", name]
     options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": Path(__file__).parents[2]}
     result = subprocess.run(command, check=False, **options)
     assert result.returncode == 2 and "add --yes" in result.stderr and (outputs / name).exists()
-    with held(outputs / name):
+    with exclusive_lock(outputs / name):
         result = subprocess.run([*command, "--yes"], check=False, **options)
     assert result.returncode == 2 and "is at work in" in result.stderr and (outputs / name).exists()
     assert subprocess.run([*command, "--yes"], check=False, **options).returncode == 0
@@ -78,7 +78,7 @@ def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, tmp_pat
 def test_processes_claim_different_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     code = (
-        "import sys; from pathlib import Path; from cft.devices import claim_device; "
+        "import sys; from pathlib import Path; from cft.system.devices import claim_device; "
         f"folder = Path({str(tmp_path)!r}); "
         "print(claim_device(folder), claim_device(folder), flush=True); sys.stdin.read()"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_config import composed
+from jobs import composed
 
 from cft.config.schema import LoggerKind, LoggerSettings
 from cft.job import tracking as tracking_module

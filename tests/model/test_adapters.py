@@ -11,10 +11,10 @@ import peft
 import pytest
 import torch
 from conftest import make_tiny
+from jobs import adapter_bytes, run_folder, scores, settings
+from minicpm_weights import SHAPES, random_tensors, write_checkpoint
+from minicpm_weights import settings as minicpm_settings
 from safetensors.torch import load_file, save_file
-from test_job import adapter_bytes, run_folder, scores, settings
-from test_minicpm import SHAPES, random_tensors, write_checkpoint
-from test_minicpm import settings as minicpm_settings
 from transformers import AutoModelForCausalLM
 
 from cft.config.schema import LoraSettings, ModelSettings, Pooling
@@ -63,7 +63,7 @@ def their_states(model, embedder, texts=TEXTS):
 
 def our_states(embedder, texts=TEXTS):
     with torch.no_grad():
-        return embedder.forward(embedder.lay_out(embedder.tokenize(texts)))
+        return embedder.forward(embedder.layout(embedder.tokenize(texts)))
 
 
 def named(base: Embedder, name: str = "owner/base") -> Embedder:

@@ -91,7 +91,7 @@ def test_mean_pooling_is_the_mean_over_a_texts_own_tokens():
     embedder = make_tiny("llama", pooling=Pooling.mean)
     sequences = embedder.tokenize(["abc", "abd", "a much longer text"])
     with torch.no_grad():
-        layout = embedder.lay_out(sequences)
+        layout = embedder.layout(sequences)
         found = embedder.forward(layout)
         states = embedder.model(input_ids=layout.token_ids, position_ids=layout.positions, layout=layout)
     for row, sequence in enumerate(sequences):
@@ -102,7 +102,7 @@ def test_mean_pooling_is_the_mean_over_a_texts_own_tokens():
 @pytest.mark.parametrize("pooling", [Pooling.mean, Pooling.weighted_mean, Pooling.last])
 def test_a_model_in_bfloat16_is_pooled_in_float32(pooling):
     embedder = make_tiny("llama", pooling=pooling)
-    layout = embedder.lay_out(embedder.tokenize(["abc", "abd", "a much longer text"]))
+    layout = embedder.layout(embedder.tokenize(["abc", "abd", "a much longer text"]))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = embedder.forward(layout)
         states = embedder.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)

@@ -17,7 +17,7 @@ BATCH = [(2, 3, 4, 5), (2, 3, 4, 5, 6, 7), (2, 3), (9,), (2, 3, 4, 5), tuple(ran
 
 def states(embedder, batch=BATCH):
     with torch.no_grad():
-        return embedder.forward(embedder.lay_out(batch))
+        return embedder.forward(embedder.layout(batch))
 
 
 @pytest.mark.parametrize("family", [*TREE, *PADDED])
@@ -67,7 +67,7 @@ def gradients(embedder, own_attention: bool) -> tuple[float, dict[str, torch.Ten
         found = [model(input_ids=torch.tensor([s]), use_cache=False).last_hidden_state[0, -1] for s in batch]
         vectors = torch.stack(found)
     else:
-        vectors = Embedder(model, embedder.backbone, embedder.contract).forward(embedder.lay_out(batch))
+        vectors = Embedder(model, embedder.backbone, embedder.contract).forward(embedder.layout(batch))
     loss = info_nce(vectors[:2], vectors[2:4], vectors[4:], temperature=0.05).loss
     loss.backward()
     return loss.item(), {name: weight.grad for name, weight in trainable(model).items() if weight.grad is not None}

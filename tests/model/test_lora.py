@@ -51,7 +51,7 @@ def state_with_noise(embedder, fused: str, rows: torch.Tensor, position: int, se
 
     handle = layer.register_forward_hook(move)
     with torch.no_grad():
-        state = embedder.forward(embedder.lay_out([sequence]))[0]
+        state = embedder.forward(embedder.layout([sequence]))[0]
     handle.remove()
     return state
 
@@ -87,7 +87,7 @@ def test_training_leaves_the_keys_of_a_fused_layer_alone():
     embedder = Embedder(model, base.backbone, base.contract)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2, weight_decay=0.1)
     for _ in range(3):
-        vectors = embedder.forward(embedder.lay_out([(5, 6, 7), (5, 6, 8, 9), (6, 1)]))
+        vectors = embedder.forward(embedder.layout([(5, 6, 7), (5, 6, 8, 9), (6, 1)]))
         torch.cdist(vectors, vectors).sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -5,8 +5,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import write_model
-from test_config import composed
-from test_job import adapter_bytes, run_folder, settings
+from jobs import adapter_bytes, composed, run_folder, settings
 
 from cft.config.schema import ModelSettings, Quantization
 from cft.job import runner

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from conftest import padded_states, with_own_attention
-from test_config import composed
+from jobs import composed
 
 from cft.config.schema import LoraSettings
 from cft.model.embedder import Embedder
@@ -46,7 +46,7 @@ def test_real_triplets_cost_what_they_cost_in_a_padded_batch(smollm2, real_data,
                 torch.nn.init.normal_(weight, std=0.01, generator=generator)
     tree = Embedder(found, smollm2.backbone, smollm2.contract)
     sequences = tree.tokenize(texts)
-    layout = tree.lay_out(sequences)
+    layout = tree.layout(sequences)
     assert layout.nodes < layout.tokens, "real triplets share prefixes"
     losses = []
     for states in (tree.forward(layout), padded_states(expected, sequences, side)):

@@ -2,6 +2,7 @@
 
 import pytest
 import transformers
+from byte_tokenizers import byte_level
 from conftest import make_tiny, write_model
 
 from cft.config.schema import Attention, ModelSettings
@@ -11,14 +12,6 @@ from cft.model.tokenizer import bodies, byte_tokenizer, tokenizer_digest
 from cft.system.errors import UserError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!'<>/|_[]"
-
-
-def byte_level(kind, **special):
-    """GPT-2's kind: a token a byte, blanks as Ġ, and two words that start with a blank."""
-    alphabet = sorted(set(byte_tokenizer().get_vocab()) - {"<pad>", "<eos>"})
-    words = [*alphabet, "Ġt", "Ġth", "in"]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
-    return kind(vocab=vocabulary, merges=[("Ġ", "t"), ("Ġt", "h"), ("i", "n")], **special)
 
 
 def sentence_piece(kind, specials, **more):

@@ -206,19 +206,19 @@ def test_an_interrupted_training_ends_with_the_same_bytes(commands, undisturbed,
 
 
 def test_a_second_signal_ends_it_at_once():
-    with signals.heeded(), signals.between_steps() as asked:
+    with signals.handle_signals(), signals.deferred_to_step_end() as asked:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked() == signal.SIGTERM
         with pytest.raises(signals.Interrupted) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.status == 143
-    with signals.heeded(), signals.between_steps() as asked:
+    with signals.handle_signals(), signals.deferred_to_step_end() as asked:
         assert asked() == 0, "what one command was asked is nothing to the next"
 
 
 def test_outside_a_training_a_signal_is_heeded_at_once():
     before = signal.getsignal(signal.SIGTERM)
-    with signals.heeded(), pytest.raises(signals.Interrupted):
+    with signals.handle_signals(), pytest.raises(signals.Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -226,7 +226,7 @@ def test_outside_a_training_a_signal_is_heeded_at_once():
 def test_a_signal_that_was_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with signals.heeded():
+        with signals.handle_signals():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ from families import ENCODERS, PADDED, TREE
 from packaging.version import Version
 
 from cft.config import reference
-from cft.config.compose import keys
+from cft.config.compose import all_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,11 +61,11 @@ def test_the_page_of_settings_has_every_key_with_a_meaning():
     rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
     listed = {row[0].strip("| `") for row in rows if len(row) == 4}
     # a teacher is named as a whole: its settings are the group model's
-    known = {key for key in keys() if not key.startswith("distill.model.")}
+    known = {key for key in all_keys() if not key.startswith("distill.model.")}
     groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     assert listed == known - groups
     model = {key.removeprefix("model.") for key in known if key.startswith("model.")}
-    assert model == {key.removeprefix("distill.model.") for key in keys() if key.startswith("distill.model.")}
+    assert model == {key.removeprefix("distill.model.") for key in all_keys() if key.startswith("distill.model.")}
     assert all(row[3].strip(" |") for row in rows if len(row) == 4)
 
 
@@ -106,7 +106,7 @@ def test_targets_that_a_page_names_are_in_the_makefile_and_its_help(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_a_page_names_exist(page):
-    known = set(keys())
+    known = set(all_keys())
     named = set(
         re.findall(r"\b((?:model|lora|loss|prompt|schedule|train|data|eval|logger)\.[a-z_]+)(?==|`)", page.read_text())
     )

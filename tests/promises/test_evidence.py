@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cft.study.plan import FILE_NAME, load
-from cft.study.spec import further
+from cft.study.spec import available_beside
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RECORDS = DOCS / "records"
@@ -41,7 +41,7 @@ def test_the_page_is_what_its_records_give(tmp_path, real_data):
     """Every interval and verdict again, and the page with them: no character of it changes."""
     shutil.copytree(RECORDS, tmp_path / "records", ignore=shutil.ignore_patterns("pairs.npz", "*.html", "report*"))
     page = shutil.copy(DOCS / "study.md", tmp_path / "study.md")
-    own = {name.split("/")[1]: name for name in further()}
+    own = {name.split("/")[1]: name for name in available_beside()}
     subprocess.run(
         [
             *(sys.executable, "-m", "cft.report", *(own.get(name, name) for name in named()), "--scale", "study"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Commands
-from test_job import QUICK, adapter_bytes, finished, run_folder, settings  # noqa: F401  (a fixture)
+from jobs import QUICK, adapter_bytes, run_folder, settings
 
 from cft.config.schema import Precision
 from cft.evaluation import scores
@@ -85,11 +85,11 @@ def test_a_failed_training_is_marked_until_it_goes_well(tmp_path, monkeypatch):
         runner.run(settings(tmp_path))
     folder = run_folder(tmp_path)
     assert files.read_json(folder / FAILED) == {"step": 4, "cause": "step 5 says no"}
-    assert "failed at step 4 of 6" in runs.listed(tmp_path, [])[1]
+    assert "failed at step 4 of 6" in runs.list_runs(tmp_path, [])[1]
     assert "failed: step 5 says no" in (folder / "log.txt").read_text()
     monkeypatch.undo()
     runner.run(settings(tmp_path))
-    assert not (folder / FAILED).exists() and "6 steps" in runs.listed(tmp_path, [])[1]
+    assert not (folder / FAILED).exists() and "6 steps" in runs.list_runs(tmp_path, [])[1]
 
 
 def test_a_defect_leaves_its_traceback_in_the_log(tmp_path, monkeypatch):
@@ -217,13 +217,13 @@ def test_errors_of_the_system_become_messages_that_name_the_file_and_what_to_do(
 
 
 def test_an_error_of_the_system_that_is_our_own_fault_stays_a_defect(capsys):
-    assert errors.of_system(OSError(errno.EBADF, "Bad file descriptor")) is None
+    assert errors.explain_os_error(OSError(errno.EBADF, "Bad file descriptor")) is None
     assert console.report_error(OSError(errno.EBADF, "Bad file descriptor")) == 1
     assert "This is a defect of cft" in capsys.readouterr().err
 
 
 def test_a_write_that_fails_in_another_language_names_the_file_too(tmp_path):
-    with pytest.raises(OSError) as caught, files.replacing(tmp_path / "weights"):
+    with pytest.raises(OSError) as caught, files.atomic_write(tmp_path / "weights"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "weights")
 
@@ -277,8 +277,8 @@ def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch, finished
 
 def holder(folder: Path) -> subprocess.Popen:
     """Another process that is at work in a folder."""
-    code = "import sys, time; from cft.store import held; from pathlib import Path\n"
-    code += "with held(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    code = "import sys, time; from cft.system.files import exclusive_lock; from pathlib import Path\n"
+    code += "with exclusive_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
@@ -305,7 +305,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(OSError) as caught, files.held(tmp_path):
+    with pytest.raises(OSError) as caught, files.exclusive_lock(tmp_path):
         pass
     assert console.report_error(caught.value) == 2
     assert "this file system has no locks" in capsys.readouterr().err

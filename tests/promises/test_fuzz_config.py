@@ -14,7 +14,7 @@ import pytest
 from forked import Commands
 
 from cft.config.compose import compose_config
-from cft.config.schema import Config, check
+from cft.config.schema import Config, require_valid
 from cft.system.errors import UserError
 
 FACTOR = int(os.environ.get("CFT_FUZZ", "1"))
@@ -92,7 +92,7 @@ def test_whatever_a_key_is_set_to_is_refused_by_name_or_composes(key):
             assert key.rsplit(".", 1)[-1] in told or f"{key.split('.')[0]}." in told, (value, told)
             assert len(told) < 1500 and "Traceback" not in told and "object at 0x" not in told
         else:
-            check(found)  # and so it does however the configuration came to be
+            require_valid(found)  # and so it does however the configuration came to be
 
 
 FLOATS = [key for key, kind in KEYS.items() if kind is float]
@@ -105,10 +105,10 @@ def test_no_number_is_nan_and_only_a_bound_may_be_infinite(key):
         section, _, name = key.rpartition(".")
         setattr(getattr(config, section) if section else config, name, value)
         if key in MAY_BE_INFINITE and value == math.inf:
-            check(config)
+            require_valid(config)
             continue
         with pytest.raises(UserError, match=re.escape(f"{key}={value}")):
-            check(config)
+            require_valid(config)
 
 
 @pytest.mark.parametrize("key", ["model.name", "data.name", "eval.name"])
@@ -118,7 +118,7 @@ def test_a_name_that_would_be_no_single_folder_is_refused(key, name):
     section, _, field = key.partition(".")
     setattr(getattr(config, section), field, name)
     with pytest.raises(UserError, match=key):
-        check(config)
+        require_valid(config)
 
 
 CONTRADICTIONS = [

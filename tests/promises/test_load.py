@@ -16,23 +16,25 @@ JOB = "model=tiny logger=csv train.steps=2 train.batch_size=4 data.rows=20 data.
 WATCHED = """
 import json, sys
 import psutil
-from cft import config, job, run as command
+from cft import run as command
+from cft.config.compose import compose_config
+from cft.job import runner
 
-process, real, notes = psutil.Process(), job.run, []
+process, real, notes = psutil.Process(), runner.run, []
 
 def watched(*arguments, **keywords):
     outcome = real(*arguments, **keywords)
     notes.append([process.memory_info().rss, process.num_fds(), process.num_threads()])
     return outcome
 
-job.run = watched
+runner.run = watched
 how, count, note_file, *overrides = sys.argv[1:]
 if how == "sweep":
     sys.argv[1:] = ["-m", *overrides, f"seed=range({count})"]
     command.main()
 else:
     for seed in range(int(count)):
-        job.run(config.compose_config([*overrides, f"seed={seed}"]))
+        runner.run(compose_config([*overrides, f"seed={seed}"]))
 with open(note_file, "w") as stream:
     json.dump(notes, stream)
 """

@@ -170,7 +170,7 @@ def test_seeds_give_a_mean_with_their_spread(paper):
     assert "over 2 seeds" in sections._scores_caption(replace(found, cells=[cell, found.cells[1]]))
 
 
-@pytest.mark.parametrize("name", spec.known())
+@pytest.mark.parametrize("name", spec.available())
 @pytest.mark.parametrize("scale", spec.scales())
 def test_every_experiment_can_be_laid_out_at_every_scale(name, scale):
     from cft.config.compose import check_overrides
@@ -211,7 +211,7 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
         spec.load(str(path), "smoke", [])
 
 
-@pytest.mark.parametrize("name", spec.further())
+@pytest.mark.parametrize("name", spec.available_beside())
 def test_experiments_beside_the_papers_go_by_their_folder_and_name(name):
     told, same = (spec.load(entry, "smoke", []) for entry in (name, str(spec.folder() / f"{name}.yaml")))
     assert told == same and told.name == name.split("/")[1] and told.cells
@@ -244,7 +244,9 @@ def test_each_makes_a_cell_for_every_combination(tmp_path):
 
 
 def test_stored_results_know_uniformity(paper):
-    found = [results.read(path.parent) for path in paper.outputs.glob("*/evaluations/triplets-*/metrics.json")]
+    found = [
+        results.load_evaluation(path.parent) for path in paper.outputs.glob("*/evaluations/triplets-*/metrics.json")
+    ]
     assert found and all(evaluation.uniformity < 0 and evaluation.alignment > 0 for evaluation in found)
 
 

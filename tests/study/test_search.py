@@ -126,7 +126,7 @@ def test_a_trial_that_came_to_its_end_is_not_given_up(tmp_path, monkeypatch):
 
 
 def test_two_processes_do_not_search_in_one_folder(tmp_path):
-    code = "import sys,time,pathlib; from cft.store import held\nwith held(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
+    code = "import sys,time,pathlib; from cft.system.files import exclusive_lock\nwith exclusive_lock(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"  # noqa: E501
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "searches" / "s")], stdout=subprocess.PIPE)
     try:
         other.stdout.read(1)

@@ -8,7 +8,7 @@ import pytest
 from cft.config.schema import Pooling
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import held, read_json, replacing, write_json
+from cft.system.files import atomic_write, exclusive_lock, read_json, write_json
 
 
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
@@ -19,7 +19,7 @@ def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), replacing(path) as part:
+    with pytest.raises(RuntimeError), atomic_write(path) as part:
         part.write_text('{"ne')
         raise RuntimeError
     assert read_json(path) == {"old": 1}
@@ -33,7 +33,7 @@ def test_a_damaged_json_file_is_named(tmp_path):
 
 
 def _hold(folder, taken, done):
-    with held(folder):
+    with exclusive_lock(folder):
         taken.set()
         done.wait(20)
 
@@ -45,12 +45,12 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
     process.start()
     try:
         assert taken.wait(20)
-        with pytest.raises(UserError, match=f"process {process.pid} is at work in"), held(tmp_path):
+        with pytest.raises(UserError, match=f"process {process.pid} is at work in"), exclusive_lock(tmp_path):
             pass
     finally:
         done.set()
         process.join()
-    with held(tmp_path):  # and when it has ended, the folder is free
+    with exclusive_lock(tmp_path):  # and when it has ended, the folder is free
         pass
 
 

@@ -5,55 +5,17 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import WORDS, assert_same, gradients, triplets, tuned
 from conftest import make_tiny
-from test_job import run_folder, settings
+from jobs import run_folder, settings
 
-from cft.config.schema import LoraSettings, LossSettings
-from cft.data.records import Triplet
+from cft.config.schema import LossSettings
 from cft.job import runner
 from cft.model.embedder import Embedder
-from cft.model.lora import add_lora, trainable
 from cft.system.errors import UserError
 from cft.training import chunking, contrastive, memory
 from cft.training.contrastive import texts_of
-from cft.training.losses import find_false_negatives, info_nce
-
-WORDS = "man woman dog plays sleeps runs guitar field nobody two small red house reads book".split()
-
-
-def triplets(count: int, negatives: int = 1) -> list[Triplet]:
-    generator = torch.Generator().manual_seed(count)
-
-    def text() -> str:
-        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (4,), generator=generator))
-
-    return [Triplet(text(), text(), tuple(text() for _ in range(negatives))) for _ in range(count)]
-
-
-def tuned(family: str = "llama", dropout: float = 0.0) -> Embedder:
-    """A tiny model whose LoRA does something, in training mode."""
-    base = make_tiny(family)
-    model = add_lora(base.model, LoraSettings(rank=4, dropout=dropout, targets=["all-linear"]), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in trainable(model).items():
-            if "lora_B" in name:
-                weight.normal_(0, 0.05, generator=generator)
-    return Embedder(model.train(), base.backbone, base.contract)
-
-
-def gradients(embedder: Embedder) -> dict[str, torch.Tensor]:
-    found = {name: weight.grad.clone() for name, weight in trainable(embedder.model).items()}
-    embedder.model.zero_grad(set_to_none=True)
-    return found
-
-
-def assert_same(found: dict, expected: dict, share: float = 1e-5) -> None:
-    whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
-    assert whole > 1e-3 and found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() < share * whole, name
-
+from cft.training.losses import false_negative_mask, info_nce
 
 LOSSES = {
     "eq. 1": (LossSettings(), 1),
@@ -75,11 +37,11 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
     batch = triplets(10, negatives)
     batch[3] = batch[3]._replace(anchor=batch[2].anchor, positive=batch[1].positive)  # false negatives
     embedder = tuned(family)
-    whole = contrastive.contrast(embedder, batch, loss)
+    whole = contrastive.contrastive_backward(embedder, batch, loss)
     expected = gradients(embedder)
     assert whole.chunks == 1
     for tokens in (40, 300):
-        found = contrastive.contrast(embedder, batch, loss, chunk_tokens=tokens)
+        found = contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=tokens)
         assert found.chunks >= 2 and found.tokens == whole.tokens
         assert (found.loss, found.accuracy) == pytest.approx((whole.loss, whole.accuracy), rel=1e-5)
         assert_same(gradients(embedder), expected)
@@ -88,10 +50,10 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
 def test_it_is_the_loss_of_all_vectors_by_plain_autograd():
     batch = triplets(6, 2)
     embedder = tuned()
-    found = contrastive.contrast(embedder, batch, LossSettings(mask_false_negatives=True))
+    found = contrastive.contrastive_backward(embedder, batch, LossSettings(mask_false_negatives=True))
     with_cache = gradients(embedder)
-    vectors = embedder.forward(embedder.lay_out(embedder.tokenize(texts_of(batch, LossSettings()))))
-    masked = find_false_negatives([row.positive for row in batch], [text for row in batch for text in row.negatives])
+    vectors = embedder.forward(embedder.layout(embedder.tokenize(texts_of(batch, LossSettings()))))
+    masked = false_negative_mask([row.positive for row in batch], [text for row in batch for text in row.negatives])
     loss = info_nce(vectors[:6], vectors[6:12], vectors[12:], temperature=0.05, false_negatives=masked).loss
     loss.backward()
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
@@ -105,9 +67,9 @@ def test_both_directions_and_anchors_as_negatives_are_what_they_say(masked):
     batch[4] = batch[4]._replace(anchor=batch[0].positive)
     embedder = tuned()
     settings = LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=masked)
-    found = contrastive.contrast(embedder, batch, settings)
+    found = contrastive.contrastive_backward(embedder, batch, settings)
     taken = gradients(embedder)
-    vectors = F.normalize(embedder.forward(embedder.lay_out(embedder.tokenize(texts_of(batch, settings)))), dim=-1)
+    vectors = F.normalize(embedder.forward(embedder.layout(embedder.tokenize(texts_of(batch, settings)))), dim=-1)
     anchors, positives, negatives = vectors.split(5)
     losses = []
     for row, triplet in enumerate(batch):
@@ -132,7 +94,7 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     """The gradient is that of the very vectors the loss was made of: by one graph over all chunks, at the same seeds."""
     batch, loss = triplets(8), LossSettings()
     embedder = tuned(dropout=0.3)
-    found = contrastive.contrast(embedder, batch, loss, chunk_tokens=120, seed=7)
+    found = contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=120, seed=7)
     cached = gradients(embedder)
     sequences = embedder.tokenize(texts_of(batch, loss))
     chunks = list(embedder.chunks(embedder.order(sequences), sequences, 120))
@@ -141,27 +103,27 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     parts = []
     for number, chunk in enumerate(chunks):
         torch.manual_seed(7 * 65_537 + number)
-        parts.append(embedder.forward(embedder.lay_out([sequences[row] for row in chunk])))
+        parts.append(embedder.forward(embedder.layout([sequences[row] for row in chunk])))
     order = torch.tensor([row for chunk in chunks for row in chunk]).argsort()
     vectors = torch.cat(parts)[order]
     info_nce(vectors[:8], vectors[8:16], vectors[16:], temperature=0.05).loss.backward()
     assert_same(cached, gradients(embedder))
-    contrastive.contrast(embedder, batch, loss, chunk_tokens=120, seed=8)
+    contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=120, seed=8)
     other = gradients(embedder)
     assert any((other[name] - cached[name]).abs().max() > 1e-4 for name in cached), "dropout must do something"
 
 
 def test_any_seed_of_any_process_will_do():
-    contrastive.contrast(tuned(), triplets(8), LossSettings(), chunk_tokens=120, seed=2**62 + (1000 << 40))
+    contrastive.contrastive_backward(tuned(), triplets(8), LossSettings(), chunk_tokens=120, seed=2**62 + (1000 << 40))
 
 
 @pytest.mark.parametrize("kind", ["false negatives masked", "anchors, masked, both ways"])
 def test_blocks_of_anchors_change_nothing(monkeypatch, kind):
     batch, embedder, loss = triplets(10), tuned(), LOSSES[kind][0]
-    whole = contrastive.contrast(embedder, batch, loss)
+    whole = contrastive.contrastive_backward(embedder, batch, loss)
     expected = gradients(embedder)
     monkeypatch.setattr(contrastive, "_ANCHORS", 3)
-    found = contrastive.contrast(embedder, batch, loss)
+    found = contrastive.contrastive_backward(embedder, batch, loss)
     assert (found.loss, found.accuracy, found.candidates) == pytest.approx(
         (whole.loss, whole.accuracy, whole.candidates), rel=1e-6
     )
@@ -175,7 +137,9 @@ def test_a_batch_of_4096_triplets_takes_little_more_memory_than_one_of_64():
 
     def peak(batch, chunk_tokens):
         return memory.peak_bytes(
-            lambda: contrastive.contrast(embedder, batch, LossSettings(), chunk_tokens=chunk_tokens) and None,
+            lambda: (
+                contrastive.contrastive_backward(embedder, batch, LossSettings(), chunk_tokens=chunk_tokens) and None
+            ),
             embedder.device,
         )
 
@@ -214,7 +178,7 @@ def test_out_of_memory_leads_to_smaller_chunks_and_the_same_training(tmp_path, m
     quiet = ["lora.dropout=0", "train.eval_every=0", "train.steps=3", "data.holdout=0"]
     runner.run(settings(tmp_path / "whole", *quiet))
     caplog.set_level("INFO", logger="cft")
-    monkeypatch.setattr(memory, "training_need", lambda *a, **k: memory.Need(0, 0))
+    monkeypatch.setattr(memory, "estimate_training", lambda *a, **k: memory.MemoryEstimate(0, 0))
     through = runs_out_of_memory(monkeypatch, 500)
     runner.run(settings(tmp_path / "small", *quiet))
     assert "out of memory: from here on at most" in caplog.text
@@ -235,14 +199,14 @@ def test_a_text_that_alone_is_too_large_is_said(tmp_path, monkeypatch):
 def test_chunks_are_chosen_by_what_is_free(monkeypatch, caplog):
     caplog.set_level("INFO", logger="cft")
     embedder, batch = tuned(), triplets(40)
-    assert chunking.fitting(embedder, batch, LossSettings(), bf16=False, asked=None).tokens is None
-    assert chunking.fitting(embedder, batch, LossSettings(), bf16=False, asked=500).tokens == 500
+    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=None).tokens is None
+    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=500).tokens == 500
     monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 2**20)
-    chosen = chunking.fitting(embedder, batch, LossSettings(), bf16=False, asked=None).tokens
-    layout = embedder.lay_out(embedder.tokenize(texts_of(batch, LossSettings())))
+    chosen = chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=None).tokens
+    layout = embedder.layout(embedder.tokenize(texts_of(batch, LossSettings())))
     assert 20 < chosen < layout.nodes / 2
     assert f"at most {chosen:,} tokens go through the model at once, by gradient caching" in caplog.text
-    found = contrastive.contrast(embedder, batch, LossSettings(), chunk_tokens=chosen)
+    found = contrastive.contrastive_backward(embedder, batch, LossSettings(), chunk_tokens=chosen)
     assert found.chunks > 2
 
 

@@ -7,42 +7,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tiny
-from test_config import composed
-from test_contrast import assert_same, gradients, triplets, tuned
-from test_job import QUICK, history, run_folder
+from batches import TEACHER, a_teacher, assert_same, gradients, triplets, tuned
+from jobs import QUICK, composed, history, run_folder
 
 from cft.config.compose import compose_config
-from cft.config.schema import Attention, Config, DistillSettings, LossSettings, Pooling, from_plain
+from cft.config.schema import Config, LossSettings, from_plain
 from cft.job import runner
 from cft.job.plan import make_plan
 from cft.model.embedder import Embedder
-from cft.system.digest import plain
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
-from cft.training.contrastive import Teacher, contrast, texts_of
-from cft.training.losses import info_nce, taught
-
-TEACHER = ["distill=minilm", "model@distill.model=tiny", "distill.model.path=random:bert"]
-TEACHER = [*TEACHER, "distill.model.attention=bidirectional", "distill.model.pooling=mean"]
-
-
-def a_teacher(**settings: float) -> Teacher:
-    return Teacher(
-        make_tiny("bert", attention=Attention.bidirectional, pooling=Pooling.mean), DistillSettings(**settings)
-    )
+from cft.training.contrastive import contrastive_backward, texts_of
+from cft.training.losses import distillation_targets, info_nce
 
 
 def test_a_target_is_the_label_and_the_teachers_opinion():
     anchor = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     candidates = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    found = taught(anchor, candidates, share=0.25, temperature=0.5)
+    found = distillation_targets(anchor, candidates, share=0.25, temperature=0.5)
     # cosines 1, 0, 0 and 0, 1, 1; e^2 = 7.389
     near, far = 7.389056 / 9.389056, 1 / 9.389056
     expected = torch.tensor([[0.75 + 0.25 * near, 0.25 * far, 0.25 * far]])
     torch.testing.assert_close(found[:1], expected)
     both = 7.389056 / 15.778112
     torch.testing.assert_close(found[1], torch.tensor([0.25 * (1 / 15.778112), 0.75 + 0.25 * both, 0.25 * both]))
-    masked = taught(
+    masked = distillation_targets(
         anchor,
         candidates,
         share=1.0,
@@ -66,7 +55,7 @@ def test_a_student_that_sees_what_the_teacher_sees_has_nothing_to_learn():
     generator = torch.Generator().manual_seed(0)
     anchor = torch.randn(4, 8, generator=generator).requires_grad_(True)
     candidates = torch.randn(9, 8, generator=generator)
-    targets = taught(anchor.detach() * 3, candidates, share=1.0, temperature=0.05)
+    targets = distillation_targets(anchor.detach() * 3, candidates, share=1.0, temperature=0.05)
     info_nce(anchor, candidates, temperature=0.05, targets=targets).loss.backward()
     assert anchor.grad.abs().max() < 1e-5
 
@@ -77,15 +66,15 @@ def test_a_taught_batch_by_plain_autograd_whole_and_in_chunks(masked):
     batch[3] = batch[3]._replace(positive=batch[1].positive, anchor=batch[0].anchor)
     loss = LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=masked)
     embedder, teacher = tuned(), a_teacher(share=0.7, temperature=0.1)
-    found = contrast(embedder, batch, loss, teacher=teacher)
+    found = contrastive_backward(embedder, batch, loss, teacher=teacher)
     taken = gradients(embedder)
-    parts = contrast(embedder, batch, loss, teacher=teacher, chunk_tokens=60)
+    parts = contrastive_backward(embedder, batch, loss, teacher=teacher, chunk_tokens=60)
     in_parts = gradients(embedder)
-    without = contrast(embedder, batch, loss)
+    without = contrastive_backward(embedder, batch, loss)
     assert_different(gradients(embedder), taken)
 
     texts = texts_of(batch, loss)
-    vectors = F.normalize(embedder.forward(embedder.lay_out(embedder.tokenize(texts))), dim=-1)
+    vectors = F.normalize(embedder.forward(embedder.layout(embedder.tokenize(texts))), dim=-1)
     known = torch.from_numpy(teacher.embedder.encode(texts))
 
     def asked(row: int, right: int, others: list[int]) -> torch.Tensor:
@@ -191,5 +180,5 @@ def test_a_teacher_that_cannot_be_had_is_named_by_its_own_keys_before_anything_i
 def test_minilm_is_composed_as_a_teacher_and_comes_back_from_a_record():
     config = composed("distill=minilm")
     assert config.distill.model.path == composed("model=minilm").model.path and config.distill.share == 0.5
-    assert from_plain(Config, json.loads(json.dumps(plain(config)))) == config
-    assert from_plain(Config, plain(composed())).distill.model is None
+    assert from_plain(Config, json.loads(json.dumps(to_plain(config)))) == config
+    assert from_plain(Config, to_plain(composed())).distill.model is None

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import rank_worker
 import torch
+from jobs import QUICK, run_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_job import QUICK, run_folder
 
-from cft.system.distributed import ALONE, Ranks, device_of_rank
+from cft.system.distributed import SINGLE_PROCESS, World, device_of_rank
 from cft.system.errors import UserError
 from cft.training import checkpoint
 
@@ -62,7 +62,7 @@ def together(request, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("case", rank_worker.CASES)
 def test_the_split_over_processes_changes_neither_loss_nor_gradients(together, case):
-    loss, expected = rank_worker.measure(ALONE)[case]
+    loss, expected = rank_worker.measure(SINGLE_PROCESS)[case]
     with safe_open(together, framework="pt") as stream:
         assert json.loads(stream.metadata()["losses"])[case] == pytest.approx(loss, rel=1e-5)
         found = {key: stream.get_tensor(f"{case}/{key}") for key in expected}
@@ -149,18 +149,18 @@ def test_all_processes_leave_after_the_same_step(tmp_path):
 def test_shares_cover_every_row_once():
     for size in (1, 2, 3, 7):
         for count in (7, 12, 60):
-            parts = [Ranks(rank, size).part(count) for rank in range(size)]
+            parts = [World(rank, size).shard(count) for rank in range(size)]
             assert [row for part in parts for row in range(count)[part]] == list(range(count))
             assert all(len(range(count)[part]) >= count // size for part in parts)
 
 
 def test_more_processes_than_triplets_are_refused():
-    from test_config import composed
+    from jobs import composed
 
     from cft.job import runner
 
     with pytest.raises(UserError, match=r"gives 8 triplets to 9 processes: raise it, or start fewer"):
-        runner._check_share(composed(*QUICK), Ranks(0, 9))
+        runner._check_share(composed(*QUICK), World(0, 9))
 
 
 def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):

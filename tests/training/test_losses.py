@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cft.training.losses import find_false_negatives, info_nce
+from cft.training.losses import false_negative_mask, info_nce
 
 
 def test_orthogonal_texts_cost_log_of_one_plus_the_others_over_e_to_the_inverse_temperature():
@@ -55,7 +55,7 @@ def test_a_masked_duplicate_costs_nothing_and_an_unmasked_one_costs_log_two():
     e = torch.eye(3)
     positives = e[[0, 0, 2]]
     anchors = e[[0, 0, 2]]
-    mask = find_false_negatives(["x", "x", "y"], [])
+    mask = false_negative_mask(["x", "x", "y"], [])
     assert mask.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
     plain = info_nce(anchors, positives, temperature=0.05)
     masked = info_nce(anchors, positives, temperature=0.05, false_negatives=mask)
@@ -65,7 +65,7 @@ def test_a_masked_duplicate_costs_nothing_and_an_unmasked_one_costs_log_two():
 
 
 def test_a_hard_negative_that_repeats_the_positive_of_another_row_is_masked_for_that_row_only():
-    mask = find_false_negatives(["x", "y"], ["y", "z"])
+    mask = false_negative_mask(["x", "y"], ["y", "z"])
     assert mask.tolist() == [[False, False, False, False], [False, False, True, False]]
 
 

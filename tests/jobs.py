@@ -1,0 +1,51 @@
+"""Jobs of tiny models, run as a user would and looked at from outside."""
+
+import json
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from cft.config.compose import CONFIG_NAME, conf_folder, to_config
+from cft.config.schema import Config
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
+
+
+QUICK = [
+    "model=tiny",
+    "logger=none",
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.eval_every=3",
+    "train.checkpoint_every=2",
+    "data.rows=200",
+    "data.holdout=20",
+    "eval.pairs=40",
+    "lora.dropout=0.1",
+]
+
+
+def settings(folder: Path, *overrides: str):
+    return composed(*QUICK, f"outputs={folder}", *overrides)
+
+
+def run_folder(outputs: Path) -> Path:
+    (found,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
+    return found
+
+
+def adapter_bytes(outputs: Path) -> bytes:
+    return (run_folder(outputs) / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def scores(outputs: Path) -> dict:
+    """The only entry of the run's summary."""
+    (entry,) = json.loads((run_folder(outputs) / "metrics.json").read_text()).values()
+    return entry
