@@ -29,7 +29,7 @@ from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora
 from cft.training import memory
-from cft.training.contrastive import contrastive_backward
+from cft.training.contrastive import BatchSetup, contrastive_backward
 
 BATCHES = (4, 8, 16, 32, 64)
 LENGTHS = (16, 32, 64, 128, 256)
@@ -59,7 +59,7 @@ def steps(embedder: Embedder, sizes: dict[int, list[Triplet]], chunk: int | None
     """Seconds and peak bytes of a training step at each size."""
 
     def step(rows: list[Triplet]) -> Callable[[], None]:
-        return lambda: contrastive_backward(embedder, rows, LossSettings(), chunk_tokens=chunk) and None
+        return lambda: contrastive_backward(embedder, rows, BatchSetup(LossSettings(), chunk_tokens=chunk)) and None
 
     work = {str(size): step(rows) for size, rows in sizes.items()}
     seconds = {int(size): value for size, value in medians(work, 3).items()}

@@ -27,7 +27,7 @@ from cft.data.training_data import load_training_data
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora
 from cft.training import memory
-from cft.training.contrastive import contrastive_backward, texts_of
+from cft.training.contrastive import BatchSetup, contrastive_backward, texts_of
 from cft.training.losses import info_nce
 
 LOSS = LossSettings()
@@ -40,7 +40,7 @@ def ours(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Embedd
     """This package: one prefix tree."""
     base = Embedder.base(model)
     embedder = Embedder(add_lora(base.model, LoraSettings(), seed=0), base.backbone, base.contract)
-    return lambda: contrastive_backward(embedder, batch, LOSS).loss, embedder
+    return lambda: contrastive_backward(embedder, batch, BatchSetup(LOSS)).loss, embedder
 
 
 def _columns(batch: list) -> list[list[str]]:

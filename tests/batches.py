@@ -49,9 +49,6 @@ def assert_same(found: dict, expected: dict, share: float = 1e-5) -> None:
         assert (found[name] - gradient).norm() < share * whole, name
 
 
-TEACHER = [*TEACHER, "distill.model.attention=bidirectional", "distill.model.pooling=mean"]
-
-
 def a_teacher(**settings: float) -> Teacher:
     return Teacher(
         make_tiny("bert", attention=Attention.bidirectional, pooling=Pooling.mean), DistillSettings(**settings)

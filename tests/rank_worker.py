@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from cft.config.schema import LossSettings
 from cft.model.lora import trainable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
-from cft.training.contrastive import contrastive_backward
+from cft.training.contrastive import BatchSetup, contrastive_backward
 
 TAUGHT = "taught, both ways, uneven, in chunks"
 
@@ -42,7 +42,9 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         batch[3] = batch[3]._replace(positive=batch[1].positive)
         embedder = tuned()
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
-        part = contrastive_backward(embedder, batch, loss, teacher=teacher, chunk_tokens=chunk_tokens, world=world)
+        part = contrastive_backward(
+            embedder, batch, BatchSetup(loss, teacher=teacher, chunk_tokens=chunk_tokens, world=world)
+        )
         weights = trainable(embedder.model)
         unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
         world.all_reduce_gradients([*weights.values(), unused])

@@ -6,7 +6,6 @@ or OmegaConf: modules take these, or plain values out of them.
 
 import math
 import re
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -267,30 +266,6 @@ class Config:
     device: str = "auto"
     outputs: str = "outputs"
     vector_cache_gb: float = 2.0
-
-
-def from_plain(kind: Any, value: Any) -> Any:
-    """Settings out of what JSON kept of them, the way back from `store.plain`.
-
-    Args:
-        kind: the type wanted, such as Config.
-        value: dicts, lists and plain values.
-
-    Raises:
-        UserError: if a key is unknown: the record is of another version of cft. One that is missing was written
-            before there was such a key, and has its default.
-    """
-    if value is not None:  # of a type or none, the type
-        (kind,) = [one for one in typing.get_args(kind) if is_dataclass(one)] or [kind]
-    if is_dataclass(kind):
-        types = typing.get_type_hints(kind)
-        odd = sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
-        if odd:
-            raise UserError(f"a record of other settings than this version of cft has: {', '.join(odd)}")
-        return typing.cast(Any, kind)(**{name: from_plain(types[name], entry) for name, entry in value.items()})
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
-    return value
 
 
 def require_valid(config: Config) -> None:

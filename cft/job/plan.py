@@ -20,8 +20,8 @@ from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, Model
 from cft.data.records import ScoredPair, Triplet
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
+from cft.job.run_folder import RunFolder
 from cft.job.start import StartingPoint, choose_device, find_starting_point
-from cft.model import contract
 from cft.model.sources import ModelFiles, fetch
 from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError, renaming_keys
@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
 RECIPE = 2
-
-FINISHED = "training.json"
-FAILED = "failed.json"
 
 # Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
@@ -51,24 +48,25 @@ def _named(settings: Any) -> dict:
 
 @dataclass(frozen=True)
 class Plan:
-    """One job, ready to be carried out.
-
-    data: to train on; None when nothing is trained. steps: of the training, 0 for none. sets: scored pairs by the
-    name of their set. start: the base model, and the adapter to start from if there is one. teacher: files of the
-    embedder to learn from, if any.
-    """
+    """One job, ready to be carried out."""
 
     config: Config
-    data: TrainingData | None
-    steps: int
-    sets: dict[str, list[ScoredPair]]
-    start: StartingPoint
-    teacher: ModelFiles | None = None
+    data: TrainingData | None  # None when nothing is trained
+    steps: int  # of the whole training; 0 for none
+    sets: dict[str, list[ScoredPair]]  # evaluation data by the name of the set
+    start: StartingPoint  # the base model, and the adapter on it if there is one
+    teacher: ModelFiles | None = None  # the embedder to distill, if any
 
     @property
     def outputs(self) -> Path:
         """Where everything goes."""
         return Path(self.config.outputs)
+
+    @property
+    def start_name(self) -> str:
+        """What the job starts from, in words."""
+        name = self.config.model.name
+        return f"the adapter {self.start.adapter.name} on {name}" if self.start.adapter else f"the base model {name}"
 
     @property
     def holdout(self) -> list[Triplet]:
@@ -136,25 +134,26 @@ class Plan:
     @property
     def result(self) -> Path:
         """Where the embedder to be scored is kept: the training's folder, or an earlier step's folder within."""
-        return self.step_folder(self.stop_at)
-
-    def step_folder(self, step: int) -> Path:
-        """Where the weights after a step are kept."""
-        return self.folder if step == self.steps else self.folder / "steps" / f"{step:06}"
+        return self.scored.path
 
     @property
-    def is_finished(self) -> bool:
-        """Whether the training came to its last step already."""
-        return (self.folder / FINISHED).exists()
+    def training(self) -> RunFolder:
+        """The training's folder and what is in it."""
+        return RunFolder(self.folder)
+
+    @property
+    def scored(self) -> RunFolder:
+        """The folder of the embedder to be scored."""
+        return self.run_of_step(self.stop_at)
+
+    def run_of_step(self, step: int) -> RunFolder:
+        """Where the weights after a step are kept."""
+        return self.training if step == self.steps else self.training.of_step(step)
 
     @property
     def is_trained(self) -> bool:
         """Whether the weights to be scored are there already."""
-        return self.is_finished if self.stop_at == self.steps else self.has_kept(self.stop_at)
-
-    def has_kept(self, step: int) -> bool:
-        """Whether an earlier step's weights are there; their contract is written last."""
-        return (self.step_folder(step) / contract.FILE_NAME).exists()
+        return self.training.is_finished if self.stop_at == self.steps else self.scored.has_embedder
 
     def scores_folder(self, owner: Path) -> Path:
         """Where an embedder's scores on the sets, with table and pictures, are kept; `owner` is its own folder."""
@@ -174,7 +173,7 @@ class Plan:
             "triplets": triplets,
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
-        return owner / "evaluations" / f"{name}-{digest(facts)}"
+        return owner / RunFolder.EVALUATIONS / f"{name}-{digest(facts)}"
 
 
 def _embedding(model: ModelSettings, files: ModelFiles) -> dict:

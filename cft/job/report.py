@@ -1,7 +1,62 @@
-"""A job's tables: scores, and scores before and after."""
+"""A job's report: tables and pictures of its scores, the run's summary, and what to do next."""
 
+import logging
+from pathlib import Path
+
+from cft.config.schema import Config, DataSource, EvalSource
 from cft.evaluation.scores import Evaluation
-from cft.system.tables import Row
+from cft.job import figures
+from cft.job.card import HUB, write_card
+from cft.job.plan import Plan
+from cft.job.run_folder import RunFolder
+from cft.job.tracking import Result
+from cft.system.files import read_json, write_json, write_text
+from cft.system.tables import Row, as_markdown, as_text
+
+log = logging.getLogger(__name__)
+
+_MEAN = "mean over sets"
+
+
+def report_base(plan: Plan, before: Evaluation) -> None:
+    """Print and write the scores of what a training would start from."""
+    folder = plan.scores_folder(plan.base_folder)
+    name = plan.start_name
+    table = scores(before)
+    _log_table(plan.config, table, f"{name} alone (train.steps=0)")
+    write_text(folder / "table.md", f"# {name} on {plan.config.eval.name}\n\n{as_markdown(table)}\n")
+    _log_files(folder, [])
+
+
+def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result:
+    """Print and write the before/after table, its pictures, the run's summary and its model card."""
+    config, folder = plan.config, plan.scores_folder(plan.result)
+    table = comparison(before, after)
+    title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
+    _log_table(config, table, title)
+    write_text(folder / "table.md", f"# {title}\n\n{as_markdown(table)}\n")
+    _write_summary(plan, folder.name, before, after)
+    write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
+    pictures = figures.save(figures.scores(before, after), folder, "scores")
+    if len(after.negatives):
+        pictures += figures.save(figures.similarities(before, after), folder, "similarities")
+    if plan.training.is_finished:
+        pictures.append(plan.training.file(RunFolder.CURVE))
+    _log_files(folder, pictures)
+    _log_next(plan)
+    return Result(
+        scores=_by_name(before, after),
+        table=table,
+        pictures={path.stem: path for path in pictures if path.suffix == ".png"},
+        step=plan.stop_at,
+        adapter=plan.scored.adapter,
+    )
+
+
+def _by_name(before: Evaluation, after: Evaluation) -> dict[str, float]:
+    sides = {"before": before, "after": after}
+    scores = {f"{side}/{name}": score for side, found in sides.items() for name, score in found.scores.items()}
+    return scores | {f"{side}/mean": found.mean for side, found in sides.items()}
 
 
 def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
@@ -17,21 +72,52 @@ def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
     return table
 
 
-def scores(found: Evaluation) -> list[Row]:
+def scores(evaluation: Evaluation) -> list[Row]:
     """The table of one evaluation, its header first."""
     table: list[Row] = [("set", "pairs", "score")]
-    table += [(name, str(len(found.cosines[name])), f"{score:.2f}") for name, score in found.scores.items()]
-    if len(found.scores) > 1:
-        table.append((_MEAN, "", _overall(found)))
+    table += [(name, str(len(evaluation.cosines[name])), f"{score:.2f}") for name, score in evaluation.scores.items()]
+    if len(evaluation.scores) > 1:
+        table.append((_MEAN, "", _overall(evaluation)))
     return table
 
 
-_MEAN = "mean over sets"
-
-
-def _overall(found: Evaluation) -> str:
-    return f"{found.mean:.2f} ± {found.deviation:.2f}"
+def _overall(evaluation: Evaluation) -> str:
+    return f"{evaluation.mean:.2f} ± {evaluation.deviation:.2f}"
 
 
 def _change(before: float, after: float) -> Row:
     return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
+
+
+def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evaluation) -> None:
+    """Enter one evaluation into the run's summary, beside those under other prompts or on other data."""
+    path = plan.scored.file(RunFolder.SCORES)
+    summary = read_json(path) if path.exists() else {}
+    from_hub = plan.config.eval.source is EvalSource.sts and plan.config.eval.folder is None
+    summary[evaluation] = {
+        "source": HUB if from_hub else "elsewhere",
+        "prompt": plan.config.prompt.eval_template,
+        "before": before.record(),
+        "after": after.record(),
+    }
+    write_json(path, summary)
+
+
+def _log_table(config: Config, table: list[Row], title: str) -> None:
+    log.info("\n%s (Spearman x 100, prompt %r)\n\n%s\n", title, config.prompt.eval_template, as_text(table))
+
+
+def _log_files(folder: Path, pictures: list[Path]) -> None:
+    """Name the table and pictures that were written."""
+    lines = ["written:", f"  table     {folder / 'table.md'}"]
+    lines += [f"  picture   {path}" for path in pictures if path.suffix == ".png"]
+    log.info("\n".join(lines))
+
+
+def _log_next(plan: Plan) -> None:
+    """Name the embedder and what to do with it, or, after the demo, what to try on real text."""
+    log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
+    if plan.config.data.source is DataSource.scenes:
+        log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
+    else:
+        log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.result)

@@ -8,33 +8,29 @@ from cft.config.compose import all_keys, flatten, nearest_names
 from cft.evaluation import pairs, results
 from cft.evaluation.bootstrap import MEAN, resample
 from cft.evaluation.scores import Evaluation
-from cft.job.plan import FAILED, FINISHED
+from cft.job.run_folder import RunFolder, evaluation_name
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import checkpoint
 
-CONFIG_FILE = "config.json"
-
-
-# What a filter or a column may call a setting for short.
+# Short names of settings in filters.
 _SHORT = {"model": "model.name", "data": "data.name", "steps": "train.steps", "loss": "loss.hard_negatives"}
 
+# Settings without influence on a training's result; evaluations are compared apart.
+_WITHOUT_INFLUENCE = ("eval.", "logger.", "outputs", "device", "train.keep", "train.checkpoint_every")
 
-# Settings that say nothing about a training's result; evaluations are compared by themselves.
-_BESIDE = ("eval.", "logger.", "outputs", "device", "train.keep", "train.checkpoint_every")
 
-
-def trainings(outputs: Path) -> list[Path]:
+def trainings(outputs: Path) -> list[RunFolder]:
     """Folders of trainings, finished or not, the newest last."""
-    found = [path.parent for path in outputs.glob(f"*/{CONFIG_FILE}")]
-    return sorted(found, key=lambda folder: (folder / CONFIG_FILE).stat().st_mtime)
+    configs = sorted(outputs.glob(f"*/{RunFolder.CONFIG}"), key=lambda path: path.stat().st_mtime)
+    return [RunFolder(path.parent) for path in configs]
 
 
-def settings_of(folder: Path) -> dict[str, str]:
+def settings_of(run: RunFolder) -> dict[str, str]:
     """A run's settings by dotted key; none for an untrained model."""
-    path = folder / CONFIG_FILE
+    path = run.file(RunFolder.CONFIG)
     return flatten(read_json(path)) if path.exists() else {}
 
 
@@ -44,58 +40,57 @@ def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
     Raises:
         UserError: if a filter names no setting.
     """
-    wanted = [_filter(entry) for entry in filters]
+    wanted = [_parse_filter(entry) for entry in filters]
     table: list[Row] = [
         ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
     ]
-    for folder in trainings(outputs):
-        settings = settings_of(folder)
+    for run in trainings(outputs):
+        settings = settings_of(run)
         if not all(_equal(settings.get(key, ""), value) for key, value in wanted):
             continue
         columns = ("model.name", "data.name", "lr", "loss.hard_negatives", "seed")
-        known = (folder.name, _state(folder, settings), *(settings.get(key, "") for key in columns))
-        scores = _scores(folder)
-        table += [(*known, *row) for row in scores] or [(*known, "", "", "")]
+        cells = (run.path.name, _state(run, settings), *(settings.get(key, "") for key in columns))
+        table += [(*cells, *scores) for scores in _scores(run)] or [(*cells, "", "", "")]
     return table
 
 
-def _scores(folder: Path) -> list[Row]:
+def _scores(training: RunFolder) -> list[Row]:
     """Evaluations of a training, earlier steps included: which, and the means before and after."""
-    found: list[Row] = []
-    for path in [folder / results.METRICS, *sorted(folder.glob(f"steps/*/{results.METRICS}"))]:
-        if not path.exists():
-            continue
-        step = "" if path.parent == folder else f"step {int(path.parent.name)}, "
-        for name, entry in read_json(path).items():
+    rows: list[Row] = []
+    for run in [training, *training.kept_steps()]:
+        path = run.file(RunFolder.SCORES)
+        step = "" if run == training else f"step {int(run.path.name)}, "
+        for name, entry in (read_json(path) if path.exists() else {}).items():
             means = [entry[side]["mean"] for side in ("before", "after")]
-            label = f"{step}{name.rsplit('-', 1)[0]}, {entry['prompt']}"
-            found.append((label, *("" if mean is None else f"{mean:.2f}" for mean in means)))
-    return found
+            label = f"{step}{evaluation_name(name)}, {entry['prompt']}"
+            rows.append((label, *("" if mean is None else f"{mean:.2f}" for mean in means)))
+    return rows
 
 
-def _state(folder: Path, settings: dict[str, str]) -> str:
-    if (folder / FINISHED).exists():
-        return f"{read_json(folder / FINISHED)['steps']} steps"
-    if (folder / FAILED).exists():
-        return f"failed at step {read_json(folder / FAILED)['step']} of {settings.get('train.steps', '?')}"
-    return f"at step {checkpoint.step_of(folder)} of {settings.get('train.steps', '?')}"
+def _state(run: RunFolder, settings: dict[str, str]) -> str:
+    planned = settings.get("train.steps", "?")
+    if finished := run.finished():
+        return f"{finished.steps} steps"
+    if failure := run.failure():
+        return f"failed at step {failure.step} of {planned}"
+    return f"at step {checkpoint.step_of(run.path)} of {planned}"
 
 
-def _filter(entry: str) -> tuple[str, str]:
+def _parse_filter(entry: str) -> tuple[str, str]:
     key, equals, value = entry.partition("=")
     key = _SHORT.get(key, key)
-    known = all_keys()
-    if not equals or key not in known:
-        raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{nearest_names(key, known)}")
+    keys = all_keys()
+    if not equals or key not in keys:
+        raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{nearest_names(key, keys)}")
     return key, value
 
 
-def _equal(one: str, other: str) -> bool:
+def _equal(left: str, right: str) -> bool:
     """Whether two values are the same, numbers by their value."""
     try:
-        return float(one) == float(other)
+        return float(left) == float(right)
     except ValueError:
-        return one.casefold() == other.casefold()
+        return left.casefold() == right.casefold()
 
 
 def find_run(outputs: Path, name: str) -> Path:
@@ -104,46 +99,47 @@ def find_run(outputs: Path, name: str) -> Path:
     Raises:
         UserError: if there is none, or several.
     """
-    candidates = [*trainings(outputs), *sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
+    candidates = [run.path for run in trainings(outputs)]
+    candidates += [*sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
     given = Path(name)
     if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
         return given
-    found = [folder for folder in candidates if folder.name == name] or [f for f in candidates if f.name.endswith(name)]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(folder.name for folder in found or candidates) or "none"
-    raise UserError(f"{name}: {'several runs end so' if found else 'no such run'} under {outputs}; there: {names}")
+    exact = [folder for folder in candidates if folder.name == name]
+    matches = exact or [folder for folder in candidates if folder.name.endswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(folder.name for folder in matches or candidates) or "none"
+    raise UserError(f"{name}: {'several runs end so' if matches else 'no such run'} under {outputs}; there: {names}")
 
 
-def compare_runs(one: Path, other: Path) -> str:
+def compare_runs(left: Path, right: Path) -> str:
     """Settings that differ, and the scores of every evaluation that both runs have, with verdicts."""
-    settings = [settings_of(folder) for folder in (one, other)]
-    rows: list[Row] = [("setting", one.name, other.name)]
+    settings = [settings_of(RunFolder(folder)) for folder in (left, right)]
+    rows: list[Row] = [("setting", left.name, right.name)]
     for key in sorted({*settings[0], *settings[1]}):
-        values = [found.get(key, "—") for found in settings]
-        if values[0] != values[1] and not key.startswith(_BESIDE):
+        values = [each.get(key, "—") for each in settings]
+        if values[0] != values[1] and not key.startswith(_WITHOUT_INFLUENCE):
             rows.append((key, *values))
     parts = [as_text(rows) if len(rows) > 1 else "the settings are the same"]
-    evaluations = {path.name for path in _evaluations(one)} & {path.name for path in _evaluations(other)}
-    for name in sorted(evaluations):
-        parts.append(_compared_on(name, one, other))
-    if not evaluations:
+    shared = {path.name for path in _evaluations(left)} & {path.name for path in _evaluations(right)}
+    parts += [_compare_evaluation(name, left, right) for name in sorted(shared)]
+    if not shared:
         parts.append("no evaluation that both have: score them on the same sets under the same prompt")
     return "\n\n".join(parts)
 
 
 def _evaluations(folder: Path) -> list[Path]:
-    return [path.parent for path in folder.glob(f"evaluations/*/{pairs.FILE_NAME}")]
+    return [path.parent for path in folder.glob(f"{RunFolder.EVALUATIONS}/*/{pairs.FILE_NAME}")]
 
 
-def _compared_on(name: str, one: Path, other: Path) -> str:
+def _compare_evaluation(name: str, left: Path, right: Path) -> str:
     """One evaluation's table: both scores, second minus first, and the verdict."""
-    folders = [folder / "evaluations" / name for folder in (one, other)]
+    folders = [folder / RunFolder.EVALUATIONS / name for folder in (left, right)]
     data = pairs.read(folders[0])
-    cosines = [[_evaluation(folder).cosines] for folder in folders]
+    cosines = [[_load(folder).cosines] for folder in folders]
     drawn = resample(cosines, data.scores, data.identity)
     (differences,) = drawn.differences([(1, 0)])
-    rows: list[Row] = [("set", one.name, other.name, "difference", "the second is")]
+    rows: list[Row] = [("set", left.name, right.name, "difference", "the second is")]
     for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
@@ -152,11 +148,11 @@ def _compared_on(name: str, one: Path, other: Path) -> str:
     return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
 
 
-def _evaluation(folder: Path) -> Evaluation:
-    found = results.load_evaluation(folder)
-    if found is None:
+def _load(folder: Path) -> Evaluation:
+    evaluation = results.load_evaluation(folder)
+    if evaluation is None:
         raise UserError(f"{folder} has no {results.METRICS}: run its job again, which makes it anew")
-    return found
+    return evaluation
 
 
 def remove_runs(folders: list[Path], *, sure: bool) -> None:

@@ -8,8 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import PLACEHOLDER, Attention, Pooling, Quantization, from_plain
-from cft.system.digest import to_plain
+from cft.config.schema import PLACEHOLDER, Attention, Pooling, Quantization
+from cft.system.digest import from_plain, to_plain
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 

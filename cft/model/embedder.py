@@ -304,16 +304,17 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor
 
     Source: of the weighted mean, Muennighoff 2022, arXiv 2202.08904.
     """
+    states = states.float()  # before nodes are selected: the gradients of one that is selected often add up in float32
     if pooling is Pooling.last:
-        return states.index_select(0, layout.last).float()
+        return states.index_select(0, layout.last)
     if pooling is Pooling.first:
-        return states.index_select(0, layout.paths[:, 0]).float()
+        return states.index_select(0, layout.paths[:, 0])
     rows, length = layout.paths.shape
     place = torch.arange(1, length + 1, device=states.device)
     weights = (place <= layout.lengths[:, None]).float()
     if pooling is Pooling.weighted_mean:
         weights = weights * place
-    by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1).float()
+    by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1)
     with torch.autocast(states.device.type, enabled=False):  # which would round the mean to bfloat16
         return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
 

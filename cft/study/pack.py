@@ -16,7 +16,8 @@ from pathlib import Path
 from cft.evaluation import pairs, results
 from cft.evaluation.scores import spearman
 from cft.job import figures
-from cft.job.plan import FINISHED, InputCache
+from cft.job.plan import InputCache
+from cft.job.run_folder import RunFolder
 from cft.study import plan as study_plan
 from cft.study.plan import DONE, Study
 from cft.study.spec import DEFAULT_OUTPUTS
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 PLACES = ("outputs", "data.train", "data.dev", "eval.folder")
 
 _CONFIG = "config.json"
-_OF_TRAINING = (figures.HISTORY, FINISHED, "environment.json", "data.json")
+_OF_TRAINING = (figures.HISTORY, RunFolder.FINISHED, "environment.json", "data.json")
 
 # Points by which a score may differ from the recorded one: other versions of numpy and scipy add up in another order.
 _ROUNDING = 0.001

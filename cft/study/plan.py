@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cft.config.schema import Config, LoggerSettings, from_plain
+from cft.config.schema import Config, LoggerSettings
 from cft.evaluation import pairs, results
 from cft.job.plan import Plan
 from cft.study.spec import Cell, Experiment
-from cft.system.digest import digest
+from cft.system.digest import digest, from_plain
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 

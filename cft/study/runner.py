@@ -19,7 +19,7 @@ from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import write_json
 from cft.training import checkpoint
-from cft.training.trainer import Watcher
+from cft.training.trainer import RowCallback
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _run_in_sequence(todo: list[str], work: _Work) -> None:
             estimate.say()
 
 
-def carry_out(name: str, config: Config, inputs: InputCache | None = None, watch: Watcher | None = None) -> bool:
+def carry_out(name: str, config: Config, inputs: InputCache | None = None, watch: RowCallback | None = None) -> bool:
     """Do one run and note what became of it.
 
     Args:

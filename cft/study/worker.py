@@ -13,9 +13,10 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 
-from cft.config.schema import Config, from_plain
+from cft.config.schema import Config
 from cft.system.console import set_up_console
 from cft.system.devices import claim_device
+from cft.system.digest import from_plain
 from cft.system.files import read_json
 
 

@@ -1,7 +1,6 @@
-"""Files that are either whole or absent, directories named by what they hold, and who is at work in one."""
+"""Files that are written whole or not at all, and locks on directories."""
 
 import contextlib
-import fcntl
 import io
 import json
 import logging
@@ -14,14 +13,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 
-from cft.system.digest import to_plain
+from cft.system.digest import from_plain, to_plain
 from cft.system.errors import UserError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -149,6 +151,18 @@ class _Record(dict):
         raise UserError(f"{self._path} lacks {key!r}; remove its folder and run again to make it anew")
 
 
+def read_record(path: Path, kind: type[T]) -> T:
+    """Read a JSON file into a dataclass.
+
+    Raises:
+        UserError: naming the file, if it is missing, not JSON or not such a record.
+    """
+    try:
+        return from_plain(kind, read_json(path))
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file.
 
@@ -209,24 +223,20 @@ def exclusive_lock(directory: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: if another process is at work there, naming it.
     """
-    path = directory / ".lock"
-    with contextlib.ExitStack() as stack:
-        with _blamed_on(path):
-            directory.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(path.open("a+"))
+    lock = FileLock(directory / ".lock")
+    with _blamed_on(Path(lock.lock_file)):
+        directory.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = f"process {stream.read().strip() or 'unknown'} is at work in {directory}"
+            lock.acquire(blocking=False)
+        except Timeout:
+            process = Path(lock.lock_file).read_text(encoding="utf-8").strip() or "unknown"
+            holder = f"process {process} is at work in {directory}"
             if not wait:
                 raise UserError(f"{holder}; wait for it, or stop it") from None
             log.info("%s: waiting for it", holder)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            error.filename = error.filename or str(path)
-            raise
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+            lock.acquire()
+    try:
+        Path(lock.lock_file).write_text(f"{os.getpid()}\n", encoding="utf-8")
         yield
+    finally:
+        lock.release()

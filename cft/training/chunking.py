@@ -65,17 +65,20 @@ def require_separable(model: torch.nn.Module) -> None:
 
 
 def choose_chunking(
-    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, *, bf16: bool, asked: int | None
+    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, *, bf16: bool, chunk_tokens: int | None
 ) -> Chunking:
-    """Choose chunks for batches like this one, by what small ones take and what is free.
+    """Choose chunks for batches like this one, by the memory that small ones take and that is free.
 
     Args:
-        embedder: set up for training. batch: of this process. loss: whether hard negatives count. bf16: whether the
-            model is trained under autocast. asked: tokens that the configuration names, or None to choose.
+        embedder: set up for training.
+        batch: this process's share.
+        loss: whether hard negatives count.
+        bf16: whether the model is trained under autocast to bfloat16.
+        chunk_tokens: as configured; None to choose.
     """
-    if asked is not None:
+    if chunk_tokens is not None:
         require_separable(embedder.model)
-        return Chunking(asked)
+        return Chunking(chunk_tokens)
     texts = texts_of(batch, loss)
     layout = embedder.layout(embedder.tokenize(texts))
     negatives = max((len(row.negatives) for row in batch), default=0) if loss.hard_negatives else 0

@@ -1,14 +1,16 @@
 """One batch's loss and its gradient, whatever the memory and the number of processes.
 
-A batch that does not fit goes through the model in chunks, by gradient caching (Gao et al. 2021, arXiv 2101.06983):
-first all vectors without gradient, then the loss and its gradient with respect to them, then each chunk again, now
-with gradient, its random state replayed. The gradient is the whole batch's, at twice the forward time.
+A batch that does not fit into memory goes through the model in chunks, by gradient caching: embed all chunks without
+gradient; take the loss and its gradient with respect to the embeddings; run each chunk once more, with gradient and
+the same dropout, and backpropagate its part. The gradient is that of the whole batch, at twice the forward time.
+
+Source: Gao et al. 2021, arXiv 2101.06983.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,105 +20,89 @@ from cft.model.embedder import Embedder
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, info_nce
 
-# Anchors whose similarities to all candidates are held at one time.
+# Anchors per block of the loss: the similarities of a large batch would take more memory than a chunk of the model.
 _ANCHORS = 256
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one batch cost.
+    """Statistics of one batch, over all processes but for `chunks`."""
 
-    loss, accuracy, candidates: as in ContrastiveLoss, over all processes. tokens: of all texts. nodes: what the model
-    ran on in their stead. chunks: in how many parts this process did its share.
-    """
-
-    loss: float
-    accuracy: float
-    candidates: float
-    tokens: int
-    nodes: int
-    chunks: int
+    loss: float  # mean over the anchors, in nats
+    accuracy: float  # share of anchors whose own positive scored highest
+    candidates: float  # mean number of texts that an anchor chose from
+    tokens: int  # of all texts
+    nodes: int  # that went through the model in place of the tokens
+    chunks: int  # in which this process's texts went through the model
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whose similarities are learnt, and how: settings is conf/distill."""
+    """A finished embedder whose similarities are part of the target."""
 
     embedder: Embedder
-    settings: DistillSettings
+    settings: DistillSettings  # conf/distill
 
 
-class _Lesson(NamedTuple):
-    """A teacher's vectors of this process's texts, in the order of `texts_of`, and what is made of them."""
+@dataclass(frozen=True)
+class BatchSetup:
+    """How batches become gradients: what does not change from one batch to the next."""
 
-    vectors: torch.Tensor
-    settings: DistillSettings
+    loss: LossSettings
+    teacher: Teacher | None = None
+    world: World = SINGLE_PROCESS  # the processes that share a batch
+    chunk_tokens: int | None = None  # that go through the model at once; None for the whole batch
+    autocast: Callable[[], AbstractContextManager] = nullcontext  # the precision that models run in
 
 
 def contrastive_backward(
     embedder: Embedder,
     batch: Sequence[Triplet],
-    loss: LossSettings,
+    setup: BatchSetup,
     *,
-    teacher: Teacher | None = None,
+    sequences: Sequence[tuple[int, ...]] | None = None,
     scale: float = 1.0,
     seed: int = 0,
-    sequences: Sequence[tuple[int, ...]] | None = None,
-    chunk_tokens: int | None = None,
-    world: World = SINGLE_PROCESS,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> StepStats:
-    """Add the gradient of one batch's loss to the trained weights' gradients.
+    """Add the gradient of one batch's loss to the gradients of the trained weights.
+
+    With several processes each adds the part that its own texts make; the caller sums the weights' gradients.
 
     Args:
         embedder: with trainable weights.
         batch: B triplets, the same on every process.
-        loss: which objective, at which temperature.
-        teacher: whose similarities are part of the target; None for none.
+        setup: loss, teacher, processes, memory and precision.
+        sequences: what `tokens_of` gives for the batch, if it is tokenized already.
         scale: what the loss is multiplied by.
-        seed: draws the dropout of chunks; without chunks the generator goes on as it stands.
-        sequences: what `tokens_of` gives for the batch, if that was done already.
-        chunk_tokens: tokens that go through the model at once; None for all.
-        world: the processes that share the batch. The caller sums the weights' gradients over them.
-        autocast: the precision that the model runs in.
+        seed: of the chunks' dropout; without chunks the random generator goes on as it stands.
     """
-    mine = batch[world.shard(len(batch))]
-    sequences = tokens_of(embedder, batch, loss, world) if sequences is None else sequences
-    chunks = [list(range(len(sequences)))]
-    if chunk_tokens is not None:
-        chunks = list(embedder.chunks(embedder.order(sequences), sequences, chunk_tokens))
-    whole = len(chunks) == 1
-    sizes: list[tuple[int, int]] = []
+    loss, world = setup.loss, setup.world
+    if sequences is None:
+        sequences = tokens_of(embedder, batch, loss, world)
+    chunks = _Chunks(embedder, sequences, setup, seed)
+    embeddings = chunks.embed()
 
-    def vectors_of(number: int) -> torch.Tensor:
-        if not whole:
-            torch.manual_seed((seed * 65_537 + number) % 2**63)  # torch takes no more
-        layout = embedder.layout([sequences[row] for row in chunks[number]])
-        sizes.append((layout.tokens, layout.nodes))
-        with autocast():
-            return embedder.forward(layout)
+    # The loss is taken of detached embeddings: its gradient with respect to them is what each chunk needs later.
+    leaf = embeddings.detach().requires_grad_(True)
+    student = _Pool(leaf, batch, setup)
+    directions = _directions(student, _teacher_pool(batch, setup, leaf.device), batch, setup)
+    rows = student.rows
+    blocks = []
+    for start in range(0, rows, _ANCHORS):
+        end = min(start + _ANCHORS, rows)
+        losses = [info_nce(**direction.block(start, end)) for direction in directions]
+        block_loss = torch.stack([each.loss for each in losses]).mean()
+        (block_loss * ((end - start) / len(batch) * scale)).backward()
+        blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
+    student.backward()
 
-    with torch.set_grad_enabled(whole):
-        parts = [vectors_of(number) for number in range(len(chunks))]
-    place = torch.tensor([row for chunk in chunks for row in chunk], device=parts[0].device)
-    vectors = torch.cat(parts)[place.argsort()]
-    leaf = vectors.detach().requires_grad_(True)
-    lesson = None
-    if teacher is not None:
-        with autocast():
-            known = teacher.embedder.encode(texts_of(mine, loss))
-        lesson = _Lesson(torch.from_numpy(known).to(leaf.device), teacher.settings)
-    found, share = _loss(leaf, batch, len(mine), loss, world, scale=scale, lesson=lesson)
-    values = [found.loss.item() * share, found.accuracy * share, found.candidates * share]
-    values += [sum(size) for size in zip(*sizes, strict=True)]
     assert leaf.grad is not None
-    if whole:
-        vectors.backward(leaf.grad)
-    else:
-        for number, chunk in enumerate(chunks):
-            vectors_of(number).backward(leaf.grad[chunk])
-    cost, accuracy, candidates, tokens, nodes = world.all_reduce_sum(values, leaf.device)
-    return StepStats(cost, accuracy, candidates, int(tokens), int(nodes), len(chunks))
+    chunks.backward(embeddings, leaf.grad)
+    share = rows / len(batch)
+    local = _mean_over_blocks(blocks)
+    values = [local.loss.item() * share, local.accuracy * share, local.candidates * share, chunks.tokens, chunks.nodes]
+    total_loss, accuracy, candidates, tokens, nodes = world.all_reduce_sum(values, leaf.device)
+    return StepStats(total_loss, accuracy, candidates, int(tokens), int(nodes), len(chunks.rows))
 
 
 def tokens_of(
@@ -128,142 +114,164 @@ def tokens_of(
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:
     """Anchors, then positives, then hard negatives if they count."""
-    negatives = [text for row in rows for text in row.negatives] if loss.hard_negatives else []
-    return [row.anchor for row in rows] + [row.positive for row in rows] + negatives
+    return [row.anchor for row in rows] + [row.positive for row in rows] + _hard_negatives(rows, loss)
 
 
-class _Question(NamedTuple):
-    """Which texts each row of a batch must choose among.
-
-    asked: place of the first row's vector among this process's own. among: what the candidates are; the rows' right
-    ones come first. masked: (B, candidates) True for those that do not count; None where all do.
-    """
-
-    asked: int
-    among: list[str]
-    masked: torch.Tensor | None
+def _hard_negatives(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:
+    return [text for row in rows for text in row.negatives] if loss.hard_negatives else []
 
 
-def _loss(
-    leaf: torch.Tensor,
-    batch: Sequence[Triplet],
-    rows: int,
-    loss: LossSettings,
-    world: World,
-    *,
-    scale: float,
-    lesson: _Lesson | None,
-) -> tuple[ContrastiveLoss, float]:
-    """The loss of this process's anchors among everybody's candidates, its gradient put on `leaf`.
+class _Chunks:
+    """A process's texts of a batch, in chunks that go through the model one after the other."""
 
-    Args:
-        leaf: this process's vectors, in the order of `texts_of`. rows: this process's share of the batch. lesson: what
-            a teacher makes of the same texts.
+    def __init__(self, embedder: Embedder, sequences: Sequence[tuple[int, ...]], setup: BatchSetup, seed: int) -> None:
+        self.rows = [list(range(len(sequences)))]  # of each chunk
+        if setup.chunk_tokens is not None:
+            self.rows = list(embedder.chunks(embedder.order(sequences), sequences, setup.chunk_tokens))
+        self.tokens = self.nodes = 0
+        self._embedder, self._sequences, self._autocast, self._seed = embedder, sequences, setup.autocast, seed
 
-    Returns:
-        The loss, and these anchors' share of all.
-    """
-    questions = _questions(batch, rows, loss)
-    named = {name for question in questions for name in question.among}
-    gathered = _gather(leaf, batch, rows, loss, world, named)
-    everybody = {name: vectors.detach().requires_grad_(True) for name, vectors in gathered.items()}
-    candidates = [torch.cat([everybody[name] for name in question.among]) for question in questions]
-    lessons: list[torch.Tensor] = []
-    if lesson is not None:
-        known = _gather(lesson.vectors, batch, rows, loss, world, named)
-        lessons = [torch.cat([known[name] for name in question.among]) for question in questions]
-    first = world.shard(len(batch)).start
-    # Anchors in blocks: the similarities of a large batch would take more memory than a chunk of the model.
-    parts = []
-    for start in range(0, rows, _ANCHORS):
-        end = min(start + _ANCHORS, rows)
-        answers = []
-        for number, (asked, _, masked) in enumerate(questions):
-            own = slice(asked + start, asked + end)
-            excluded = masked[first + start : first + end].to(leaf.device) if masked is not None else None
-            targets = None
-            if lesson is not None:
-                targets = distillation_targets(
-                    lesson.vectors[own],
-                    lessons[number],
-                    share=lesson.settings.share,
-                    temperature=lesson.settings.temperature,
-                    false_negatives=excluded,
-                    first=first + start,
-                )
-            answers.append(
-                info_nce(
-                    leaf[own],
-                    candidates[number],
-                    temperature=loss.temperature,
-                    false_negatives=excluded,
-                    first=first + start,
-                    targets=targets,
-                )
+    def embed(self) -> torch.Tensor:
+        """Embeddings (texts, D) in the order of the sequences; with a graph if there is one chunk alone."""
+        with torch.set_grad_enabled(len(self.rows) == 1):
+            parts = [self._forward(number, count=True) for number in range(len(self.rows))]
+        place = torch.tensor([row for rows in self.rows for row in rows], device=parts[0].device)
+        return torch.cat(parts)[place.argsort()]
+
+    def backward(self, embeddings: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Backpropagate the gradient (texts, D) of what `embed` gave, chunk by chunk."""
+        if len(self.rows) == 1:
+            embeddings.backward(gradient)
+            return
+        for number, rows in enumerate(self.rows):
+            self._forward(number).backward(gradient[rows])
+
+    def _forward(self, number: int, *, count: bool = False) -> torch.Tensor:
+        if len(self.rows) > 1:  # the second pass must draw the dropout of the first; torch takes seeds below 2^63
+            torch.manual_seed((self._seed * 65_537 + number) % 2**63)
+        layout = self._embedder.layout([self._sequences[row] for row in self.rows[number]])
+        if count:
+            self.tokens += layout.tokens
+            self.nodes += layout.nodes
+        with self._autocast():
+            return self._embedder.forward(layout)
+
+
+class _Pool:
+    """Embeddings of one model: this process's own, and all processes' by role, gathered with gradient."""
+
+    def __init__(self, local: torch.Tensor, batch: Sequence[Triplet], setup: BatchSetup) -> None:
+        world, loss = setup.world, setup.loss
+        shards = [batch[World(rank, world.size).shard(len(batch))] for rank in range(world.size)]
+        sizes = [len(shard) for shard in shards]
+        self.local = local  # (texts, D) in the order of `texts_of`
+        self.rows = rows = sizes[world.rank]
+        self._gathered = {"positives": world.all_gather(local[rows : 2 * rows], sizes)}
+        if any(_hard_negatives(batch, loss)):
+            counts = [len(_hard_negatives(shard, loss)) for shard in shards]
+            self._gathered["negatives"] = world.all_gather(local[2 * rows :], counts)
+        if loss.anchors_as_negatives or loss.both_directions:
+            self._gathered["anchors"] = world.all_gather(local[:rows], sizes)
+        self._leaves = {role: vectors.detach().requires_grad_(True) for role, vectors in self._gathered.items()}
+
+    def candidates(self, roles: Sequence[str]) -> torch.Tensor:
+        """Embeddings (C, D) of all processes' texts in these roles."""
+        return torch.cat([self._leaves[role] for role in roles if role in self._leaves])
+
+    def backward(self) -> None:
+        """Send the candidates' gradients back to the processes that embedded them."""
+        leaves = [self._leaves[role].grad for role in self._gathered]
+        torch.autograd.backward(list(self._gathered.values()), leaves)
+
+
+def _teacher_pool(batch: Sequence[Triplet], setup: BatchSetup, device: torch.device) -> _Pool | None:
+    """The teacher's embeddings of the same texts."""
+    if setup.teacher is None:
+        return None
+    with setup.autocast():
+        vectors = setup.teacher.embedder.encode(texts_of(batch[setup.world.shard(len(batch))], setup.loss))
+    return _Pool(torch.from_numpy(vectors).to(device), batch, setup)
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """Queries of this process, each of which must pick its own text among candidates of all processes."""
+
+    queries: torch.Tensor  # (rows, D) of this process
+    candidates: torch.Tensor  # (C, D) of all processes, first those that belong to the rows of the batch
+    mask: torch.Tensor | None  # (batch, C) True for candidates that do not count; None if all do
+    first: int  # row of the batch that the first query is of
+    temperature: float
+    teacher: tuple[torch.Tensor, torch.Tensor] | None  # the teacher's embeddings of the queries and the candidates
+    distill: DistillSettings
+
+    def block(self, start: int, end: int) -> dict[str, Any]:
+        """Arguments of `info_nce` for the queries from `start` to `end`."""
+        first = self.first + start
+        mask = None if self.mask is None else self.mask[first : self.first + end].to(self.queries.device)
+        targets = None
+        if self.teacher:
+            targets = distillation_targets(
+                self.teacher[0][start:end],
+                self.teacher[1],
+                share=self.distill.share,
+                temperature=self.distill.temperature,
+                false_negatives=mask,
+                first=first,
             )
-        cost = torch.stack([answer.loss for answer in answers]).mean()
-        (cost * ((end - start) / len(batch) * scale)).backward()
-        parts.append((answers[0]._replace(loss=cost.detach()), (end - start) / rows))
-    torch.autograd.backward(list(gathered.values()), [vectors.grad for vectors in everybody.values()])
-    return _mean(parts), rows / len(batch)
+        return {
+            "anchor": self.queries[start:end],
+            "positive": self.candidates,
+            "temperature": self.temperature,
+            "false_negatives": mask,
+            "first": first,
+            "targets": targets,
+        }
 
 
-def _gather(
-    vectors: torch.Tensor, batch: Sequence[Triplet], rows: int, loss: LossSettings, world: World, named: set[str]
-) -> dict[str, torch.Tensor]:
-    """Everybody's vectors by what they are of, out of one process's own."""
-    shares = [batch[World(rank, world.size).shard(len(batch))] for rank in range(world.size)]
-    sizes = [len(share) for share in shares]
-    found = {"positives": world.all_gather(vectors[rows : 2 * rows], sizes)}
-    if "negatives" in named:
-        found["negatives"] = world.all_gather(vectors[2 * rows :], [_hard(share, loss) for share in shares])
-    if "anchors" in named:
-        found["anchors"] = world.all_gather(vectors[:rows], sizes)
-    return found
+def _directions(student: _Pool, teacher: _Pool | None, batch: Sequence[Triplet], setup: BatchSetup) -> list[_Direction]:
+    """Anchors that pick positives and, in both directions, positives that pick anchors."""
+    loss, rows = setup.loss, student.rows
 
+    def direction(queries: slice, roles: list[str], mask: torch.Tensor | None) -> _Direction:
+        return _Direction(
+            queries=student.local[queries],
+            candidates=student.candidates(roles),
+            mask=mask,
+            first=setup.world.shard(len(batch)).start,
+            temperature=loss.temperature,
+            teacher=(teacher.local[queries], teacher.candidates(roles)) if teacher else None,
+            distill=setup.teacher.settings if setup.teacher else DistillSettings(),
+        )
 
-def _hard(rows: Sequence[Triplet], loss: LossSettings) -> int:
-    """Hard negatives that count."""
-    return sum(len(row.negatives) for row in rows) if loss.hard_negatives else 0
-
-
-def _questions(batch: Sequence[Triplet], rows: int, loss: LossSettings) -> list[_Question]:
-    """What an anchor must choose among, and, in both directions, what a positive must."""
-    masked, masked_back = _not_wrong(batch, loss)
-    among = ["positives"]
-    among += ["negatives"] if _hard(batch, loss) else []
-    among += ["anchors"] if loss.anchors_as_negatives else []
-    found = [_Question(0, among, masked)]
+    roles = ["positives", "negatives", *(["anchors"] if loss.anchors_as_negatives else [])]
+    directions = [direction(slice(rows), roles, _mask_of_anchors(batch, loss))]
     if loss.both_directions:
-        found.append(_Question(rows, ["anchors"], masked_back))
-    return found
+        mask = false_negative_mask([row.anchor for row in batch], []) if loss.mask_false_negatives else None
+        directions.append(direction(slice(rows, 2 * rows), ["anchors"], mask))
+    return directions
 
 
-def _not_wrong(batch: Sequence[Triplet], loss: LossSettings) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which candidates do not count against an anchor, and which anchors do not count against a positive.
-
-    Returns:
-        (B, candidates) and (B, B) bool; None where all count.
-    """
+def _mask_of_anchors(batch: Sequence[Triplet], loss: LossSettings) -> torch.Tensor | None:
+    """(B, C) True for candidates that do not count against an anchor; None if all do."""
     anchors, positives = [row.anchor for row in batch], [row.positive for row in batch]
-    negatives = [text for row in batch for text in row.negatives] if loss.hard_negatives else []
-    masked = false_negative_mask(positives, negatives) if loss.mask_false_negatives else None
-    if loss.anchors_as_negatives:
-        # An anchor is no negative of itself, nor is its twin: triplets of one premise have equal anchors.
-        twins = false_negative_mask(anchors, anchors)[:, len(anchors) :]
-        if masked is None:
-            masked = torch.zeros(len(batch), len(positives) + len(negatives), dtype=torch.bool)
-        else:
-            twins |= false_negative_mask(positives, anchors)[:, len(positives) :]
-        masked = torch.cat([masked, twins], dim=1)
-    back = false_negative_mask(anchors, []) if loss.mask_false_negatives and loss.both_directions else None
-    return masked, back
+    negatives = _hard_negatives(batch, loss)
+    mask = false_negative_mask(positives, negatives) if loss.mask_false_negatives else None
+    if not loss.anchors_as_negatives:
+        return mask
+    # An anchor is no negative of itself, nor is its twin: triplets of one premise have equal anchors.
+    twins = false_negative_mask(anchors, anchors)[:, len(anchors) :]
+    if mask is None:
+        mask = torch.zeros(len(batch), len(positives) + len(negatives), dtype=torch.bool)
+    else:
+        twins |= false_negative_mask(positives, anchors)[:, len(positives) :]
+    return torch.cat([mask, twins], dim=1)
 
 
-def _mean(parts: list[tuple[ContrastiveLoss, float]]) -> ContrastiveLoss:
-    """Over blocks of anchors, each with its share."""
+def _mean_over_blocks(blocks: list[tuple[ContrastiveLoss, float]]) -> ContrastiveLoss:
+    """The mean over blocks of anchors, each with its share of the anchors."""
     return ContrastiveLoss(
-        loss=torch.stack([part.loss * share for part, share in parts]).sum(),
-        accuracy=sum(part.accuracy * share for part, share in parts),
-        candidates=sum(part.candidates * share for part, share in parts),
+        loss=torch.stack([block.loss * share for block, share in blocks]).sum(),
+        accuracy=sum(block.accuracy * share for block, share in blocks),
+        candidates=sum(block.candidates * share for block, share in blocks),
     )

@@ -7,15 +7,11 @@ import torch.nn.functional as F
 
 
 class ContrastiveLoss(NamedTuple):
-    """What one batch cost, and what it was asked.
+    """The loss of some anchors."""
 
-    loss: scalar mean over the anchors, in nats. accuracy: share of anchors whose own positive scored highest.
-    candidates: mean number of texts that each anchor had to choose from.
-    """
-
-    loss: torch.Tensor
-    accuracy: float
-    candidates: float
+    loss: torch.Tensor  # scalar mean over the anchors, in nats
+    accuracy: float  # share of anchors whose own positive scored highest
+    candidates: float  # mean number of texts that an anchor chose from
 
 
 def info_nce(
@@ -39,10 +35,11 @@ def info_nce(
             belongs to anchor i.
         negatives: (M, D), any number a row, or None for in-batch negatives only.
         temperature: > 0, no unit; smaller is sharper. The paper uses 0.05.
-        false_negatives: (B, P + M) True where a candidate says what the anchor's positive says and so must not
-            count against it; None counts every candidate, as the paper does.
-        targets: (B, P + M) what each anchor should make of the candidates, every row adding up to 1 and 0 where
-            false_negatives is True (see `taught`); None for its own positive alone.
+        false_negatives: (B, P + M) True where a candidate repeats the anchor's positive and must not count against
+            it; None counts every candidate, as the paper does.
+        first: row of `positive` that belongs to anchor 0.
+        targets: (B, P + M) target distribution over the candidates, rows sum to 1, 0 where false_negatives is True
+            (see `distillation_targets`); None for the anchor's own positive alone.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -61,15 +58,12 @@ def info_nce(
     if targets is None:
         loss = F.cross_entropy(logits, own)
     else:
-        # Where nothing is wanted, nothing counts: 0 times the logarithm of 0 would not be a number.
+        # A candidate with target 0 adds nothing; without the fill a masked one would add 0 * -inf, which is NaN.
         loss = -(targets * logits.log_softmax(dim=-1).masked_fill(targets == 0, 0)).sum(dim=-1).mean()
-    return ContrastiveLoss(
-        loss=loss,
-        accuracy=(logits.argmax(dim=-1) == own).float().mean().item(),
-        candidates=torch.isfinite(logits).sum(dim=-1).float().mean().item()
-        if false_negatives is not None
-        else float(len(candidates)),
-    )
+    accuracy = (logits.argmax(dim=-1) == own).float().mean().item()
+    if false_negatives is None:
+        return ContrastiveLoss(loss, accuracy, float(len(candidates)))
+    return ContrastiveLoss(loss, accuracy, torch.isfinite(logits).sum(dim=-1).float().mean().item())
 
 
 def distillation_targets(
@@ -81,16 +75,18 @@ def distillation_targets(
     false_negatives: torch.Tensor | None = None,
     first: int = 0,
 ) -> torch.Tensor:
-    """What a teacher makes of the candidates, mixed with the label that an anchor's positive is the right one.
+    """Target distributions: a teacher's similarities, mixed with the one-hot label of the anchor's positive.
 
     Args:
-        anchor: (B, D) the teacher's vectors. candidates: (C, D) likewise; row first + i is anchor i's positive.
-        share: of the target that is the teacher's, 0 to 1.
+        anchor: (B, D) the teacher's embeddings.
+        candidates: (C, D) the teacher's embeddings; row first + i is anchor i's positive.
+        share: the teacher's share of the target, 0 to 1.
         temperature: > 0, of the softmax over the teacher's cosines.
         false_negatives: (B, C) True for candidates that do not count; None for none.
+        first: row of `candidates` that belongs to anchor 0.
 
     Returns:
-        (B, C) float32, every row adding up to 1.
+        (B, C) float32, rows sum to 1.
 
     Source: Hinton et al. 2015, arXiv 1503.02531, with a batch's candidates for classes.
     """
@@ -112,8 +108,8 @@ def false_negative_mask(positives: list[str], negatives: list[str]) -> torch.Ten
     Returns:
         (B, B + M) bool; the diagonal of the left part, an anchor's own positive, is never marked.
     """
-    number = {text: index for index, text in enumerate(dict.fromkeys(positives + negatives))}
-    candidates = torch.tensor([number[text] for text in positives + negatives])
+    ids = {text: index for index, text in enumerate(dict.fromkeys(positives + negatives))}
+    candidates = torch.tensor([ids[text] for text in positives + negatives])
     own = candidates[: len(positives)]
     same = own[:, None] == candidates[None, :]
     same[torch.arange(len(own)), torch.arange(len(own))] = False

@@ -1,5 +1,6 @@
 """Contrastive fine-tuning: the loop from triplets to trained weights."""
 
+import functools
 import logging
 import math
 import time
@@ -7,15 +8,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from tqdm import tqdm
 
 from cft.config.schema import Config, TrainSettings
@@ -29,16 +28,60 @@ from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
 from cft.training import checkpoint
 from cft.training.chunking import Chunking, choose_chunking
-from cft.training.contrastive import StepStats, Teacher, contrastive_backward, tokens_of
+from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 
-Watcher = Callable[[dict], None]
+RowCallback = Callable[[dict], None]
+StepCallback = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What to train: everything but the weights."""
+
+    config: Config
+    data: TrainingData
+    folder: Path  # of the checkpoints
+    steps: int  # of the whole training, as `plan_steps` gives them; the schedule spans them
+    stop_at: int  # step after which to stop, `steps` for all; a later call goes on from there
+    bf16: bool = False  # run the model under autocast to bfloat16
+    teacher: Teacher | None = None  # whose similarities are part of the target
+    world: World = SINGLE_PROCESS  # the processes that train together
+
+
+@dataclass(frozen=True)
+class _State:
+    """A training at work."""
+
+    run: TrainingRun
+    embedder: Embedder
+    optimizer: torch.optim.Optimizer
+    chunking: Chunking
+    history: list[dict] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[str, torch.nn.Parameter]:
+        """The trained weights by name."""
+        return trainable(self.embedder.model)
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision that models run in."""
+        return torch.autocast(self.embedder.device.type, torch.bfloat16, enabled=self.run.bf16)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The triplets of one step."""
+
+    rows: np.ndarray  # their numbers in the data
+    triplets: list[Triplet]
+    sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
 
 
 def plan_steps(train: TrainSettings, rows: int) -> int:
-    """Steps that a training takes: as many as asked, but at most its epochs have full batches for.
+    """Steps that a training takes: as many as configured, but at most its epochs have full batches for.
 
     Raises:
         UserError: if the data does not fill one batch.
@@ -52,63 +95,14 @@ def plan_steps(train: TrainSettings, rows: int) -> int:
     return min(train.steps, train.epochs * per_epoch)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What every step of a training works with. embedder: with the model that Accelerate prepared."""
-
-    accelerator: Accelerator
-    embedder: Embedder
-    optimizer: torch.optim.Optimizer
-    config: Config
-    steps: int
-    world: World
-    chunking: Chunking
-    teacher: Teacher | None
-
-    @property
-    def weights(self) -> dict[str, torch.nn.Parameter]:
-        """The trained weights by name."""
-        return trainable(self.embedder.model)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What a step is made on. rows: numbers of its triplets. sequences: tokens, a list a micro-batch."""
-
-    rows: np.ndarray
-    triplets: list[Triplet]
-    sequences: list[list[tuple[int, ...]]]
-
-
-def train(
-    embedder: Embedder,
-    data: TrainingData,
-    config: Config,
-    *,
-    folder: Path,
-    steps: int,
-    stop_at: int,
-    bf16: bool,
-    watch: Watcher,
-    reached: Callable[[int], None],
-    world: World = SINGLE_PROCESS,
-    teacher: Teacher | None = None,
-) -> list[dict]:
-    """Train an embedder's trainable weights in place, from its last checkpoint in `folder` if there is one.
+def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step: StepCallback) -> list[dict]:
+    """Train an embedder's trainable weights in place, from the last checkpoint in the run's folder if there is one.
 
     Args:
         embedder: under the prompt of training, its trainable weights freshly initialised.
-        data: triplets, holdout and development pairs.
-        config: the job.
-        folder: where checkpoints go.
-        steps: what `plan_steps` gave: the schedule is laid over them.
-        stop_at: the step to stop after, `steps` for all; a later call goes on from there.
-        bf16: run the model in bfloat16 where torch's autocast allows it.
-        watch: called with every row of the history as it arises; on the first process only.
-        reached: called with the number of every step once its update is done, before a checkpoint goes past it; on
-            the first process only.
-        world: the processes that train together; only the first evaluates and writes.
-        teacher: whose similarities are part of the target, if anybody's are.
+        run: what to train.
+        on_row: called on the main process with every row of the history as it arises.
+        on_step: called on the main process with the number of every step after its update, before its checkpoint.
 
     Returns:
         The history: a row a step (`event` "step") and a row a development evaluation ("dev").
@@ -116,206 +110,179 @@ def train(
     Raises:
         UserError: on a loss or gradient that is not finite, naming the step and rows.
     """
-    settings = config.train
-    with _accelerator(embedder.device, bf16) as accelerator:
-        if settings.gradient_checkpointing:
-            recompute_activations(embedder.model)
-        # Only set up for its precision: gradients of several processes are summed by us, after all of their chunks.
-        model = accelerator.prepare_model(embedder.model, evaluation_mode=True)
-        model.train()
-        embedder = Embedder(model, embedder.backbone, embedder.contract)
-        weights = trainable(model)
-        optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=settings.weight_decay)
-        start, history = _resume(folder, weights, optimizer, world)
-        if start:
-            log.info("continuing after step %d of %d", start, steps)
-        rows = batches(len(data.triplets), settings.batch_size, seed=config.seed, start=start, stop=stop_at)
-        chunking = _chunking(embedder, data, config, world, bf16=bf16)
-        work = _Work(accelerator, embedder, optimizer, config, steps, world, chunking, teacher)
+    settings, world = run.config.train, run.world
+    if settings.gradient_checkpointing:
+        recompute_activations(embedder.model)
+    embedder.model.train()
+    state, start = _resume(embedder, run)
 
-        def note(row: dict) -> None:
-            history.append(row)
+    def note(row: dict) -> None:
+        state.history.append(row)
+        if world.is_main:
+            on_row(row)
+
+    rows = batches(len(run.data.triplets), settings.batch_size, seed=run.config.seed, start=start, stop=run.stop_at)
+    with (
+        tqdm(desc="training", unit="step", initial=start, total=run.stop_at, disable=not world.is_main) as bar,
+        signals.deferred_to_step_end() as signal_received,
+    ):
+        for step, batch in enumerate(_prefetch(rows, functools.partial(_load_batch, state)), start=start):
+            row = _step(state, batch, step=step)
+            note(row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
+            bar.update()
+            # A signal may reach the processes on both sides of a step; all must leave after the same one.
+            signal = world.all_reduce_max(signal_received())
             if world.is_main:
-                watch(row)
-
-        quiet = not world.is_main
-        coming = _ahead(rows, lambda chosen: _prepare(work, data, chosen))
-        with (
-            tqdm(coming, desc="training", unit="step", initial=start, total=stop_at, disable=quiet) as bar,
-            signals.deferred_to_step_end() as asked_to_end,
-        ):
-            for step, batch in enumerate(bar, start=start):
-                row = _step(work, batch, step=step)
-                note(row)
-                bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
                 done = step + 1
-                # A signal may reach the processes on both sides of a step; all must leave after the same one.
-                signal = world.all_reduce_max(asked_to_end())
-                if quiet:
-                    _leave_if(signal)
-                    continue
-                due = settings.eval_every and (done % settings.eval_every == 0 or done == steps)
-                if due and (data.dev or data.holdout):
-                    note(_develop(embedder.with_template(config.prompt.saved_template), data, done))
-                reached(done)
-                if done % settings.checkpoint_every == 0 or done in (stop_at, steps) or signal:
-                    checkpoint.save(folder, step=done, history=history, weights=weights, optimizer=optimizer)
-                _leave_if(signal)
-        model.eval()
-    return history
+                if _development_is_due(run, done):
+                    note(_score_development_data(state, done))
+                on_step(done)
+                if done % settings.checkpoint_every == 0 or done in (run.stop_at, run.steps) or signal:
+                    checkpoint.save(
+                        run.folder, step=done, history=state.history, weights=state.weights, optimizer=state.optimizer
+                    )
+            if signal:
+                raise signals.Interrupted(signal)
+    embedder.model.eval()
+    return state.history
 
 
-def _leave_if(signal: int) -> None:
-    if signal:
-        raise signals.Interrupted(signal)
-
-
-def _prepare(work: _Work, data: TrainingData, rows: np.ndarray) -> _Batch:
-    config = work.config
-    triplets = [data.triplets[row] for row in rows]
-    size = len(triplets) // config.train.accumulation
-    micros = [triplets[start : start + size] for start in range(0, len(triplets), size)]
-    return _Batch(rows, triplets, [tokens_of(work.embedder, micro, config.loss, work.world) for micro in micros])
-
-
-def _ahead(steps: Iterable[np.ndarray], prepare: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
-    """Read and tokenise the next batch while this one is trained on: a GPU would wait for it."""
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        waiting: deque[Future[_Batch]] = deque()
-        for rows in steps:
-            waiting.append(worker.submit(prepare, rows))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _resume(
-    folder: Path, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, world: World
-) -> tuple[int, list[dict]]:
-    """The first process's checkpoint, on all processes: others need not see its file system."""
-    start, history = checkpoint.load(folder, weights=weights, optimizer=optimizer) if world.is_main else (0, [])
-    if world.size == 1:
-        return start, history
-    start = world.broadcast_object(start)
-    world.broadcast_tensors(weight.data for weight in weights.values())
-    world.broadcast_tensors(
-        moment for weight in weights.values() for moment in checkpoint.moments(optimizer, weight, step=start).values()
+def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
+    """The state of a training and the steps it has done; only the main process needs to see the checkpoint."""
+    config, world, weights = run.config, run.world, trainable(embedder.model)
+    optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.train.weight_decay)
+    step, history = checkpoint.load(run.folder, weights=weights, optimizer=optimizer) if world.is_main else (0, [])
+    if world.size > 1:
+        step = world.broadcast_object(step)
+        world.broadcast_tensors(weight.data for weight in weights.values())
+        moments = (checkpoint.moments(optimizer, weight, step=step).values() for weight in weights.values())
+        world.broadcast_tensors(moment for of_weight in moments for moment in of_weight)
+    if step:
+        log.info("continuing after step %d of %d", step, run.steps)
+    micro_batch = config.train.batch_size // config.train.accumulation
+    chunking = choose_chunking(
+        embedder,
+        run.data.triplets[world.shard(micro_batch)],
+        config.loss,
+        bf16=run.bf16,
+        chunk_tokens=config.train.chunk_tokens,
     )
-    return start, history
+    return _State(run, embedder, optimizer, chunking, history), step
 
 
-def _chunking(embedder: Embedder, data: TrainingData, config: Config, world: World, *, bf16: bool) -> Chunking:
-    size = config.train.batch_size // config.train.accumulation
-    batch = data.triplets[world.shard(size)]
-    return choose_chunking(embedder, batch, config.loss, bf16=bf16, asked=config.train.chunk_tokens)
+def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
+    config = state.run.config
+    triplets = [state.run.data.triplets[row] for row in rows]
+    size = len(triplets) // config.train.accumulation
+    micro_batches = [triplets[start : start + size] for start in range(0, len(triplets), size)]
+    world = state.run.world
+    return _Batch(rows, triplets, [tokens_of(state.embedder, each, config.loss, world) for each in micro_batches])
 
 
-def recompute_activations(model: torch.nn.Module) -> None:
-    """Gradient checkpointing, in the form that works with frozen embeddings."""
-    with warnings.catch_warnings():  # the call's newer name is not in all the versions that cft runs with
-        warnings.simplefilter("ignore", FutureWarning)
-        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
+    """Read and tokenize the next batch while this one is trained on: a GPU would wait for it."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending: deque[Future[_Batch]] = deque()
+        for rows in steps:
+            pending.append(worker.submit(load, rows))
+            if len(pending) > 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-@contextmanager
-def _accelerator(device: torch.device, bf16: bool) -> Iterator[Accelerator]:
-    """One device set up by Accelerate, and its process-wide state cleared for the next job of a sweep."""
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def _step(work: _Work, batch: _Batch, *, step: int) -> dict:
+def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     """One update of the weights; returns its row of the history."""
     began = time.perf_counter()
-    config, settings = work.config, work.config.train
-    rate = learning_rate(config.schedule, config.lr, step, work.steps)
-    for group in work.optimizer.param_groups:
+    run, optimizer, settings = state.run, state.optimizer, state.run.config.train
+    weights = list(state.weights.values())
+    rate = learning_rate(run.config.schedule, run.config.lr, step, run.steps)
+    for group in optimizer.param_groups:
         group["lr"] = rate
-    while True:
+    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
+    seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
+    size = len(batch.triplets) // settings.accumulation
+    stats: list[StepStats] = []
+    while not stats:
+        torch.manual_seed(seed)
+        setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
         try:
-            parts = _gradients(work, batch, step=step)
-            break
+            for number, sequences in enumerate(batch.sequences):
+                part = slice(number * size, (number + 1) * size)
+                triplets = batch.triplets[part]
+                stats.append(
+                    contrastive_backward(
+                        state.embedder,
+                        triplets,
+                        setup,
+                        sequences=sequences,
+                        scale=1 / settings.accumulation,
+                        seed=seed + part.start,
+                    )
+                )
+                _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
         except torch.OutOfMemoryError as error:
-            work.optimizer.zero_grad(set_to_none=True)
-            _shrink(work, batch.sequences[0], error)
-    work.world.all_reduce_gradients(work.weights.values())
-    if all(weight.grad is None for weight in work.weights.values()):
-        raise UserError(
-            "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
-        )
-    norm = work.accelerator.clip_grad_norm_(work.weights.values(), settings.max_grad_norm)
-    _require_finite(float(norm), "gradient", step, batch.rows, batch.triplets)
-    work.optimizer.step()
-    work.optimizer.zero_grad(set_to_none=True)
-    # A finite gradient can still push a weight too far, and no checkpoint may take such weights in.
-    largest = torch.stack([weight.detach().abs().max().float() for weight in work.weights.values()]).max()
+            stats.clear()
+            optimizer.zero_grad(set_to_none=True)
+            _shrink_chunks(state, batch.sequences[0], error)
+    norm = _clipped_gradient_norm(state, weights)
+    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
+    largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
     _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
-    count = len(parts)
     return {
         "event": "step",
         "step": step + 1,
-        "loss": sum(part.loss for part in parts) / count,
-        "accuracy": sum(part.accuracy for part in parts) / count,
-        "candidates": sum(part.candidates for part in parts) / count,
+        **{
+            name: sum(getattr(part, name) for part in stats) / len(stats) for name in ("loss", "accuracy", "candidates")
+        },
         "lr": rate,
-        "gradient_norm": float(norm),
-        "tokens": sum(part.tokens for part in parts),
-        "nodes": sum(part.nodes for part in parts),
+        "gradient_norm": norm,
+        **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},
         "seconds": round(time.perf_counter() - began, 3),
     }
 
 
-def _gradients(work: _Work, batch: _Batch, *, step: int) -> list[StepStats]:
-    """Add up the gradients of a batch's micro-batches."""
-    config = work.config
-    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
-    seed = config.seed * 1_000_003 + step + (work.world.rank << 40)
-    torch.manual_seed(seed)
-    parts = []
-    size = len(batch.triplets) // config.train.accumulation
-    for number, sequences in enumerate(batch.sequences):
-        start = number * size
-        micro = batch.triplets[start : start + size]
-        part = contrastive_backward(
-            work.embedder,
-            micro,
-            config.loss,
-            teacher=work.teacher,
-            sequences=sequences,
-            scale=1 / config.train.accumulation,
-            seed=seed + start,
-            chunk_tokens=work.chunking.tokens,
-            world=work.world,
-            autocast=work.accelerator.autocast,
+def _clipped_gradient_norm(state: _State, weights: list[torch.nn.Parameter]) -> float:
+    """Sum the gradients over the processes and clip them; returns their norm before."""
+    state.run.world.all_reduce_gradients(weights)
+    if all(weight.grad is None for weight in weights):
+        raise UserError(
+            "no gradient reaches the trained weights: lora.targets name layers that no embedding runs through"
         )
-        _require_finite(part.loss, "loss", step, batch.rows[start : start + size], micro)
-        parts.append(part)
-    return parts
+    return float(torch.nn.utils.clip_grad_norm_(weights, state.run.config.train.max_grad_norm))
 
 
-def _shrink(work: _Work, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
-    """Smaller chunks after a batch ran out of memory; other processes would wait for what this one has not sent."""
-    if work.world.size > 1:
+def _shrink_chunks(state: _State, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
+    """Take smaller chunks after a batch ran out of memory."""
+    chunking = state.chunking
+    if state.run.world.size > 1:  # the others wait for what this process has not sent
         raise UserError(
             "out of memory; with several processes, name the tokens that go through the model at once: "
-            f"train.chunk_tokens={work.chunking.tokens // 2 if work.chunking.tokens else 4096}"
+            f"train.chunk_tokens={chunking.tokens // 2 if chunking.tokens else 4096}"
         ) from error
     lengths = [len(sequence) for sequence in sequences]
-    work.chunking.shrink(sum(lengths), max(lengths))
+    chunking.shrink(sum(lengths), max(lengths))
 
 
-def _develop(embedder: Embedder, data: TrainingData, step: int) -> dict:
-    """Score the embedder as it stands on development data, under the prompt that it will be saved with."""
-    found = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
-    row = {"event": "dev", "step": step, "spearman": found.scores.get("dev"), "accuracy": found.triplet_accuracy}
-    said = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]
-    said += [f"{row['accuracy']:.1%} of held-out triplets in order" if row["accuracy"] is not None else ""]
-    log.info("step %d, development data: %s", step, ", ".join(filter(None, said)))
+def _development_is_due(run: TrainingRun, done: int) -> bool:
+    every = run.config.train.eval_every
+    return bool(every and (done % every == 0 or done == run.steps) and (run.data.dev or run.data.holdout))
+
+
+def _score_development_data(state: _State, done: int) -> dict:
+    """Score the embedder on development data, under the prompt that it will be saved with."""
+    data = state.run.data
+    embedder = state.embedder.with_template(state.run.config.prompt.saved_template)
+    with state.autocast():
+        scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
+    row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}
+    parts = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]
+    parts += [f"{row['accuracy']:.1%} of held-out triplets in order" if row["accuracy"] is not None else ""]
+    log.info("step %d, development data: %s", done, ", ".join(filter(None, parts)))
     return row
 
 
@@ -330,3 +297,10 @@ def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch:
         f"anchors begin {anchors}). The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
         "train.precision=fp32"
     )
+
+
+def recompute_activations(model: torch.nn.Module) -> None:
+    """Turn on gradient checkpointing, in the form that works with frozen embeddings."""
+    with warnings.catch_warnings():  # the call's newer name is not in all the versions that cft runs with
+        warnings.simplefilter("ignore", FutureWarning)
+        cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -16,7 +16,7 @@ import torch
 from jobs import QUICK, adapter_bytes, history, run_folder, scores, settings
 
 from cft.config.compose import check_overrides
-from cft.job import runner
+from cft.job import runner, scoring
 from cft.job.plan import RECIPE, make_plan
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -63,7 +63,7 @@ def test_the_stored_embedder_gives_the_stored_scores(finished):
 def test_a_finished_job_is_not_done_again(finished, monkeypatch):
     before = adapter_bytes(finished)
     monkeypatch.setattr(runner, "train", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(runner, "evaluate", lambda *a, **k: pytest.fail("evaluated again"))
+    monkeypatch.setattr(scoring, "evaluate", lambda *a, **k: pytest.fail("evaluated again"))
     assert runner.run(settings(finished)).startswith("mean ")
     assert adapter_bytes(finished) == before
 
@@ -265,7 +265,7 @@ def test_training_data_that_nothing_is_trained_on_are_said_not_to_be_read(tmp_pa
 
 
 def test_unknown_lora_targets_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
+    monkeypatch.setattr(scoring, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
     with pytest.raises(UserError, match="no linear layer named 'Wqkv'; its linear layers are down_proj, gate_proj"):
         runner.run(settings(tmp_path, "lora.targets=[Wqkv]"))
 

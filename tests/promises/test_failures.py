@@ -21,7 +21,7 @@ from jobs import QUICK, adapter_bytes, run_folder, settings
 from cft.config.schema import Precision
 from cft.evaluation import scores
 from cft.job import runner, runs
-from cft.job.plan import FAILED
+from cft.job.run_folder import RunFolder
 from cft.job.start import wants_bf16
 from cft.model.embedder import Embedder
 from cft.system import console, errors, files
@@ -64,7 +64,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_and_keeps_the_che
     break_step(monkeypatch, 4, spoil)
     with pytest.raises(UserError, match=r"the gradient of step 5 is (nan|inf); triplets (\d+, ){7}\d+ made it"):
         runner.run(settings(tmp_path))
-    assert files.read_json(run_folder(tmp_path) / FAILED)["step"] == 4, "the checkpoint of step 4 is kept"
+    assert files.read_json(run_folder(tmp_path) / RunFolder.FAILED)["step"] == 4, "the checkpoint of step 4 is kept"
 
 
 def test_an_update_that_leaves_weights_not_finite_is_not_kept(tmp_path, monkeypatch, finished):  # noqa: F811
@@ -84,12 +84,12 @@ def test_a_failed_training_is_marked_until_it_goes_well(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         runner.run(settings(tmp_path))
     folder = run_folder(tmp_path)
-    assert files.read_json(folder / FAILED) == {"step": 4, "cause": "step 5 says no"}
+    assert files.read_json(folder / RunFolder.FAILED) == {"step": 4, "cause": "step 5 says no"}
     assert "failed at step 4 of 6" in runs.list_runs(tmp_path, [])[1]
     assert "failed: step 5 says no" in (folder / "log.txt").read_text()
     monkeypatch.undo()
     runner.run(settings(tmp_path))
-    assert not (folder / FAILED).exists() and "6 steps" in runs.list_runs(tmp_path, [])[1]
+    assert not (folder / RunFolder.FAILED).exists() and "6 steps" in runs.list_runs(tmp_path, [])[1]
 
 
 def test_a_defect_leaves_its_traceback_in_the_log(tmp_path, monkeypatch):

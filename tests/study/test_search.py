@@ -48,7 +48,7 @@ def test_values_that_no_job_could_run_with_are_refused_at_once(overrides, messag
 
 
 def test_trials_are_ranked_by_their_development_scores(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_evaluation", lambda *a: pytest.fail("a test set was scored"))
+    monkeypatch.setattr(runner, "score", lambda *a: pytest.fail("a test set was scored"))
     header, *rows = run(tmp_path)
     assert header == ("trial", "lr", "lora.rank", "development Spearman", "run")
     assert len(rows) == 3 and sorted((float(row[3]) for row in rows), reverse=True) == [float(row[3]) for row in rows]

@@ -37,11 +37,11 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
     batch = triplets(10, negatives)
     batch[3] = batch[3]._replace(anchor=batch[2].anchor, positive=batch[1].positive)  # false negatives
     embedder = tuned(family)
-    whole = contrastive.contrastive_backward(embedder, batch, loss)
+    whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss))
     expected = gradients(embedder)
     assert whole.chunks == 1
     for tokens in (40, 300):
-        found = contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=tokens)
+        found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=tokens))
         assert found.chunks >= 2 and found.tokens == whole.tokens
         assert (found.loss, found.accuracy) == pytest.approx((whole.loss, whole.accuracy), rel=1e-5)
         assert_same(gradients(embedder), expected)
@@ -50,7 +50,9 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
 def test_it_is_the_loss_of_all_vectors_by_plain_autograd():
     batch = triplets(6, 2)
     embedder = tuned()
-    found = contrastive.contrastive_backward(embedder, batch, LossSettings(mask_false_negatives=True))
+    found = contrastive.contrastive_backward(
+        embedder, batch, contrastive.BatchSetup(LossSettings(mask_false_negatives=True))
+    )
     with_cache = gradients(embedder)
     vectors = embedder.forward(embedder.layout(embedder.tokenize(texts_of(batch, LossSettings()))))
     masked = false_negative_mask([row.positive for row in batch], [text for row in batch for text in row.negatives])
@@ -67,7 +69,7 @@ def test_both_directions_and_anchors_as_negatives_are_what_they_say(masked):
     batch[4] = batch[4]._replace(anchor=batch[0].positive)
     embedder = tuned()
     settings = LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=masked)
-    found = contrastive.contrastive_backward(embedder, batch, settings)
+    found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(settings))
     taken = gradients(embedder)
     vectors = F.normalize(embedder.forward(embedder.layout(embedder.tokenize(texts_of(batch, settings)))), dim=-1)
     anchors, positives, negatives = vectors.split(5)
@@ -94,7 +96,7 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     """The gradient is that of the very vectors the loss was made of: by one graph over all chunks, at the same seeds."""
     batch, loss = triplets(8), LossSettings()
     embedder = tuned(dropout=0.3)
-    found = contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=120, seed=7)
+    found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=120), seed=7)
     cached = gradients(embedder)
     sequences = embedder.tokenize(texts_of(batch, loss))
     chunks = list(embedder.chunks(embedder.order(sequences), sequences, 120))
@@ -108,22 +110,24 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     vectors = torch.cat(parts)[order]
     info_nce(vectors[:8], vectors[8:16], vectors[16:], temperature=0.05).loss.backward()
     assert_same(cached, gradients(embedder))
-    contrastive.contrastive_backward(embedder, batch, loss, chunk_tokens=120, seed=8)
+    contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=120), seed=8)
     other = gradients(embedder)
     assert any((other[name] - cached[name]).abs().max() > 1e-4 for name in cached), "dropout must do something"
 
 
 def test_any_seed_of_any_process_will_do():
-    contrastive.contrastive_backward(tuned(), triplets(8), LossSettings(), chunk_tokens=120, seed=2**62 + (1000 << 40))
+    contrastive.contrastive_backward(
+        tuned(), triplets(8), contrastive.BatchSetup(LossSettings(), chunk_tokens=120), seed=2**62 + (1000 << 40)
+    )
 
 
 @pytest.mark.parametrize("kind", ["false negatives masked", "anchors, masked, both ways"])
 def test_blocks_of_anchors_change_nothing(monkeypatch, kind):
     batch, embedder, loss = triplets(10), tuned(), LOSSES[kind][0]
-    whole = contrastive.contrastive_backward(embedder, batch, loss)
+    whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss))
     expected = gradients(embedder)
     monkeypatch.setattr(contrastive, "_ANCHORS", 3)
-    found = contrastive.contrastive_backward(embedder, batch, loss)
+    found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss))
     assert (found.loss, found.accuracy, found.candidates) == pytest.approx(
         (whole.loss, whole.accuracy, whole.candidates), rel=1e-6
     )
@@ -138,7 +142,10 @@ def test_a_batch_of_4096_triplets_takes_little_more_memory_than_one_of_64():
     def peak(batch, chunk_tokens):
         return memory.peak_bytes(
             lambda: (
-                contrastive.contrastive_backward(embedder, batch, LossSettings(), chunk_tokens=chunk_tokens) and None
+                contrastive.contrastive_backward(
+                    embedder, batch, contrastive.BatchSetup(LossSettings(), chunk_tokens=chunk_tokens)
+                )
+                and None
             ),
             embedder.device,
         )
@@ -199,14 +206,16 @@ def test_a_text_that_alone_is_too_large_is_said(tmp_path, monkeypatch):
 def test_chunks_are_chosen_by_what_is_free(monkeypatch, caplog):
     caplog.set_level("INFO", logger="cft")
     embedder, batch = tuned(), triplets(40)
-    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=None).tokens is None
-    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=500).tokens == 500
+    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=None).tokens is None
+    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=500).tokens == 500
     monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 2**20)
-    chosen = chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, asked=None).tokens
+    chosen = chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=None).tokens
     layout = embedder.layout(embedder.tokenize(texts_of(batch, LossSettings())))
     assert 20 < chosen < layout.nodes / 2
     assert f"at most {chosen:,} tokens go through the model at once, by gradient caching" in caplog.text
-    found = contrastive.contrastive_backward(embedder, batch, LossSettings(), chunk_tokens=chosen)
+    found = contrastive.contrastive_backward(
+        embedder, batch, contrastive.BatchSetup(LossSettings(), chunk_tokens=chosen)
+    )
     assert found.chunks > 2
 
 

@@ -11,13 +11,13 @@ from batches import TEACHER, a_teacher, assert_same, gradients, triplets, tuned
 from jobs import QUICK, composed, history, run_folder
 
 from cft.config.compose import compose_config
-from cft.config.schema import Config, LossSettings, from_plain
+from cft.config.schema import Config, LossSettings
 from cft.job import runner
 from cft.job.plan import make_plan
 from cft.model.embedder import Embedder
-from cft.system.digest import to_plain
+from cft.system.digest import from_plain, to_plain
 from cft.system.errors import UserError
-from cft.training.contrastive import contrastive_backward, texts_of
+from cft.training.contrastive import BatchSetup, contrastive_backward, texts_of
 from cft.training.losses import distillation_targets, info_nce
 
 
@@ -66,11 +66,11 @@ def test_a_taught_batch_by_plain_autograd_whole_and_in_chunks(masked):
     batch[3] = batch[3]._replace(positive=batch[1].positive, anchor=batch[0].anchor)
     loss = LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=masked)
     embedder, teacher = tuned(), a_teacher(share=0.7, temperature=0.1)
-    found = contrastive_backward(embedder, batch, loss, teacher=teacher)
+    found = contrastive_backward(embedder, batch, BatchSetup(loss, teacher=teacher))
     taken = gradients(embedder)
-    parts = contrastive_backward(embedder, batch, loss, teacher=teacher, chunk_tokens=60)
+    parts = contrastive_backward(embedder, batch, BatchSetup(loss, teacher=teacher, chunk_tokens=60))
     in_parts = gradients(embedder)
-    without = contrastive_backward(embedder, batch, loss)
+    without = contrastive_backward(embedder, batch, BatchSetup(loss))
     assert_different(gradients(embedder), taken)
 
     texts = texts_of(batch, loss)

@@ -157,10 +157,10 @@ def test_shares_cover_every_row_once():
 def test_more_processes_than_triplets_are_refused():
     from jobs import composed
 
-    from cft.job import runner
+    from cft.job import training_stage
 
     with pytest.raises(UserError, match=r"gives 8 triplets to 9 processes: raise it, or start fewer"):
-        runner._check_share(composed(*QUICK), World(0, 9))
+        training_stage.require_enough_triplets(composed(*QUICK), World(0, 9))
 
 
 def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):

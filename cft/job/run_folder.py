@@ -1,0 +1,142 @@
+"""A training's folder: every file name in it, and its records as dataclasses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cft.model.contract import FILE_NAME as CONTRACT
+from cft.model.weights import ADAPTER_FOLDER
+from cft.system.files import append_line, atomic_write, read_json, read_record, write_json
+from cft.training import checkpoint
+
+
+def evaluation_name(folder: str) -> str:
+    """The name of an evaluation out of its folder's, which ends in a digest."""
+    return folder.rsplit("-", 1)[0]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Record of a training that came to its last step."""
+
+    facts: dict  # what the weights depend on; the folder's name is their digest
+    steps: int
+    final_loss: float  # in nats
+    seconds: float  # of the last call alone, which may have gone on from a checkpoint
+    peak_memory: int | None  # bytes that the last call held at most, if the system reports it
+    weights: str  # SHA-256 of the adapter
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Record of a training that failed."""
+
+    step: int  # of the last checkpoint
+    cause: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the first steps of a training took, or all of them."""
+
+    triplets: int
+    tokens: int  # in the texts, prompts included
+    nodes: int  # that went through the model in place of the tokens
+    seconds: float  # of the steps alone
+    peak_memory: int | None  # bytes that the whole training held at most, if known
+    device: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training, or of the weights of one of its earlier steps."""
+
+    path: Path
+
+    CONFIG = "config.json"
+    DATA = "data.json"
+    ENVIRONMENT = "environment.json"
+    LOG = "log.txt"
+    HISTORY = "history.jsonl"
+    CURVE = "training.png"
+    FINISHED = "training.json"
+    FAILED = "failed.json"
+    SCORES = "metrics.json"
+    CARD = "README.md"
+    EVALUATIONS = "evaluations"
+    STEPS = "steps"
+
+    def file(self, name: str) -> Path:
+        """The path of one of the files above."""
+        return self.path / name
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained weights."""
+        return self.path / ADAPTER_FOLDER
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether the weights are there; their contract is written last."""
+        return self.file(CONTRACT).exists()
+
+    def of_step(self, step: int) -> "RunFolder":
+        """The folder of an earlier step's weights."""
+        return RunFolder(self.path / self.STEPS / f"{step:06}")
+
+    def kept_steps(self) -> "list[RunFolder]":
+        """Folders of the earlier steps that have scores, in their order."""
+        return [RunFolder(path.parent) for path in sorted(self.path.glob(f"{self.STEPS}/*/{self.SCORES}"))]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the training came to its last step."""
+        return self.file(self.FINISHED).exists()
+
+    def finished(self) -> Finished | None:
+        """The record of the finished training; None before."""
+        return read_record(self.file(self.FINISHED), Finished) if self.is_finished else None
+
+    def failure(self) -> Failure | None:
+        """Why the training failed; None if it did not."""
+        path = self.file(self.FAILED)
+        return read_record(path, Failure) if path.exists() else None
+
+    def note_failure(self, cause: str) -> None:
+        """Write why the training failed."""
+        write_json(self.file(self.FAILED), Failure(checkpoint.step_of(self.path), cause))
+
+    def finish(self, record: Finished, history: list[dict]) -> None:
+        """Write the history and then the record, which says that all is there; the checkpoint goes."""
+        with atomic_write(self.file(self.HISTORY)) as part:
+            for row in history:
+                append_line(part, row)
+        write_json(self.file(self.FINISHED), record)
+        checkpoint.remove(self.path)
+
+    def history(self) -> list[dict]:
+        """Rows of a finished training's history; empty while it is not finished."""
+        path = self.file(self.HISTORY)
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def development_scores(self) -> list[tuple[int, float]]:
+        """Steps and development scores of a finished training; empty while it is not finished or has none."""
+        rows = [row for row in self.history() if row["event"] == "dev"]
+        return [(row["step"], row["spearman"]) for row in rows if row["spearman"] is not None]
+
+    def cost(self, *, batch_size: int, stop_at: int) -> Cost | None:
+        """What the steps up to `stop_at` took, `batch_size` triplets each; None without a history."""
+        steps = [row for row in self.history() if row["event"] == "step" and row["step"] <= stop_at]
+        if not steps:
+            return None
+        environment = read_json(self.file(self.ENVIRONMENT))
+        threads = f", {environment['threads']} threads" if environment["device"].endswith("CPU") else ""
+        finished = self.finished()
+        return Cost(
+            triplets=batch_size * len(steps),
+            tokens=sum(row["tokens"] for row in steps),
+            nodes=sum(row["nodes"] for row in steps),
+            seconds=sum(row["seconds"] for row in steps),
+            peak_memory=finished.peak_memory if finished else None,
+            device=f"{environment['device']}{threads}",
+        )

@@ -1,0 +1,214 @@
+"""A job's training: its records before the first step, its callbacks, and its result."""
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+
+from cft.config.schema import TEACHER, Config
+from cft.evaluation import pairs
+from cft.job import figures
+from cft.job.plan import Plan
+from cft.job.run_folder import Finished, RunFolder
+from cft.model.embedder import Embedder
+from cft.model.lora import add_lora, find_targets, trainable
+from cft.model.weights import save_weights, weights_in_memory
+from cft.system.disk import require_room
+from cft.system.distributed import World
+from cft.system.environment import describe_environment
+from cft.system.errors import UserError, renaming_keys
+from cft.system.files import write_json
+from cft.training import checkpoint
+from cft.training.contrastive import Teacher
+from cft.training.memory import PeakMemory
+from cft.training.schedule import warmup_steps
+from cft.training.trainer import RowCallback, TrainingRun
+
+log = logging.getLogger(__name__)
+
+
+def require_trainable(plan: Plan, base: Embedder) -> None:
+    """Refuse a model without the layers to be trained, before minutes go into an evaluation."""
+    if plan.config.lora.rank and not plan.start.adapter:
+        find_targets(base.model, plan.config.lora)
+
+
+def require_enough_triplets(config: Config, world: World) -> None:
+    """Refuse more processes than a batch has triplets."""
+    size = config.train.batch_size // config.train.accumulation
+    if size < world.size:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} with train.accumulation={config.train.accumulation} gives "
+            f"{size} triplets to {world.size} processes: raise it, or start fewer"
+        )
+
+
+class TrainingStage:
+    """The training of a job, up to the step that the job scores."""
+
+    def __init__(self, plan: Plan, base: Embedder, world: World, callbacks: Sequence[RowCallback] = ()) -> None:
+        """Write the training's records and make its weights.
+
+        Args:
+            plan: the job, which trains something.
+            base: what the job starts from; it is changed in place.
+            world: the processes that train together; the main one writes.
+            callbacks: called with every row of the history.
+        """
+        assert plan.data is not None
+        self._plan, self._callbacks = plan, callbacks
+        if world.is_main:
+            _write_records(plan, world)
+        self.embedder = _trainable_embedder(plan, base)
+        self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
+        folder = plan.training
+        if world.is_main:
+            weights = trainable(self.embedder.model).values()
+            require_room(
+                folder.path, sum(each.numel() * each.element_size() for each in weights), len(self._steps_to_keep)
+            )
+            self._digest_before = weights_in_memory(self.embedder.model)
+            _log_plan(plan, self.embedder.model, world)
+            if _has_gone_past(plan):
+                folder = RunFolder(plan.result / "again")
+        self._began, self._memory = time.perf_counter(), PeakMemory(self.embedder.device)
+        self.run = TrainingRun(
+            config=plan.config,
+            data=plan.data,
+            folder=folder.path,
+            steps=plan.steps,
+            stop_at=plan.stop_at,
+            bf16=plan.start.bf16,
+            teacher=_load_teacher(plan),
+            world=world,
+        )
+
+    def on_row(self, row: dict) -> None:
+        """Pass a row of the history on."""
+        for callback in self._callbacks:
+            callback(row)
+
+    def on_step(self, step: int) -> None:
+        """Keep the weights of a step that is to be kept."""
+        kept = self._plan.run_of_step(step)
+        if step in self._steps_to_keep and not kept.has_embedder:
+            _save(self._plan, self.embedder, kept)
+
+    def finish(self, history: list[dict]) -> None:
+        """Check that the weights have changed and, after the last step, leave the training's result.
+
+        Raises:
+            UserError: if the training changed nothing.
+        """
+        plan, folder = self._plan, self._plan.training
+        if weights_in_memory(self.embedder.model) == self._digest_before:
+            raise UserError(
+                f"{plan.stop_at} steps changed none of the trained weights: the learning rate was 0 all along, or too "
+                f"small for float32 (lr={plan.config.lr:g}, {warmup_steps(plan.config.schedule, plan.steps)} warm-up "
+                "steps)"
+            )
+        if plan.stop_at == plan.steps:
+            weights = _save(plan, self.embedder, folder)
+            figures.save(figures.training(history), folder.path, "training")
+            losses = [row["loss"] for row in history if row["event"] == "step"]
+            seconds = round(time.perf_counter() - self._began, 1)
+            record = Finished(plan.training_facts, plan.steps, losses[-1], seconds, self._memory.bytes(), weights)
+            folder.finish(record, history)
+        if self.run.folder != folder.path:
+            checkpoint.remove(self.run.folder)
+            self.run.folder.rmdir()
+
+
+def _write_records(plan: Plan, world: World) -> None:
+    """Write what the training is, what it runs on and what it learns from."""
+    data, folder = plan.data, plan.training
+    assert data is not None
+    write_json(folder.file(RunFolder.CONFIG), plan.config)
+    environment = describe_environment(plan.start.device) | {"processes": world.size}
+    write_json(folder.file(RunFolder.ENVIRONMENT), environment)
+    counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
+    write_json(folder.file(RunFolder.DATA), {"content": data.content, "skipped_rows": data.skipped, **counts})
+
+
+def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
+    """The base model with weights to train, freshly initialised, under the prompt of training."""
+    config = plan.config
+    # An adapter to start from is in place, and trainable, already.
+    fresh = plan.start.adapter is None
+    model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
+    return Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+
+
+def _load_teacher(plan: Plan) -> Teacher | None:
+    """The teacher, on the device of the training."""
+    settings = plan.config.distill
+    if plan.teacher is None or settings.model is None:
+        return None
+    log.info("loading the teacher %s (%s)", settings.model.name, settings.model.path)
+    with renaming_keys(TEACHER):
+        return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
+
+
+def _has_gone_past(plan: Plan) -> bool:
+    """Whether the training went past the step to be scored without keeping it: it is then trained anew, apart."""
+    past = plan.training.is_finished or checkpoint.step_of(plan.folder) >= plan.stop_at
+    if past and plan.stop_at < plan.steps:
+        log.info(
+            "step %d was not kept: training again up to there; train.keep=[%d] keeps it", plan.stop_at, plan.stop_at
+        )
+        return True
+    return False
+
+
+def _save(plan: Plan, embedder: Embedder, folder: RunFolder) -> str:
+    """Write the trained weights and then their contract; returns the weights' digest."""
+    weights = save_weights(embedder.model, folder.adapter, plan.config.model.path)
+    embedder.with_template(plan.config.prompt.saved_template).save(folder.path, weights)
+    return weights
+
+
+def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
+    """Report what is about to be trained, in numbers."""
+    config, steps, data = plan.config, plan.steps, plan.data
+    assert data is not None
+    micro_batch = config.train.batch_size // config.train.accumulation
+    sample = list(itertools.islice(data.triplets, 10_000))
+    negatives = sum(len(row.negatives) for row in sample) / len(sample)
+    hard = round(micro_batch * negatives) if config.loss.hard_negatives else 0
+    log.info(
+        "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
+        f"{sum(weight.numel() for weight in trainable(model).values()):,}",
+        steps if plan.stop_at == steps else f"the first {plan.stop_at} of {steps}",
+        config.train.batch_size,
+        len(data.triplets),
+        f", {data.skipped} bad rows skipped" if data.skipped else "",
+        config.lr,
+        warmup_steps(config.schedule, steps),
+        "bf16" if plan.start.bf16 else "float32",
+        f", on {world.size} processes" if world.size > 1 else "",
+    )
+    if steps < config.train.steps:
+        log.info(
+            "that is all of the data, train.epochs=%d time(s): raise it to come to train.steps=%d",
+            config.train.epochs,
+            config.train.steps,
+        )
+    overlap = pairs.overlapping(data.dev, plan.sets)
+    if overlap:
+        log.warning(
+            "%d of %d development pairs stand in the test sets (%s): choose no settings by them",
+            len(overlap),
+            len(data.dev),
+            ", ".join(sorted(set(overlap))),
+        )
+    log.info(
+        "each anchor chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives",
+        micro_batch + hard,
+        micro_batch - 1,
+        hard,
+    )
+    if config.distill.model:
+        taught = f"{config.distill.share:.0%} of what it should choose is said by {config.distill.model.name}"
+        log.info("%s, whose knowledge the result then has, too", taught)
