@@ -1,9 +1,11 @@
-"""From a CSV file to a loaded embedder: questions of a library's readers, and the answers that belong to them.
+"""From a CSV file to a loaded embedder: questions of a library's readers and their answers (docs/index.md).
 
-python docs/first_embedder.py             # a few minutes on two cores; docs/first_embedder.md shows what it prints
-python docs/first_embedder.py model=tiny  # seconds, to see that it runs: random weights learn little
+python docs/first_embedder.py adapter=outputs/smollm2-files-... lr=1e-4   # after general triplets: better
+python docs/first_embedder.py                                             # forty pairs alone: worse than before
+python docs/first_embedder.py model=tiny                                  # seconds, a test: random weights learn little
 """
 
+import csv
 import sys
 import time
 from pathlib import Path
@@ -19,8 +21,8 @@ from cft.system.console import set_up_console
 
 FAQ = Path(__file__).with_name("faq.csv")
 
-# Questions that the file does not hold, and the number of the answer that they want (data row, from 1).
-ASKED = {
+# Questions that are not in the file, and the data row (from 1) of the right answer.
+NEW_QUESTIONS = {
     "at what time do you shut at the weekend": 1,
     "what is the limit of items I can check out": 2,
     "my plastic card is gone, can I have a replacement": 6,
@@ -35,11 +37,11 @@ ASKED = {
 
 
 def main() -> None:
-    """Train, load and ask."""
+    """Train an embedder, load it, and rank the answers to new questions before and after."""
     if any(entry in ("-h", "--help") for entry in sys.argv[1:]):
         sys.exit(__doc__)
     set_up_console()
-    # 1. The settings: your file and its columns. Pairs have no hard negatives, so the loss uses the batch's alone.
+    # 1. The settings: the file and its columns. Pairs have no hard negatives, so the loss uses in-batch negatives only.
     config = compose_config(
         [
             "data=files",
@@ -58,31 +60,31 @@ def main() -> None:
         ]
     )
 
-    # 2. What the training starts from (the base model, or adapter=...), to know what the training was worth.
-    answers = [line.rsplit(",", 1)[-1] if '"' not in line else line.split('"')[1] for line in FAQ.open()][1:]
-    answers = [answer.strip() for answer in answers]
+    # 2. The model before training: the base model, or adapter=...
+    with FAQ.open(newline="") as file:
+        answers = [row["answer"] for row in csv.DictReader(file)]
     before = ranks(find_starting_point(config).load(config, trainable=False), answers)
 
-    # 3. The training; the same call again finds its result.
+    # 3. The training. The same call again finds its result.
     began = time.monotonic()
     run(config)
     folder = make_plan(config).result
 
-    # 4. The embedder, loaded as anybody would load it.
+    # 4. The embedder, loaded from its folder.
     embedder = Embedder.load(folder)
     after = ranks(embedder, answers)
 
     print(f"\n{'question':52}{'before':>8}{'after':>8}")
-    for question, old, new in zip(ASKED, before, after, strict=True):
+    for question, old, new in zip(NEW_QUESTIONS, before, after, strict=True):
         print(f"{question:52}{old:8}{new:8}")
     print(f"{'mean rank of the right answer, of ' + str(len(answers)):52}{np.mean(before):8.1f}{np.mean(after):8.1f}")
     print(f"\ntrained and scored in {(time.monotonic() - began) / 60:.1f} min; the embedder: {folder}")
 
 
 def ranks(embedder: Embedder, answers: list[str]) -> list[int]:
-    """At which place of all answers the right one stands, for every question; 1 is best."""
-    cosines = embedder.encode(list(ASKED)) @ embedder.encode(answers).T
-    return [int((row > row[right - 1]).sum()) + 1 for row, right in zip(cosines, ASKED.values(), strict=True)]
+    """The rank of the right answer among all answers, for each question; 1 is best."""
+    cosines = embedder.encode(list(NEW_QUESTIONS)) @ embedder.encode(answers).T
+    return [int((row > row[right - 1]).sum()) + 1 for row, right in zip(cosines, NEW_QUESTIONS.values(), strict=True)]
 
 
 if __name__ == "__main__":
