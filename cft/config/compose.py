@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cft.config.schema import LONGEST_NAME, TEACHER, Config, require_valid
+from cft.config.rules import LONGEST_NAME, require_valid
+from cft.config.schema import TEACHER, Config
 from cft.system.errors import UserError
 from cft.system.hub import last_part
 from cft.system.shipped import shipped_folder

@@ -1,11 +1,14 @@
-"""The page of all settings, out of the types and the commented YAML files: `python -m cft.config.reference [FILE]`."""
+"""The page of all settings, out of the commented schema and the YAML files: `python -m cft.config.reference [FILE]`."""
 
 import enum
+import inspect
 import re
 import sys
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+
+import yaml
 
 from cft.config.compose import all_groups, compose_config, conf_folder, flatten
 from cft.config.schema import Config
@@ -13,12 +16,9 @@ from cft.system.digest import to_plain
 from cft.system.files import write_text
 from cft.system.tables import Row, as_markdown
 
-_LINE = re.compile(r"^(?P<indent> *)(?P<key>[a-z_0-9]+):\s*(?P<value>.*?)\s+# (?P<comment>.+)$")
+_FIELD = r"^ {4}# (?P<meaning>.+)\n {4}(?P<key>\w+): "
 
 _CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
-
-# The one key at the top that stands in a group's files.
-_OF_TRAIN = ("(by `train`)", "learning rate at its peak; each choice of `train` brings one")
 
 
 def main() -> None:
@@ -48,31 +48,48 @@ def page() -> str:
 
 def _top() -> list[Row]:
     types = typing.get_type_hints(Config)
-    known = _lines(conf_folder() / "config.yaml")
+    meanings = _meanings(Config)
+    defaults = to_plain(Config())
     table: list[Row] = [("key", "type", "default", "meaning")]
     for entry in fields(Config):
         if not is_dataclass(types[entry.name]):
-            value, comment = known.get(entry.name, _OF_TRAIN)
-            table.append((f"`{entry.name}`", _type(types[entry.name]), _code(value), _cell(comment)))
+            default = "(by `train`)" if entry.name == "lr" else _code(_written(defaults[entry.name]))
+            table.append((f"`{entry.name}`", _type(types[entry.name]), default, _cell(meanings[entry.name])))
     return table
 
 
 def _group(name: str, choices: list[str]) -> list[str]:
     kind = typing.get_type_hints(Config)[name]
-    types = typing.get_type_hints(kind)
+    types, meanings = typing.get_type_hints(kind), _meanings(kind)
     files = {choice: conf_folder() / name / f"{choice}.yaml" for choice in choices}
-    lines = {choice: _lines(path) for choice, path in files.items()}
+    values = {choice: to_plain(kind()) | _values_in(path, name) for choice, path in files.items()}
     table: list[Row] = [("choice", "what it is")]
     table += [(f"`{name}={choice}`", _cell(_heading(path))) for choice, path in files.items()]
     keys: list[Row] = [("key", "type", "values of the choices", "meaning")]
     for entry in fields(kind):
-        found = {choice: known[entry.name] for choice, known in lines.items() if entry.name in known}
-        if not found:
-            continue
-        values = {choice: value for choice, (value, _) in found.items()}
-        comment = max((comment for _, comment in found.values()), key=len)
-        keys.append((f"`{name}.{entry.name}`", _type(types[entry.name]), _values(values), _cell(comment)))
+        by_choice = {choice: _written(settings[entry.name]) for choice, settings in values.items()}
+        keys.append(
+            (f"`{name}.{entry.name}`", _type(types[entry.name]), _values(by_choice), _cell(meanings[entry.name]))
+        )
     return [as_markdown(table, left=True), as_markdown(keys, left=True)]
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """The comment above each field of a settings class."""
+    source = inspect.getsource(kind)
+    return {match["key"]: match["meaning"] for match in re.finditer(_FIELD, source, re.MULTILINE)}
+
+
+def _values_in(path: Path, group: str) -> dict:
+    """What a choice's file sets in its group; a model that it takes from another group by that group's choice."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = content.get(group, content)
+    settings = {key: value for key, value in content.items() if key not in ("defaults", group, "lr")}
+    for entry in content.get("defaults", []):
+        for key, choice in entry.items() if isinstance(entry, dict) else ():
+            if "@" in key:
+                settings[key.split("@")[1]] = choice
+    return settings
 
 
 def _experiments(choices: list[str]) -> list[str]:
@@ -87,21 +104,20 @@ def _experiments(choices: list[str]) -> list[str]:
     return [as_markdown(table, left=True)]
 
 
+def _written(value: object) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
 def _values(values: dict[str, str]) -> str:
     """One value if all choices agree, else each choice's."""
     if len(set(values.values())) == 1:
         return _code(next(iter(values.values())))
     return "; ".join(f"{choice}: {_code(value)}" for choice, value in values.items())
-
-
-def _lines(path: Path) -> dict[str, tuple[str, str]]:
-    """Value and comment of every key of a YAML file that has both."""
-    found: dict[str, tuple[str, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = _LINE.match(line)
-        if match:
-            found[match["key"]] = match["value"], match["comment"]
-    return found
 
 
 def _heading(path: Path) -> str:

@@ -1,22 +1,16 @@
-"""Every setting of a job as plain typed data, and the checks that need no model.
+"""Every setting of a job as plain typed data: its key, type, default and meaning, and what its section forbids.
 
-The dataclasses are what `conf/*.yaml` fills; each key is explained there. Below the command line nobody sees Hydra
-or OmegaConf: modules take these, or plain values out of them.
+The comment at a field is the key's explanation; docs/configuration.md is made of them. `conf/*.yaml` sets what differs
+from these defaults. Other modules take these dataclasses, or plain values out of them, and never see OmegaConf.
 """
 
-import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
-
-from cft.system.errors import UserError
-from cft.system.text import shorten_words
 
 PLACEHOLDER = "{text}"
 
-# Where another model than the trained one has its settings; there are none without a teacher.
+# The settings of the model that is learned from; None without a teacher.
 TEACHER = "distill.model"
 
 
@@ -92,7 +86,7 @@ class EvalSource(str, Enum):
 
 
 class LoggerKind(str, Enum):
-    """Who follows the training besides the run's own history file."""
+    """Where the training is logged besides the run's own history file."""
 
     none = "none"
     wandb = "wandb"
@@ -105,60 +99,130 @@ class LoggerKind(str, Enum):
 class ModelSettings:
     """conf/model: the base model and how it turns a text into a vector."""
 
+    # what folders and tables call it
     name: str = "???"
+    # a hub repository, a local folder, a .gguf file, wheel:PACKAGE==VERSION/FILE or random:ARCHITECTURE
     path: str = "???"
+    # commit on the hub; null for models that are not from there
     revision: str | None = None
+    # of a GGUF file; null checks nothing
     sha256: str | None = None
+    # last (token; with append_eos that is EOS, as in the paper), mean, weighted_mean, or first (bidirectional models)
     pooling: Pooling = Pooling.last
+    # the layer whose states are pooled, 1 to the number of layers, or -1, -2, ... from the last; null for the last
     layer: int | None = None
+    # causal, or bidirectional: every token sees the whole text (encoders; decoders as in LLM2Vec)
     attention: Attention = Attention.causal
+    # put the tokenizer's EOS after every text (paper); false embeds the last word
     append_eos: bool = True
+    # the token to append, such as '</s>'; null for the tokenizer's own EOS
     eos_token: str | None = None
+    # tokens at most, special ones counted in; 2 or more; 150 is the reference code's
     max_length: int = 150
+    # tree (shared prefixes), padded, or auto: tree where a trial at loading shows it to be exact
     batches: Batches = Batches.auto
+    # none, or nf4: frozen base weights in 4 bits (QLoRA), with the package bitsandbytes
     quantization: Quantization = Quantization.none
 
     def __post_init__(self) -> None:
         if self.layer == -1:  # two words for the last layer would make two runs of one
             self.layer = None
 
+    def problems(self, key: str = "model") -> Iterator[str]:
+        """What no job could run with; `key` is the section's name."""
+        if self.max_length < 2:
+            yield f"{key}.max_length={self.max_length}: a token and the EOS need at least 2"
+        if self.layer == 0:
+            yield (
+                f"{key}.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last "
+                "by -1"
+            )
+        if self.pooling is Pooling.first and self.attention is not Attention.bidirectional:
+            yield (
+                f"{key}.pooling=first: the first token of a causal model sees nothing of the text behind it; choose "
+                f"last, mean or weighted_mean, or set {key}.attention=bidirectional"
+            )
+        if self.eos_token is not None and not self.append_eos:
+            yield f"{key}.eos_token={self.eos_token} would not be appended: {key}.append_eos is false"
+
 
 @dataclass
 class LoraSettings:
     """conf/lora: which low-rank updates are trained; rank 0 trains the whole model instead."""
 
+    # width of the update; 1 or more, 0 trains the whole model
     rank: int = 8
+    # the update is scaled by alpha / rank
     alpha: float = 32.0
+    # probability, 0 to below 1, on the update's input
     dropout: float = 0.1
+    # of the first factor: gaussian (paper) or kaiming; the second starts at 0
     init: str = "gaussian"
+    # roles (query, key, value, output), whatever a family calls them; or layers by name
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.rank < 0:
+            yield f"lora.rank={self.rank}: must be 0 (train the whole model) or more"
+        if self.rank and not self.targets:
+            yield "lora.targets is empty: name layers, or choose lora=none"
+        if self.alpha <= 0:
+            yield f"lora.alpha={self.alpha}: must be above 0"
+        if not 0 <= self.dropout < 1:
+            yield f"lora.dropout={self.dropout}: must be at least 0 and below 1"
+        if self.init not in ("gaussian", "kaiming"):
+            yield f"lora.init={self.init}: must be gaussian or kaiming"
 
 
 @dataclass
 class LossSettings:
     """conf/loss: InfoNCE with (eq. 1) or without (eq. 2) hard negatives."""
 
+    # whether hard negatives are candidates
     hard_negatives: bool = True
+    # above 0, no unit; smaller is sharper; 0.05 is the paper's
     temperature: float = 0.05
+    # true: a candidate that equals the anchor's positive does not count against it
     mask_false_negatives: bool = False
+    # true: each positive must pick its anchor too; the loss is the mean of both ways
     both_directions: bool = False
+    # true: the other anchors of the batch are candidates too
     anchors_as_negatives: bool = False
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.temperature <= 0:
+            yield f"loss.temperature={self.temperature}: must be above 0 (the paper uses 0.05)"
 
 
 @dataclass
 class DistillSettings:
     """conf/distill: a finished embedder whose similarities are part of the target."""
 
+    # the teacher, a finished embedder in the keys of the group model; null for none
     model: ModelSettings | None = None
+    # of the target that is the teacher's, above 0; 1 leaves the positives without effect
     share: float = 0.5
+    # of the teacher's similarities, above 0; smaller is nearer to picking the teacher's favourite
     temperature: float = 0.05
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        yield from self.model.problems(TEACHER) if self.model else ()
+        if not 0 < self.share <= 1:
+            yield f"distill.share={self.share}: must be above 0 and at most 1 (distill=none: no teacher)"
+        if self.temperature <= 0:
+            yield f"distill.temperature={self.temperature}: must be above 0"
 
 
 @dataclass
 class PromptSettings:
     """conf/prompt: the words around the text."""
 
+    # {text} stands for the text, exactly once
     template: str = PLACEHOLDER
+    # train, eval (paper's Table 5), both, or after (eval, and saved)
     use: PromptUse = PromptUse.eval
 
     @property
@@ -168,7 +232,7 @@ class PromptSettings:
 
     @property
     def saved_template(self) -> str:
-        """The template that the trained embedder keeps, and is looked at under during training."""
+        """The template that the trained embedder keeps, and has when development data are scored."""
         return self.template if self.use is PromptUse.after else self.train_template
 
     @property
@@ -176,53 +240,115 @@ class PromptSettings:
         """The template in evaluation."""
         return PLACEHOLDER if self.use is PromptUse.train else self.template
 
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.template.count(PLACEHOLDER) != 1:
+            yield f"prompt.template={self.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes"
+
 
 @dataclass
 class ScheduleSettings:
     """conf/schedule: the learning rate over the steps."""
 
+    # cosine, linear or constant
     kind: ScheduleKind = ScheduleKind.cosine
+    # share of the steps, 0 to below 1; the paper's 100 of 1,000
     warmup_ratio: float = 0.1
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if not 0 <= self.warmup_ratio < 1:
+            yield f"schedule.warmup_ratio={self.warmup_ratio}: a share of the steps, at least 0 and below 1"
 
 
 @dataclass
 class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
+    # what folders and tables call it
     name: str = "???"
+    # scenes (generated), hub or files
     source: DataSource = DataSource.scenes
+    # the file, as in data.train=triplets.csv; only for data=files
     train: str | None = None
+    # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
+    # column of the anchor (premise, query); columns are only read from files
     anchor_column: str = "sent0"
+    # column of its positive (entailment, answer)
     positive_column: str = "sent1"
+    # columns of its hard negatives (contradictions), any number; [] with loss=in_batch
     negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
+    # raise, or skip, which counts and lists what it skips
     on_bad_row: str = "raise"
+    # the first so many rows, or triplets to generate (1 to 50000); null for all
     rows: int | None = None
+    # rows kept out of training, at most a tenth (of scenes, of another lexicon); for pictures and development scores
     holdout: int = 500
+    # scored pairs (sentence1, sentence2, score) for in-training evaluation: a file, STSBenchmark-dev (hub), or null
     dev: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.train is not None and self.source is not DataSource.files:
+            yield f"data.train={self.train} would not be read: add data=files"
+        if self.dev is not None and self.source is DataSource.scenes:
+            yield f"data.dev={self.dev} would not be read: scenes bring their own development pairs"
+        if self.on_bad_row not in ("raise", "skip"):
+            yield f"data.on_bad_row={self.on_bad_row}: must be raise or skip"
+        if self.rows is not None and self.rows <= 0:
+            yield f"data.rows={self.rows}: must be above 0, or null for all"
+        if self.holdout < 0:
+            yield f"data.holdout={self.holdout}: must be 0 or more"
 
 
 @dataclass
 class EvalSettings:
     """conf/eval: the scored pairs that a finished embedder is judged by."""
 
+    # what folders and tables call it
     name: str = "???"
+    # scenes (generated) or sts
     source: EvalSource = EvalSource.scenes
+    # a folder of SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) instead of the hub: sentence1, sentence2, score
     folder: str | None = None
+    # names of the sets; with a folder, any; only for eval=sts
     sets: list[str] = field(default_factory=list)
+    # at most so many pairs of each set, evenly spaced, for a quick look; null (the paper) takes all; only for eval=sts
     rows: int | None = None
+    # pairs to generate, 2 or more; only for eval=scenes
     pairs: int = 1000
+    # the step of the training whose weights are scored; null for the last
     step: int | None = None
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.source is not EvalSource.sts:
+            if self.folder is not None:
+                yield f"eval.folder={self.folder} would not be read: add eval=sts"
+            if self.rows is not None:
+                yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
+        elif not self.sets:
+            yield "eval.sets is empty: name the sets to score, as in eval.sets='[STS12,STSBenchmark]'"
+        if self.rows is not None and self.rows < 2:
+            yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
+        if self.pairs < 2:
+            yield f"eval.pairs={self.pairs}: a rank correlation needs at least 2"
 
 
 @dataclass
 class LoggerSettings:
     """conf/logger: Weights & Biases, TensorBoard, a CSV file or nothing."""
 
+    # none, wandb, wandb_offline, csv or tensorboard
     kind: LoggerKind = LoggerKind.wandb_offline
+    # W&B project
     project: str = "cft"
+    # W&B group; null groups the jobs of a sweep
     group: str | None = None
+    # W&B tags
     tags: list[str] = field(default_factory=list)
+    # true: W&B also keeps the adapter
     artifact: bool = False
 
 
@@ -230,18 +356,57 @@ class LoggerSettings:
 class TrainSettings:
     """conf/train: how long, how large, how careful."""
 
+    # updates at most; 0 only evaluates the base model
     steps: int = 1000
+    # passes over the data at most; whichever of the two ends first
     epochs: int = 1
+    # triplets an update, over all micro-batches
     batch_size: int = 60
+    # micro-batches an update; negatives are drawn from one's own micro-batch only
     accumulation: int = 1
+    # AdamW's, 0 or more
     weight_decay: float = 1e-4
+    # gradients longer than this are shortened to it (transformers' default)
     max_grad_norm: float = 1.0
+    # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
     precision: Precision = Precision.auto
+    # true: recompute activations in the backward pass, less memory for more time
     gradient_checkpointing: bool = False
+    # tokens that go through the model at once; null: the whole batch, or what memory holds
     chunk_tokens: int | None = None
+    # steps between looks at the development data; 0 never looks
     eval_every: int = 100
+    # steps that a killed training repeats at most
     checkpoint_every: int = 20
+    # steps whose weights are kept besides the last one's, to be scored by eval.step
     keep: list[int] = field(default_factory=list)
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        micro_batch = self.batch_size // max(self.accumulation, 1)
+        if self.steps < 0:
+            yield f"train.steps={self.steps}: must be 0 (evaluate only) or more"
+        if self.epochs < 1:
+            yield f"train.epochs={self.epochs}: must be 1 or more"
+        if self.accumulation < 1:
+            yield f"train.accumulation={self.accumulation}: must be 1 or more"
+        if micro_batch * max(self.accumulation, 1) != self.batch_size:
+            yield f"train.batch_size={self.batch_size} is not a multiple of train.accumulation={self.accumulation}"
+        if micro_batch < 2:
+            yield (
+                f"train.batch_size={self.batch_size} with train.accumulation={self.accumulation} leaves {micro_batch} "
+                "triplets to choose among: in-batch negatives need at least 2"
+            )
+        if self.weight_decay < 0:
+            yield f"train.weight_decay={self.weight_decay}: must be 0 or more"
+        if not self.max_grad_norm > 0:
+            yield f"train.max_grad_norm={self.max_grad_norm}: must be above 0 (.inf for no clipping)"
+        if self.eval_every < 0:
+            yield f"train.eval_every={self.eval_every}: must be 0 (never) or more"
+        if not all(1 <= step <= self.steps for step in self.keep):
+            yield f"train.keep={self.keep}: must be steps of the training, 1 to train.steps={self.steps}"
+        if self.checkpoint_every < 1:
+            yield f"train.checkpoint_every={self.checkpoint_every}: must be 1 or more"
 
 
 @dataclass
@@ -258,201 +423,19 @@ class Config:
     eval: EvalSettings = field(default_factory=EvalSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    # learning rate at its peak, above 0; each choice of `train` brings one
     lr: float = 5e-5
+    # start from it: a run's folder, any PEFT adapter's folder, or its repository on the hub
     adapter: str | None = None
+    # commit of an adapter on the hub; null takes the newest
     adapter_revision: str | None = None
+    # true: take an adapter that names another base model than model.path
     adapter_any_base: bool = False
+    # 0 or more; draws the LoRA's start, the order of the rows and dropout; the data stay the same
     seed: int = 0
+    # auto (CUDA where there is one), cpu or cuda
     device: str = "auto"
+    # folder for everything a run makes, relative to where the command is given
     outputs: str = "outputs"
+    # gigabytes on disk for vectors of evaluated texts, not to embed them again; 0 keeps none
     vector_cache_gb: float = 2.0
-
-
-def require_valid(config: Config) -> None:
-    """Refuse values that no job could run with, all of them in one message.
-
-    Raises:
-        UserError: naming every key at fault, its value and what it may be.
-    """
-    rules = [*_by_type(config), *_names(config), *_rules(config)]
-    problems = [f"  {shorten_words(message)}" for holds, message in rules if not holds]
-    if problems:
-        raise UserError("\n".join(["the configuration cannot run:", *problems]))
-
-
-_Rule = tuple[bool, str]
-
-# Torch draws its random numbers from 64 bits, of which a step's number takes a part.
-_SEEDS = 2**32
-# Of a model, data or an evaluation: part of a folder's name, with a digest behind it.
-LONGEST_NAME = 100
-
-
-def _by_type(config: Config) -> Iterator[_Rule]:
-    """What every number and every text must be."""
-    for key, value in _leaves(config):
-        if isinstance(value, float):
-            # Only the gradients' bound may be infinite, which means that there is none.
-            unbounded = key == "train.max_grad_norm" and value == math.inf
-            yield math.isfinite(value) or unbounded, f"{key}={value}: must be a finite number"
-        elif isinstance(value, str):
-            # Names of files may hold other bytes, which Python shows as halves of characters; no record could.
-            odd = any("\ud800" <= sign <= "\udfff" for sign in value)
-            yield not odd, f"{key}={value!a}: is not UTF-8; rename what it names"
-
-
-def _names(config: Config) -> list[_Rule]:
-    """Names that become parts of folders' names."""
-    named = {"model.name": config.model.name, "data.name": config.data.name, "eval.name": config.eval.name}
-    return [
-        (
-            name == name.strip()
-            and name.isprintable()
-            and bool(re.fullmatch(r"[^./\\][^/\\]*", name))
-            and len(name) <= LONGEST_NAME,
-            f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, none "
-            "of which is / or \\, and the first of which is no dot",
-        )
-        for key, name in named.items()
-    ]
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number, text and choice, those in lists one by one, with its key."""
-    if is_dataclass(value):
-        for entry in fields(value):
-            yield from _leaves(getattr(value, entry.name), f"{key}.{entry.name}" if key else entry.name)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _leaves(each, key)
-    else:
-        yield key, value
-
-
-def _model_rules(model: ModelSettings, key: str) -> list[_Rule]:
-    return [
-        (model.max_length >= 2, f"{key}.max_length={model.max_length}: a token and the EOS need at least 2"),
-        (
-            model.layer is None or model.layer != 0,
-            f"{key}.layer=0: the embedding layer has seen no other token; layers count from 1, or from the last by -1",
-        ),
-        (
-            model.pooling is not Pooling.first or model.attention is Attention.bidirectional,
-            f"{key}.pooling=first: the first token of a causal model sees nothing of the text behind it; choose last, "
-            f"mean or weighted_mean, or set {key}.attention=bidirectional",
-        ),
-        (
-            model.append_eos or model.eos_token is None,
-            f"{key}.eos_token={model.eos_token} would not be appended: {key}.append_eos is false",
-        ),
-    ]
-
-
-def _rules(config: Config) -> list[_Rule]:
-    model, lora, loss, prompt, distill = config.model, config.lora, config.loss, config.prompt, config.distill
-    data, evaluation, train = config.data, config.eval, config.train
-    micro_batch = train.batch_size // max(train.accumulation, 1)
-    return [
-        (0 < config.lr <= 1, f"lr={config.lr}: the learning rate must be above 0 and at most 1 (the paper uses 5e-5)"),
-        (
-            0 <= config.vector_cache_gb <= 1e6,
-            f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) to a million",
-        ),
-        (0 <= config.seed < _SEEDS, f"seed={config.seed}: must be 0 to {_SEEDS - 1}"),
-        *_model_rules(model, "model"),
-        *(_model_rules(distill.model, "distill.model") if distill.model else []),
-        (
-            model.quantization is Quantization.none or lora.rank > 0 or train.steps == 0,
-            f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "
-            "lora=paper",
-        ),
-        (
-            config.adapter is not None or config.adapter_revision is None,
-            f"adapter_revision={config.adapter_revision} has no adapter to belong to",
-        ),
-        (lora.rank >= 0, f"lora.rank={lora.rank}: must be 0 (train the whole model) or more"),
-        (lora.rank == 0 or bool(lora.targets), "lora.targets is empty: name layers, or choose lora=none"),
-        (lora.alpha > 0, f"lora.alpha={lora.alpha}: must be above 0"),
-        (0 <= lora.dropout < 1, f"lora.dropout={lora.dropout}: must be at least 0 and below 1"),
-        (lora.init in ("gaussian", "kaiming"), f"lora.init={lora.init}: must be gaussian or kaiming"),
-        (loss.temperature > 0, f"loss.temperature={loss.temperature}: must be above 0 (the paper uses 0.05)"),
-        (
-            0 < distill.share <= 1,
-            f"distill.share={distill.share}: must be above 0 and at most 1 (distill=none: no teacher)",
-        ),
-        (distill.temperature > 0, f"distill.temperature={distill.temperature}: must be above 0"),
-        (
-            prompt.template.count(PLACEHOLDER) == 1,
-            f"prompt.template={prompt.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes",
-        ),
-        (
-            0 <= config.schedule.warmup_ratio < 1,
-            f"schedule.warmup_ratio={config.schedule.warmup_ratio}: a share of the steps, at least 0 and below 1",
-        ),
-        (
-            data.source is not DataSource.files or data.train is not None or train.steps == 0,
-            "data.train is not set: name your file, as in data.train=triplets.csv",
-        ),
-        (
-            data.train is None or data.source is DataSource.files,
-            f"data.train={data.train} would not be read: add data=files",
-        ),
-        (
-            data.dev is None or data.source is not DataSource.scenes,
-            f"data.dev={data.dev} would not be read: scenes bring their own development pairs",
-        ),
-        (
-            evaluation.folder is None or evaluation.source is EvalSource.sts,
-            f"eval.folder={evaluation.folder} would not be read: add eval=sts",
-        ),
-        (
-            evaluation.rows is None or evaluation.source is EvalSource.sts,
-            f"eval.rows={evaluation.rows} would not be used: add eval=sts, or set eval.pairs for scenes",
-        ),
-        (
-            not loss.hard_negatives or bool(data.negative_columns) or data.source is DataSource.scenes,
-            "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch",
-        ),
-        (data.on_bad_row in ("raise", "skip"), f"data.on_bad_row={data.on_bad_row}: must be raise or skip"),
-        (data.rows is None or data.rows > 0, f"data.rows={data.rows}: must be above 0, or null for all"),
-        (data.holdout >= 0, f"data.holdout={data.holdout}: must be 0 or more"),
-        (
-            evaluation.source is not EvalSource.sts or bool(evaluation.sets),
-            "eval.sets is empty: name the sets to score, as in eval.sets='[STS12,STSBenchmark]'",
-        ),
-        (
-            evaluation.rows is None or evaluation.rows >= 2,
-            f"eval.rows={evaluation.rows}: a rank correlation needs at least 2 pairs a set; null takes all",
-        ),
-        (
-            evaluation.step is None or 1 <= evaluation.step <= train.steps,
-            f"eval.step={evaluation.step}: must be a step of the training, 1 to train.steps={train.steps}, or null for "
-            "the last",
-        ),
-        (evaluation.pairs >= 2, f"eval.pairs={evaluation.pairs}: a rank correlation needs at least 2"),
-        (train.steps >= 0, f"train.steps={train.steps}: must be 0 (evaluate only) or more"),
-        (train.epochs >= 1, f"train.epochs={train.epochs}: must be 1 or more"),
-        (train.accumulation >= 1, f"train.accumulation={train.accumulation}: must be 1 or more"),
-        (
-            micro_batch * max(train.accumulation, 1) == train.batch_size,
-            f"train.batch_size={train.batch_size} is not a multiple of train.accumulation={train.accumulation}",
-        ),
-        (
-            micro_batch >= 2,
-            f"train.batch_size={train.batch_size} with train.accumulation={train.accumulation} leaves {micro_batch} "
-            "triplets to choose among: in-batch negatives need at least 2",
-        ),
-        (
-            train.chunk_tokens is None or train.chunk_tokens >= model.max_length,
-            f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "
-            "or be null for as many as memory holds",
-        ),
-        (train.weight_decay >= 0, f"train.weight_decay={train.weight_decay}: must be 0 or more"),
-        (train.max_grad_norm > 0, f"train.max_grad_norm={train.max_grad_norm}: must be above 0 (.inf for no clipping)"),
-        (train.eval_every >= 0, f"train.eval_every={train.eval_every}: must be 0 (never) or more"),
-        (
-            all(1 <= step <= train.steps for step in train.keep),
-            f"train.keep={train.keep}: must be steps of the training, 1 to train.steps={train.steps}",
-        ),
-        (train.checkpoint_every >= 1, f"train.checkpoint_every={train.checkpoint_every}: must be 1 or more"),
-    ]

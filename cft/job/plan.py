@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, require_valid
+from cft.config.rules import require_valid
+from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings
 from cft.data.records import ScoredPair, Triplet
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data

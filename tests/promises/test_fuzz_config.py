@@ -14,7 +14,8 @@ import pytest
 from forked import Commands
 
 from cft.config.compose import compose_config
-from cft.config.schema import Config, require_valid
+from cft.config.rules import require_valid
+from cft.config.schema import Config
 from cft.system.errors import UserError
 
 FACTOR = int(os.environ.get("CFT_FUZZ", "1"))

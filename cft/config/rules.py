@@ -1,0 +1,104 @@
+"""Rules of a configuration that hold for every key, or between sections; a section's own are beside its settings."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from cft.config.schema import Config, DataSource, Quantization
+from cft.system.errors import UserError
+from cft.system.text import shorten_words
+
+# Torch draws its random numbers from 64 bits, of which a step's number takes a part.
+_SEEDS = 2**32
+# Of a model, data or an evaluation: part of a folder's name, with a digest behind it.
+LONGEST_NAME = 100
+
+
+def require_valid(config: Config) -> None:
+    """Refuse values that no job could run with, all of them in one message.
+
+    Raises:
+        UserError: naming every key at fault, its value and what it may be.
+    """
+    problems = [f"  {shorten_words(message)}" for message in _problems(config)]
+    if problems:
+        raise UserError("\n".join(["the configuration cannot run:", *problems]))
+
+
+def _problems(config: Config) -> Iterator[str]:
+    yield from _malformed_values(config)
+    yield from _unfit_names(config)
+    if not 0 < config.lr <= 1:
+        yield f"lr={config.lr}: the learning rate must be above 0 and at most 1 (the paper uses 5e-5)"
+    if not 0 <= config.vector_cache_gb <= 1e6:
+        yield f"vector_cache_gb={config.vector_cache_gb}: gigabytes, 0 (keep no vectors) to a million"
+    if not 0 <= config.seed < _SEEDS:
+        yield f"seed={config.seed}: must be 0 to {_SEEDS - 1}"
+    if config.adapter is None and config.adapter_revision is not None:
+        yield f"adapter_revision={config.adapter_revision} has no adapter to belong to"
+    for section in fields(config):
+        settings = getattr(config, section.name)
+        yield from settings.problems() if hasattr(settings, "problems") else ()
+    yield from _contradictions(config)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """Values of one section that do not go with another's."""
+    model, data, evaluation, train = config.model, config.data, config.eval, config.train
+    if model.quantization is not Quantization.none and config.lora.rank <= 0 and train.steps:
+        yield (
+            f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "
+            "lora=paper"
+        )
+    if data.source is DataSource.files and data.train is None and train.steps:
+        yield "data.train is not set: name your file, as in data.train=triplets.csv"
+    if config.loss.hard_negatives and not data.negative_columns and data.source is not DataSource.scenes:
+        yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
+    if evaluation.step is not None and not 1 <= evaluation.step <= train.steps:
+        yield (
+            f"eval.step={evaluation.step}: must be a step of the training, 1 to train.steps={train.steps}, or null for "
+            "the last"
+        )
+    if train.chunk_tokens is not None and train.chunk_tokens < model.max_length:
+        yield (
+            f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "
+            "or be null for as many as memory holds"
+        )
+
+
+def _malformed_values(config: Config) -> Iterator[str]:
+    """Numbers that are not finite, and texts that are not UTF-8."""
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            # Only the gradients' bound may be infinite, which means that there is none.
+            if not (key == "train.max_grad_norm" and value == math.inf):
+                yield f"{key}={value}: must be a finite number"
+        # Names of files may hold other bytes, which Python shows as halves of characters; no record could.
+        elif isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+            yield f"{key}={value!a}: is not UTF-8; rename what it names"
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number, text and choice, those in lists one by one, with its key."""
+    if is_dataclass(value):
+        for entry in fields(value):
+            yield from _leaves(getattr(value, entry.name), f"{key}.{entry.name}" if key else entry.name)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(each, key)
+    else:
+        yield key, value
+
+
+def _unfit_names(config: Config) -> Iterator[str]:
+    """Names that cannot be parts of folders' names."""
+    names = {"model.name": config.model.name, "data.name": config.data.name, "eval.name": config.eval.name}
+    for key, name in names.items():
+        fits = name == name.strip() and name.isprintable() and re.fullmatch(r"[^./\\][^/\\]*", name)
+        if not fits or len(name) > LONGEST_NAME:
+            yield (
+                f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, "
+                "none of which is / or \\, and the first of which is no dot"
+            )
