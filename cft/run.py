@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -13,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, to_config
+from cft.config.schema import Config
 from cft.system.console import exit_statuses, report_error, set_up_console
 from cft.system.digest import digest
 from cft.system.disk import require_writable
@@ -28,55 +30,50 @@ def main() -> None:
     """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it), 130 or 143 (interrupted)."""
     set_up_console()
     arguments = get_args_parser().parse_args()
-    asks_only = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
-    elsewhere = any([arguments.config_dir, arguments.config_path, arguments.config_name])
-    failures: list[int] = []
-    results: list[tuple[list[str], str]] = []
-
-    started_by = os.getpid()
+    failures: list[int] = []  # exit statuses of the jobs that failed
+    results: list[tuple[list[str], str]] = []  # overrides and outcomes of the others
+    main_process = os.getpid()
     # A sweep that is started again, even by another launcher, has its old folder; launched processes inherit the name.
     os.environ["CFT_SWEEP"] = digest(sorted(entry for entry in arguments.overrides if not entry.startswith("hydra")))
 
     @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
     def job(composed: DictConfig) -> None:
-        _job(composed, failures, results, started_by)
+        """One job; a failure is reported at once, as Hydra would wait for the other jobs of a sweep."""
+        from cft.job import runner
 
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            results.append((overrides, runner.run(_as_part_of_sweep(to_config(composed, overrides), overrides))))
+        except Exception as error:
+            failures.append(report_error(error))
+            if os.getpid() != main_process:  # in a launcher's own process only an exception tells the main one
+                raise _JobFailed("the cause is given above") from None
+
+    only_shows = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
+    other_config = any([arguments.config_dir, arguments.config_path, arguments.config_name])
     try:
         with exit_statuses("the same command goes on from the last checkpoint, if there is one yet"):
-            if not (asks_only or elsewhere):
+            if not (only_shows or other_config):
                 for config in check_overrides(arguments.overrides):
                     require_writable(Path(config.outputs))  # Hydra goes there before any job does
             job()
     finally:
-        _summarize(results)
+        _log_summary(results)
     if failures:
         sys.exit(min(failures))  # a defect, 1, is the graver
 
 
-def _job(composed: DictConfig, failures: list[int], results: list[tuple[list[str], str]], started_by: int) -> None:
-    """One job of a sweep, or the only one. A failure is reported at once: Hydra would wait for the other jobs.
-
-    failures: exit statuses of the jobs that failed. results: overrides and outcomes of those that did not.
-    """
-    from cft.job import runner
-
+def _as_part_of_sweep(config: Config, overrides: list[str]) -> Config:
+    """The job's configuration, in the W&B group of its sweep if it is part of one."""
     context = HydraConfig.get()
-    sweeping = context.mode is RunMode.MULTIRUN
-    try:
-        config = to_config(composed, list(context.overrides.task))
-        if sweeping:
-            log.info("\n# job %s: %s", context.job.num, " ".join(context.overrides.task))
-            config.logger.group = config.logger.group or Path(context.sweep.dir).name
-        outcome = runner.run(config)
-    except Exception as error:
-        failures.append(report_error(error))
-        if os.getpid() != started_by:  # a launcher's own process: only an exception tells the first one
-            raise _JobFailed("the cause is given above") from None
-        return
-    results.append((list(context.overrides.task), outcome))
+    if context.mode is not RunMode.MULTIRUN:
+        return config
+    log.info("\n# job %s: %s", context.job.num, " ".join(overrides))
+    group = config.logger.group or Path(context.sweep.dir).name
+    return replace(config, logger=replace(config.logger, group=group))
 
 
-def _summarize(results: list[tuple[list[str], str]]) -> None:
+def _log_summary(results: list[tuple[list[str], str]]) -> None:
     """After a sweep, one line a job: what set it apart, and what came out."""
     if len(results) < 2:
         return

@@ -5,8 +5,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cft.config.compose import Dimension, compose_config, search_space
+from cft.config.compose import compose_config
 from cft.config.schema import Config, EvalSource
+from cft.config.sweeps import Dimension, search_space
 from cft.study.spec import outputs_of
 from cft.system.console import report_error
 from cft.system.errors import UserError

@@ -10,7 +10,7 @@ SOURCES = sorted(CFT.rglob("*.py"))
 # Each imports from those before it, never from those behind it. A file at the top of cft/ is a command.
 ROOMS = "system config data batching model evaluation training job study deploy".split()
 APART = {"study", "deploy"}  # neither imports the other
-SEE_HYDRA = {"config/compose.py", "run.py", "study/worker.py"}
+SEE_HYDRA = {"config/compose.py", "config/sweeps.py", "run.py", "study/worker.py"}
 
 
 def name_of(path: Path) -> str:

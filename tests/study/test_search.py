@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cft.config.compose import Dimension, search_space
+from cft.config.sweeps import Dimension, search_space
 from cft.job import runner
 from cft.study import search
 from cft.system.errors import UserError
