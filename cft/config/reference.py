@@ -16,7 +16,8 @@ from cft.system.digest import to_plain
 from cft.system.files import write_text
 from cft.system.tables import Row, as_markdown
 
-_FIELD = r"^ {4}# (?P<meaning>.+)\n {4}(?P<key>\w+): "
+_ABOVE = re.compile(r"^ {4}# (?P<meaning>.+)\n {4}(?P<key>\w+): ", re.MULTILINE)
+_BESIDE = re.compile(r"^ {4}(?P<key>\w+): .+?  # (?P<meaning>.+)$", re.MULTILINE)
 
 _CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
 
@@ -75,9 +76,9 @@ def _group(name: str, choices: list[str]) -> list[str]:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """The comment above each field of a settings class."""
+    """The comment beside or above each field of a settings class."""
     source = inspect.getsource(kind)
-    return {match["key"]: match["meaning"] for match in re.finditer(_FIELD, source, re.MULTILINE)}
+    return {match["key"]: match["meaning"] for pattern in (_ABOVE, _BESIDE) for match in pattern.finditer(source)}
 
 
 def _values_in(path: Path, group: str) -> dict:

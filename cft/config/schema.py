@@ -99,26 +99,20 @@ class LoggerKind(str, Enum):
 class ModelSettings:
     """conf/model: the base model and how it turns a text into a vector."""
 
-    # what folders and tables call it
-    name: str = "???"
+    name: str = "???"  # what folders and tables call it
     # a hub repository, a local folder, a .gguf file, wheel:PACKAGE==VERSION/FILE or random:ARCHITECTURE
     path: str = "???"
-    # commit on the hub; null for models that are not from there
-    revision: str | None = None
-    # of a GGUF file; null checks nothing
-    sha256: str | None = None
+    revision: str | None = None  # commit on the hub; null for models that are not from there
+    sha256: str | None = None  # of a GGUF file; null checks nothing
     # last (token; with append_eos that is EOS, as in the paper), mean, weighted_mean, or first (bidirectional models)
     pooling: Pooling = Pooling.last
     # the layer whose states are pooled, 1 to the number of layers, or -1, -2, ... from the last; null for the last
     layer: int | None = None
     # causal, or bidirectional: every token sees the whole text (encoders; decoders as in LLM2Vec)
     attention: Attention = Attention.causal
-    # put the tokenizer's EOS after every text (paper); false embeds the last word
-    append_eos: bool = True
-    # the token to append, such as '</s>'; null for the tokenizer's own EOS
-    eos_token: str | None = None
-    # tokens at most, special ones counted in; 2 or more; 150 is the reference code's
-    max_length: int = 150
+    append_eos: bool = True  # put the tokenizer's EOS after every text (paper); false embeds the last word
+    eos_token: str | None = None  # the token to append, such as '</s>'; null for the tokenizer's own EOS
+    max_length: int = 150  # tokens at most, special ones counted in; 2 or more; 150 is the reference code's
     # tree (shared prefixes), padded, or auto: tree where a trial at loading shows it to be exact
     batches: Batches = Batches.auto
     # none, or nf4: frozen base weights in 4 bits (QLoRA), with the package bitsandbytes
@@ -150,14 +144,10 @@ class ModelSettings:
 class LoraSettings:
     """conf/lora: which low-rank updates are trained; rank 0 trains the whole model instead."""
 
-    # width of the update; 1 or more, 0 trains the whole model
-    rank: int = 8
-    # the update is scaled by alpha / rank
-    alpha: float = 32.0
-    # probability, 0 to below 1, on the update's input
-    dropout: float = 0.1
-    # of the first factor: gaussian (paper) or kaiming; the second starts at 0
-    init: str = "gaussian"
+    rank: int = 8  # width of the update; 1 or more, 0 trains the whole model
+    alpha: float = 32.0  # the update is scaled by alpha / rank
+    dropout: float = 0.1  # probability, 0 to below 1, on the update's input
+    init: str = "gaussian"  # of the first factor: gaussian (paper) or kaiming; the second starts at 0
     # roles (query, key, value, output), whatever a family calls them; or layers by name
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
 
@@ -179,16 +169,11 @@ class LoraSettings:
 class LossSettings:
     """conf/loss: InfoNCE with (eq. 1) or without (eq. 2) hard negatives."""
 
-    # whether hard negatives are candidates
-    hard_negatives: bool = True
-    # above 0, no unit; smaller is sharper; 0.05 is the paper's
-    temperature: float = 0.05
-    # true: a candidate that equals the anchor's positive does not count against it
-    mask_false_negatives: bool = False
-    # true: each positive must pick its anchor too; the loss is the mean of both ways
-    both_directions: bool = False
-    # true: the other anchors of the batch are candidates too
-    anchors_as_negatives: bool = False
+    hard_negatives: bool = True  # whether hard negatives are candidates
+    temperature: float = 0.05  # above 0, no unit; smaller is sharper; 0.05 is the paper's
+    mask_false_negatives: bool = False  # true: a candidate that equals the anchor's positive does not count against it
+    both_directions: bool = False  # true: each positive must pick its anchor too; the loss is the mean of both ways
+    anchors_as_negatives: bool = False  # true: the other anchors of the batch are candidates too
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -200,10 +185,8 @@ class LossSettings:
 class DistillSettings:
     """conf/distill: a finished embedder whose similarities are part of the target."""
 
-    # the teacher, a finished embedder in the keys of the group model; null for none
-    model: ModelSettings | None = None
-    # of the target that is the teacher's, above 0; 1 leaves the positives without effect
-    share: float = 0.5
+    model: ModelSettings | None = None  # the teacher, a finished embedder in the keys of the group model; null for none
+    share: float = 0.5  # of the target that is the teacher's, above 0; 1 leaves the positives without effect
     # of the teacher's similarities, above 0; smaller is nearer to picking the teacher's favourite
     temperature: float = 0.05
 
@@ -220,10 +203,8 @@ class DistillSettings:
 class PromptSettings:
     """conf/prompt: the words around the text."""
 
-    # {text} stands for the text, exactly once
-    template: str = PLACEHOLDER
-    # train, eval (paper's Table 5), both, or after (eval, and saved)
-    use: PromptUse = PromptUse.eval
+    template: str = PLACEHOLDER  # {text} stands for the text, exactly once
+    use: PromptUse = PromptUse.eval  # train, eval (paper's Table 5), both, or after (eval, and saved)
 
     @property
     def train_template(self) -> str:
@@ -250,10 +231,8 @@ class PromptSettings:
 class ScheduleSettings:
     """conf/schedule: the learning rate over the steps."""
 
-    # cosine, linear or constant
-    kind: ScheduleKind = ScheduleKind.cosine
-    # share of the steps, 0 to below 1; the paper's 100 of 1,000
-    warmup_ratio: float = 0.1
+    kind: ScheduleKind = ScheduleKind.cosine  # cosine, linear or constant
+    warmup_ratio: float = 0.1  # share of the steps, 0 to below 1; the paper's 100 of 1,000
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -265,24 +244,17 @@ class ScheduleSettings:
 class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
-    # what folders and tables call it
-    name: str = "???"
-    # scenes (generated), hub or files
-    source: DataSource = DataSource.scenes
-    # the file, as in data.train=triplets.csv; only for data=files
-    train: str | None = None
+    name: str = "???"  # what folders and tables call it
+    source: DataSource = DataSource.scenes  # scenes (generated), hub or files
+    train: str | None = None  # the file, as in data.train=triplets.csv; only for data=files
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
-    # column of the anchor (premise, query); columns are only read from files
-    anchor_column: str = "sent0"
-    # column of its positive (entailment, answer)
-    positive_column: str = "sent1"
+    anchor_column: str = "sent0"  # column of the anchor (premise, query); columns are only read from files
+    positive_column: str = "sent1"  # column of its positive (entailment, answer)
     # columns of its hard negatives (contradictions), any number; [] with loss=in_batch
     negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
-    # raise, or skip, which counts and lists what it skips
-    on_bad_row: str = "raise"
-    # the first so many rows, or triplets to generate (1 to 50000); null for all
-    rows: int | None = None
+    on_bad_row: str = "raise"  # raise, or skip, which counts and lists what it skips
+    rows: int | None = None  # the first so many rows, or triplets to generate (1 to 50000); null for all
     # rows kept out of training, at most a tenth (of scenes, of another lexicon); for pictures and development scores
     holdout: int = 500
     # scored pairs (sentence1, sentence2, score) for in-training evaluation: a file, STSBenchmark-dev (hub), or null
@@ -306,20 +278,15 @@ class DataSettings:
 class EvalSettings:
     """conf/eval: the scored pairs that a finished embedder is judged by."""
 
-    # what folders and tables call it
-    name: str = "???"
-    # scenes (generated) or sts
-    source: EvalSource = EvalSource.scenes
+    name: str = "???"  # what folders and tables call it
+    source: EvalSource = EvalSource.scenes  # scenes (generated) or sts
     # a folder of SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) instead of the hub: sentence1, sentence2, score
     folder: str | None = None
-    # names of the sets; with a folder, any; only for eval=sts
-    sets: list[str] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; only for eval=sts
     # at most so many pairs of each set, evenly spaced, for a quick look; null (the paper) takes all; only for eval=sts
     rows: int | None = None
-    # pairs to generate, 2 or more; only for eval=scenes
-    pairs: int = 1000
-    # the step of the training whose weights are scored; null for the last
-    step: int | None = None
+    pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
+    step: int | None = None  # the step of the training whose weights are scored; null for the last
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -340,44 +307,29 @@ class EvalSettings:
 class LoggerSettings:
     """conf/logger: Weights & Biases, TensorBoard, a CSV file or nothing."""
 
-    # none, wandb, wandb_offline, csv or tensorboard
-    kind: LoggerKind = LoggerKind.wandb_offline
-    # W&B project
-    project: str = "cft"
-    # W&B group; null groups the jobs of a sweep
-    group: str | None = None
-    # W&B tags
-    tags: list[str] = field(default_factory=list)
-    # true: W&B also keeps the adapter
-    artifact: bool = False
+    kind: LoggerKind = LoggerKind.wandb_offline  # none, wandb, wandb_offline, csv or tensorboard
+    project: str = "cft"  # W&B project
+    group: str | None = None  # W&B group; null groups the jobs of a sweep
+    tags: list[str] = field(default_factory=list)  # W&B tags
+    artifact: bool = False  # true: W&B also keeps the adapter
 
 
 @dataclass
 class TrainSettings:
     """conf/train: how long, how large, how careful."""
 
-    # updates at most; 0 only evaluates the base model
-    steps: int = 1000
-    # passes over the data at most; whichever of the two ends first
-    epochs: int = 1
-    # triplets an update, over all micro-batches
-    batch_size: int = 60
-    # micro-batches an update; negatives are drawn from one's own micro-batch only
-    accumulation: int = 1
-    # AdamW's, 0 or more
-    weight_decay: float = 1e-4
-    # gradients longer than this are shortened to it (transformers' default)
-    max_grad_norm: float = 1.0
-    # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
-    precision: Precision = Precision.auto
-    # true: recompute activations in the backward pass, less memory for more time
-    gradient_checkpointing: bool = False
+    steps: int = 1000  # updates at most; 0 only evaluates the base model
+    epochs: int = 1  # passes over the data at most; whichever of the two ends first
+    batch_size: int = 60  # triplets an update, over all micro-batches
+    accumulation: int = 1  # micro-batches an update; negatives are drawn from one's own micro-batch only
+    weight_decay: float = 1e-4  # AdamW's, 0 or more
+    max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
+    precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
+    gradient_checkpointing: bool = False  # true: recompute activations in the backward pass, less memory for more time
     # tokens that go through the model at once; null: the whole batch, or what memory holds
     chunk_tokens: int | None = None
-    # steps between looks at the development data; 0 never looks
-    eval_every: int = 100
-    # steps that a killed training repeats at most
-    checkpoint_every: int = 20
+    eval_every: int = 100  # steps between looks at the development data; 0 never looks
+    checkpoint_every: int = 20  # steps that a killed training repeats at most
     # steps whose weights are kept besides the last one's, to be scored by eval.step
     keep: list[int] = field(default_factory=list)
 
@@ -423,19 +375,12 @@ class Config:
     eval: EvalSettings = field(default_factory=EvalSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
-    # learning rate at its peak, above 0; each choice of `train` brings one
-    lr: float = 5e-5
-    # start from it: a run's folder, any PEFT adapter's folder, or its repository on the hub
-    adapter: str | None = None
-    # commit of an adapter on the hub; null takes the newest
-    adapter_revision: str | None = None
-    # true: take an adapter that names another base model than model.path
-    adapter_any_base: bool = False
-    # 0 or more; draws the LoRA's start, the order of the rows and dropout; the data stay the same
-    seed: int = 0
-    # auto (CUDA where there is one), cpu or cuda
-    device: str = "auto"
-    # folder for everything a run makes, relative to where the command is given
-    outputs: str = "outputs"
+    lr: float = 5e-5  # learning rate at its peak, above 0; each choice of `train` brings one
+    adapter: str | None = None  # start from it: a run's folder, any PEFT adapter's folder, or its repository on the hub
+    adapter_revision: str | None = None  # commit of an adapter on the hub; null takes the newest
+    adapter_any_base: bool = False  # true: take an adapter that names another base model than model.path
+    seed: int = 0  # 0 or more; draws the LoRA's start, the order of the rows and dropout; the data stay the same
+    device: str = "auto"  # auto (CUDA where there is one), cpu or cuda
+    outputs: str = "outputs"  # folder for everything a run makes, relative to where the command is given
     # gigabytes on disk for vectors of evaluated texts, not to embed them again; 0 keeps none
     vector_cache_gb: float = 2.0

@@ -2,30 +2,35 @@
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cft.batching.layout import tolerance
+from cft.batching.padded import pad
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
+from cft.data.records import Triplet
+from cft.job.plan import InputCache
+from cft.job.start import find_starting_point
+from cft.model.embedder import Embedder, pool, token_budget_on
+from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
+from cft.training import memory
+from cft.training.contrastive import texts_of
+from cft.training.trainer import plan_steps, recompute_activations
 
-if TYPE_CHECKING:
-    from cft.data.records import Triplet
-    from cft.model.embedder import Embedder
-    from cft.model.lora import Targets
 log = logging.getLogger("cft.doctor")
 
-
 FAILED_STATUS = 1
-
 
 # Tokens of a text where no data say better: NLI sentences have about as many.
 USUAL_LENGTH = 20
 
-
 _EXAMPLE = "A man is playing a flute."
-
-
 _TEXTS = [
     _EXAMPLE,
     "A man is playing a guitar in front of a crowd.",
@@ -34,13 +39,19 @@ _TEXTS = [
     "Two dogs run over a field that was green before the summer came, and bark at everything that moves on it.",
     "A man is playing a flute.",
 ]
+_POOLINGS = {
+    "last": "the last token's state",
+    "first": "the first token's state",
+    "mean": "the mean of all tokens' states",
+    "weighted_mean": "the mean of all tokens' states, later ones weighing more",
+}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One trial: what must hold, what was found, what is allowed, and whether it holds."""
+    """The outcome of one check."""
 
-    name: str
+    name: str  # what must hold
     found: str
     allowed: str
     holds: bool
@@ -52,13 +63,6 @@ def examine(config: Config) -> tuple[str, bool]:
     Raises:
         UserError: for whatever the user can mend.
     """
-    import torch
-
-    from cft.job.start import find_starting_point
-    from cft.model.embedder import Embedder
-    from cft.model.lora import add_lora, find_targets
-    from cft.training.trainer import recompute_activations
-
     trains = config.train.steps > 0
     start = find_starting_point(config)
     triplets = _triplets(config) if trains else []
@@ -85,11 +89,8 @@ def examine(config: Config) -> tuple[str, bool]:
     return "\n\n".join(parts), all(check.holds for check in checks)
 
 
-def _triplets(config: Config) -> list["Triplet"]:
+def _triplets(config: Config) -> list[Triplet]:
     """A first batch of the training data; none if they cannot be had here."""
-    from cft.job.plan import InputCache
-    from cft.training.trainer import plan_steps
-
     try:
         triplets = InputCache().data(config.data).triplets
     except UserError as error:
@@ -99,11 +100,8 @@ def _triplets(config: Config) -> list["Triplet"]:
     return list(triplets[: config.train.batch_size])
 
 
-def _model(embedder: "Embedder", config: Config) -> str:
-    from cft.training.memory import weight_bytes
-
+def _model(embedder: Embedder, config: Config) -> str:
     trunk: Any = embedder.backbone.trunk
-    told = trunk.config
     count = sum(weight.numel() for weight in embedder.model.parameters())
     batching = embedder.backbone.batching
     unused = embedder.backbone.unused
@@ -113,9 +111,12 @@ def _model(embedder: "Embedder", config: Config) -> str:
         ("model", f"{config.model.name}: {config.model.path}"),
         (
             "weights",
-            f"{embedder.contract.weights}, {count:,} in {kept}, {byte_size(weight_bytes(trunk))}",
+            f"{embedder.contract.weights}, {count:,} in {kept}, {byte_size(memory.weight_bytes(trunk))}",
         ),
-        ("held by", f"{type(trunk).__name__}: {told.num_hidden_layers} layers, hidden size {told.hidden_size}"),
+        (
+            "held by",
+            f"{type(trunk).__name__}: {trunk.config.num_hidden_layers} layers, hidden size {trunk.config.hidden_size}",
+        ),
     ]
     if embedder.contract.adapter:
         lines.append(("adapter", f"{config.adapter}, SHA-256 {embedder.contract.adapter[:16]}..."))
@@ -129,10 +130,8 @@ def _model(embedder: "Embedder", config: Config) -> str:
     return _aligned(lines)
 
 
-def _kernels(embedder: "Embedder") -> str:
+def _kernels(embedder: Embedder) -> str:
     """Device and attention in words."""
-    import torch
-
     attention = embedder.backbone.batching.attention
     by = "torch's scaled_dot_product_attention" if attention in ("cft_tree", "sdpa") else f"{attention} attention"
     device = embedder.device
@@ -144,10 +143,14 @@ def _kernels(embedder: "Embedder") -> str:
     return f"{torch.cuda.get_device_name(device)}, {by} ({', '.join(name for name, on in flags.items() if on)} kernels)"
 
 
-def _contract(embedder: "Embedder") -> str:
+def _contract(embedder: Embedder) -> str:
     contract, backbone = embedder.contract, embedder.backbone
     tokenizer = backbone.tokenizer
-    names = {part: tokenizer.convert_ids_to_tokens(list(getattr(contract, part))) for part in _AROUND}
+    before, after = (
+        " ".join(tokenizer.convert_ids_to_tokens(list(ids))) or "nothing"
+        for ids in (contract.prefix_ids, contract.suffix_ids)
+    )
+    layer = "the last layer" if contract.layer is None else f"layer {contract.layer}"
     how = "our EOS" if contract.append_eos else "the tokenizer's own"
     fast = "fast" if getattr(tokenizer, "is_fast", False) else "in Python"
     return "the contract\n" + _aligned(
@@ -156,36 +159,17 @@ def _contract(embedder: "Embedder") -> str:
                 "  tokenizer",
                 f"{type(tokenizer).__name__} ({fast}), {len(tokenizer)} tokens of {backbone.vocabulary} rows",
             ),
-            ("  before a text", _shown(names["prefix_ids"])),
-            ("  after a text", f"{_shown(names['suffix_ids'])} ({how})"),
+            ("  before a text", before),
+            ("  after a text", f"{after} ({how})"),
             ("  prompt", repr(contract.template)),
-            ("  embedding", f"{_POOLINGS[contract.pooling.value]} of {_layer(contract.layer)}"),
+            ("  embedding", f"{_POOLINGS[contract.pooling.value]} of {layer}"),
             ("  attention", "both ways" if contract.attention is Attention.bidirectional else "backwards only"),
             ("  longest", f"{contract.max_length} tokens, special ones included; longer texts are cut, not the prompt"),
         ]
     )
 
 
-_AROUND = ("prefix_ids", "suffix_ids")
-
-
-_POOLINGS = {
-    "last": "the last token's state",
-    "first": "the first token's state",
-    "mean": "the mean of all tokens' states",
-    "weighted_mean": "the mean of all tokens' states, later ones weighing more",
-}
-
-
-def _layer(layer: int | None) -> str:
-    return "the last layer" if layer is None else f"layer {layer}"
-
-
-def _shown(tokens: list[str]) -> str:
-    return " ".join(tokens) if tokens else "nothing"
-
-
-def _example(embedder: "Embedder") -> str:
+def _example(embedder: Embedder) -> str:
     (ids,) = embedder.tokenize([_EXAMPLE])
     tokens = embedder.backbone.tokenizer.convert_ids_to_tokens(list(ids))
     return f"{_EXAMPLE!r} becomes\n" + as_text(
@@ -193,9 +177,7 @@ def _example(embedder: "Embedder") -> str:
     )
 
 
-def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
-    from cft.model.lora import trainable
-
+def _trained(model: Any, config: Config, targets: Targets | None) -> str:
     weights = trainable(model)
     count, whole = sum(w.numel() for w in weights.values()), sum(w.numel() for w in model.parameters())
     layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights if ".lora_" in name})
@@ -206,71 +188,66 @@ def _trained(model: Any, config: Config, targets: "Targets | None") -> str:
 
 
 def _memory(
-    embedder: "Embedder", config: Config, triplets: list["Triplet"], teacher: "Embedder | None", *, bf16: bool
+    embedder: Embedder, config: Config, triplets: list[Triplet], teacher: Embedder | None, *, bf16: bool
 ) -> str:
-    """What a training step and an evaluation batch take, measured on small batches and laid out to the real ones.
+    """Memory of a training step and an evaluation batch, extrapolated from small batches.
 
     Args:
-        teacher: loaded, so that what is free is told without its weights, too; None if there is none.
+        teacher: loaded already, so that its weights do not count as free memory; None without one.
     """
-    from cft.model.embedder import token_budget_on
-    from cft.training import memory
-
     weights = memory.weight_bytes(embedder.model)
     all_weights = weights + (memory.weight_bytes(teacher.model) if teacher else 0)
     rows: list[Row] = [("memory needed", "tokens", "weights", "optimiser", "batch", "together")]
-    wanted: list[tuple[str, int]] = []
+    needs: list[tuple[str, int]] = []
 
-    def row(name: str, tokens: int, optimizer: int, batch: int, held: int = weights) -> None:
-        figures = [byte_size(size) for size in (held, optimizer, batch, held + optimizer + batch)]
+    def row(name: str, tokens: int, optimizer: int, batch: int, model: int = weights) -> None:
+        figures = [byte_size(size) for size in (model, optimizer, batch, model + optimizer + batch)]
         rows.append((name, f"{tokens:,}", *figures))
-        wanted.append((name, optimizer + batch))
+        needs.append((name, optimizer + batch))
 
     length = USUAL_LENGTH
     if config.train.steps:
         micro = config.train.batch_size // config.train.accumulation
         negatives = max((len(row.negatives) for row in triplets), default=1) if config.loss.hard_negatives else 0
-        usual, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
+        expected, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
         longest = micro * (2 + negatives) * config.model.max_length
-        need = memory.estimate_training(embedder, length=length, negatives=negatives, bf16=bf16)
+        estimate = memory.estimate_training(embedder, length=length, negatives=negatives, bf16=bf16)
         optimizer = memory.optimizer_bytes(embedder.model)
         what = f"the first {micro} of {config.data.name}" if triplets else f"{micro} triplets of usual length"
-        row(f"training, {what}", usual, optimizer, need.bytes_for(usual), all_weights)
-        row(f"training, {micro} triplets of max_length", longest, optimizer, need.bytes_for(longest), all_weights)
+        row(f"training, {what}", expected, optimizer, estimate.bytes_for(expected), all_weights)
+        row(f"training, {micro} triplets of max_length", longest, optimizer, estimate.bytes_for(longest), all_weights)
         if teacher:
             budget = token_budget_on(teacher.device)
             batch = memory.estimate_evaluation(teacher, length=length).bytes_for(budget)
             row("training, a full batch of the teacher", budget, optimizer, batch, all_weights)
-    need = memory.estimate_evaluation(embedder, length=length)
+    estimate = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
-    row("evaluation, a full batch", budget, 0, need.bytes_for(budget))
+    row("evaluation, a full batch", budget, 0, estimate.bytes_for(budget))
     free = memory.available_bytes(embedder.device)
     counted = "; a teacher's weights stay beside the model's" if teacher else ""
-    said = (
+    text = (
         as_text(rows)
         + f"\n(measured on small batches; {byte_size(free)} are free now, with the weights loaded{counted})"
     )
-    too_large = [name for name, beside in wanted if beside > free]
+    too_large = [name for name, need in needs if need > free]
     if too_large:
-        said += (
+        text += (
             f"\nmore than is free: {'; '.join(too_large)}. Less memory: train.gradient_checkpointing=true, a smaller "
             "train.batch_size or model.max_length"
         )
-    return said
+    return text
 
 
-def _size(embedder: "Embedder", config: Config, triplets: list["Triplet"], texts: int) -> tuple[int, int]:
+def _size(embedder: Embedder, config: Config, triplets: list[Triplet], texts: int) -> tuple[int, int]:
     """Tokens that a micro-batch of so many texts puts through the model, and tokens of one of its texts."""
     if not triplets:
         return texts * USUAL_LENGTH, USUAL_LENGTH
-    from cft.training.contrastive import texts_of
-
     found = texts_of(triplets, config.loss)
     layout = embedder.layout(embedder.tokenize(found))
     return layout.nodes, round(layout.tokens / len(found))
 
 
-def _token_checks(embedder: "Embedder") -> list[Check]:
+def _token_checks(embedder: Embedder) -> list[Check]:
     """EOS, or whatever comes last, stands once at the end, of short texts and of cut ones."""
     contract = embedder.contract
     suffix = contract.suffix_ids
@@ -288,12 +265,8 @@ def _token_checks(embedder: "Embedder") -> list[Check]:
     ]
 
 
-def _batch_checks(embedder: "Embedder") -> list[Check]:
+def _batch_checks(embedder: Embedder) -> list[Check]:
     """A text has one embedding, however it is batched."""
-    import numpy as np
-
-    from cft.batching.layout import tolerance
-
     batching = embedder.backbone.batching
     together = embedder.encode(_TEXTS)
     alone = np.concatenate([embedder.encode([text]) for text in _TEXTS])
@@ -310,14 +283,8 @@ def _batch_checks(embedder: "Embedder") -> list[Check]:
     return [replace(entry, name=f"{entry.name} (share of distance)") for entry in checks]
 
 
-def _padded(embedder: "Embedder", texts: list[str]) -> Any:
+def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
-    import torch
-    import torch.nn.functional as F
-
-    from cft.batching.padded import pad
-    from cft.model.embedder import pool
-
     backbone = embedder.backbone
     trunk: Any = backbone.trunk
     layout = pad(embedder.tokenize(texts), filler=backbone.batching.filler, device=embedder.device)

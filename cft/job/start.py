@@ -17,18 +17,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A base model as a job is to begin with it.
+    """What a job starts from."""
 
-    files: of the base model. adapter: on it, if any. device: where it goes. bf16: whether the model runs in bfloat16.
-    """
-
-    files: ModelFiles
-    adapter: Adapter | None
+    files: ModelFiles  # of the base model
+    adapter: Adapter | None  # on the base model
     device: torch.device
-    bf16: bool
+    bf16: bool  # whether the model runs in bfloat16
 
     def dtype(self, config: Config) -> torch.dtype:
-        """Of the base weights: frozen ones may be bfloat16, weights in training stay float32."""
+        """Type of the base weights: frozen ones may be bfloat16, trained ones stay float32."""
         return torch.bfloat16 if self.bf16 and config.lora.rank > 0 else torch.float32
 
     def load(self, config: Config, *, trainable: bool) -> Embedder:
@@ -44,13 +41,13 @@ class StartingPoint:
         base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
         if self.adapter is None:
             return base
-        found = attach(base, self.adapter, lora=config.lora if trainable else None, any_base=config.adapter_any_base)
-        _say_prompt(self.adapter, config.prompt)
-        return found
+        embedder = attach(base, self.adapter, lora=config.lora if trainable else None, any_base=config.adapter_any_base)
+        _log_prompt(self.adapter, config.prompt)
+        return embedder
 
 
-def _say_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
-    """Tell of a prompt that an adapter was saved with, and how it is kept where this job would drop it."""
+def _log_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
+    """Report a prompt that the adapter was saved with, and how to keep it if this job drops it."""
     saved = adapter.contract.template if adapter.contract else PLACEHOLDER
     if saved == PLACEHOLDER:
         return

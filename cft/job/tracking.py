@@ -1,6 +1,6 @@
-"""Who follows a training besides its own history file: Weights & Biases, TensorBoard, a CSV file, or nobody.
+"""Trackers of a training besides its own history file: Weights & Biases, TensorBoard, a CSV file, or none.
 
-None of them may stop a training or slow it down: what fails or hangs is reported once and left out.
+None of them may stop a training or slow it down: one that fails or hangs is reported once and left out.
 """
 
 import csv
@@ -35,37 +35,30 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Job:
-    """What is followed.
-
-    name: readable. identity: unique, and the same when the job is resumed. kind: train, or evaluate for what is only
-    scored again. folder: the job's own. shared: the folder of all jobs. config: nested. triplets: of a batch.
-    """
+    """The job that is tracked."""
 
     name: str
-    identity: str
-    kind: str
-    folder: Path
-    shared: Path
-    config: dict
-    triplets: int
+    identity: str  # unique, and the same when the job is resumed
+    kind: str  # train, or evaluate if it is only scored again
+    folder: Path  # the job's own
+    shared: Path  # of all jobs
+    config: dict  # nested
+    triplets: int  # of a batch
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out. scores: by name, as in after/STS12. table: for people, its header first. pictures: by name.
+    """The outcome of a job."""
 
-    step: of the training that was scored. adapter: the folder of its weights.
-    """
-
-    scores: dict[str, float]
-    table: list[Row]
-    pictures: dict[str, Path]
-    step: int
-    adapter: Path
+    scores: dict[str, float]  # by name, as in after/STS12
+    table: list[Row]  # for people, its header first
+    pictures: dict[str, Path]  # by name
+    step: int  # of the training, whose weights were scored
+    adapter: Path  # folder of the weights
 
 
 class Tracker:
-    """Follows nothing; what the trackers below share."""
+    """Tracks nothing; the interface of the trackers below."""
 
     def watch(self, row: dict) -> None:
         """Take a row of the training history."""
@@ -154,62 +147,31 @@ class TensorBoardTracker(Tracker):
             self._writer.close()
 
 
-class _Cautious(Tracker):
-    """Another tracker, left out after its first failure."""
-
-    def __init__(self, tracker: Tracker, whose: str) -> None:
-        self._tracker = tracker
-        self._whose = whose
-        self._works = True
-
-    def watch(self, row: dict) -> None:
-        self._guard(lambda: self._tracker.watch(row))
-
-    def finish(self, result: Result) -> None:
-        self._guard(lambda: self._tracker.finish(result))
-
-    def close(self, *, failed: bool) -> None:
-        self._guard(lambda: self._tracker.close(failed=failed))
-
-    def _guard(self, call: Callable[[], object]) -> None:
-        if not self._works:
-            return
-        try:
-            call()
-        except Exception as error:  # a full disk, a file that somebody opened: whatever it is, the training goes on
-            self._works = False
-            log.warning("%s failed and is left out from here on: %s", self._whose, error)
-
-
 class WandbTracker(Tracker):
-    """One W&B run a job, fed by a thread of its own."""
+    """One W&B run a job."""
 
     def __init__(self, job: Job, run: Any, *, artifact: bool) -> None:
         self._job = job
         self._run = run
         self._artifact = artifact
-        self._work = _Background("Weights & Biases")
-        self._work.do(lambda: run.define_metric("score/*", step_metric="score/step"))
 
     def watch(self, row: dict) -> None:
         """Log a row under its event, at its step."""
         values = {f"{row['event']}/{key}": value for key, value in measures(row, self._job.triplets).items()}
-        self._work.do(lambda: self._run.log(values, step=row["step"]))
+        self._run.log(values, step=row["step"])
 
     def finish(self, result: Result) -> None:
         """Log final scores as summary and over steps, the table, the pictures and, on request, the adapter."""
-        self._work.do(lambda: self._finish(result))
-
-    def _finish(self, result: Result) -> None:
         import wandb
 
+        self._run.define_metric("score/*", step_metric="score/step")
         self._run.summary.update(result.scores)
         for step, side in ((0, "before"), (result.step, "after")):
-            of_side = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
-            self._run.log({"score/step": step, **{f"score/{name}": value for name, value in of_side.items()}})
+            scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
+            self._run.log({"score/step": step, **{f"score/{name}": value for name, value in scores.items()}})
         header, *rows = result.table
-        shown = {name: wandb.Image(str(path)) for name, path in result.pictures.items()}
-        self._run.log({"result": wandb.Table(columns=list(header), data=[list(row) for row in rows]), **shown})
+        images = {name: wandb.Image(str(path)) for name, path in result.pictures.items()}
+        self._run.log({"result": wandb.Table(columns=list(header), data=[list(row) for row in rows]), **images})
         if self._artifact:
             artifact = wandb.Artifact(self._job.name, type="model")
             artifact.add_dir(str(result.adapter))
@@ -217,47 +179,45 @@ class WandbTracker(Tracker):
 
     def close(self, *, failed: bool) -> None:
         """End the run."""
-        self._work.do(lambda: self._run.finish(exit_code=1 if failed else 0), always=True)
-        self._work.end()
+        self._run.finish(exit_code=1 if failed else 0)
 
 
-class _Background:
-    """Calls that are made in order by another thread; after the first that fails, none is made."""
+class _Isolated(Tracker):
+    """Another tracker in a thread of its own, left out after its first failure; it is closed all the same."""
 
-    def __init__(self, whose: str) -> None:
-        self._whose = whose
-        self._works = True
-        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._tracker, self._name, self._works = tracker, name, True
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
-    def do(self, call: Callable[[], object], *, always: bool = False) -> None:
-        """Have it called soon; `always`, even after a failure."""
-        self._calls.put((call, always))
+    def watch(self, row: dict) -> None:
+        self._calls.put(lambda: self._tracker.watch(row) if self._works else None)
 
-    def _serve(self) -> None:
-        while (entry := self._calls.get()) is not None:
-            call, always = entry
-            if not self._works and not always:
-                continue
-            try:
-                call()
-            except Exception as error:  # W&B raises its own, requests' and the system's errors alike
-                if self._works:
-                    log.warning("%s failed and is left out from here on: %s", self._whose, error)
-                self._works = False
+    def finish(self, result: Result) -> None:
+        self._calls.put(lambda: self._tracker.finish(result) if self._works else None)
 
-    def end(self) -> None:
-        """Wait until all is done, but not for ever."""
+    def close(self, *, failed: bool) -> None:
+        """Wait until all calls are done, but not for ever."""
+        self._calls.put(lambda: self._tracker.close(failed=failed))
         self._calls.put(None)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
-            log.warning("%s has not finished within %d seconds; the job goes on without it", self._whose, _PATIENCE)
+            log.warning("%s has not finished within %d seconds; the job goes on without it", self._name, _PATIENCE)
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except Exception as error:  # a full disk, a service's own errors: whatever it is, the training goes on
+                if self._works:
+                    log.warning("%s failed and is left out from here on: %s", self._name, error)
+                self._works = False
 
 
 @contextmanager
 def tracking(settings: LoggerSettings, job: Job) -> Iterator[Tracker]:
-    """Follow one job, however it ends."""
+    """Track one job and close the tracker, however the job ends."""
     tracker = _start(settings, job)
     try:
         yield tracker
@@ -268,16 +228,18 @@ def tracking(settings: LoggerSettings, job: Job) -> Iterator[Tracker]:
 
 
 def _start(settings: LoggerSettings, job: Job) -> Tracker:
-    if settings.kind is LoggerKind.none:
-        return Tracker()
+    name = {LoggerKind.csv: "the CSV file", LoggerKind.tensorboard: "TensorBoard"}.get(
+        settings.kind, "Weights & Biases"
+    )
     try:
+        if settings.kind is LoggerKind.none:
+            return Tracker()
         if settings.kind is LoggerKind.csv:
-            return _Cautious(CsvTracker(job), "the CSV file")
+            return _Isolated(CsvTracker(job), name)
         if settings.kind is LoggerKind.tensorboard:
-            return _Cautious(TensorBoardTracker(job), "TensorBoard")
-        return WandbTracker(job, _start_wandb(settings, job), artifact=settings.artifact)
-    except Exception as error:  # see _Background
-        name = {LoggerKind.tensorboard: "TensorBoard"}.get(settings.kind, "Weights & Biases")
+            return _Isolated(TensorBoardTracker(job), name)
+        return _Isolated(WandbTracker(job, _start_wandb(settings, job), artifact=settings.artifact), name)
+    except Exception as error:  # see _Isolated
         log.warning("%s did not start, the job goes on without it: %s", name, error)
         return Tracker()
 

@@ -1,4 +1,4 @@
-"""Requests to end, by Ctrl-C (SIGINT) or by a scheduler (SIGTERM): heeded between two steps, after a checkpoint."""
+"""Signals that end a job (SIGINT, SIGTERM): a training ends after its step and a checkpoint."""
 
 import contextlib
 import signal
@@ -9,20 +9,16 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# What arrived while a training was at work, and how many trainings wait for it; of this process.
-_asked: list[int] = []
-_waiting = 0
+# The signal that arrived during a training, and how many trainings are in progress in this process.
+_received: list[int] = []
+_trainings = 0
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked this process to end. Whoever lets Ctrl-C pass lets this pass."""
+    """A signal asked this process to end. A KeyboardInterrupt, so that `except Exception` does not swallow it."""
 
     def __init__(self, number: int) -> None:
-        """Remember what asked.
-
-        Args:
-            number: of the signal.
-        """
+        """Keep the number of the signal."""
         super().__init__(signal.Signals(number).name)
         self.number = number
 
@@ -39,7 +35,7 @@ def exit_status(error: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def handle_signals() -> Iterator[None]:
-    """Have both signals raise `Interrupted`, at once or, within `between_steps`, when the training is ready.
+    """Have both signals raise `Interrupted`: at once, or at the end of a step within `deferred_to_step_end`.
 
     A signal that was ignored when the command began stays ignored: shells arrange that for jobs in the background.
     """
@@ -50,7 +46,7 @@ def handle_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _arrive)
-    _asked.clear()
+    _received.clear()
     try:
         yield
     finally:
@@ -59,18 +55,18 @@ def handle_signals() -> Iterator[None]:
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:
-    if not _waiting or _asked:
+    if not _trainings or _received:
         raise Interrupted(number)
-    _asked.append(number)
+    _received.append(number)
     sys.stderr.write(f"\ncft: {signal.Signals(number).name}: ending after this step and a checkpoint; again: at once\n")
 
 
 @contextlib.contextmanager
 def deferred_to_step_end() -> Iterator[Callable[[], int]]:
-    """Let a training come to the end of its step first; it asks the function it is given for the signal, 0 for none."""
-    global _waiting
-    _waiting += 1
+    """Let a training end its step first; it is given a function that returns the signal received, 0 for none."""
+    global _trainings
+    _trainings += 1
     try:
-        yield lambda: _asked[0] if _asked else 0
+        yield lambda: _received[0] if _received else 0
     finally:
-        _waiting -= 1
+        _trainings -= 1

@@ -1,28 +1,27 @@
-"""Tables for people, and the same ones for a README, a spreadsheet and a paper."""
+"""Tables as text for a terminal, Markdown for a page, CSV for a spreadsheet and LaTeX for a paper."""
 
 import csv
 import io
 import re
 from collections.abc import Sequence
 
+from tabulate import tabulate
+
 Row = tuple[str, ...]
 
 
 def as_text(table: Sequence[Row]) -> str:
-    """The table for a terminal."""
-    header, *rows = table
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-
-    def line(row: Row) -> str:
-        first = row[0].ljust(widths[0])
-        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows)])
+    """The table for a terminal; its first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    ruled = [table[0], tuple("-" * width for width in widths), *table[1:]]
+    return _aligned(ruled, "plain")
 
 
 def as_markdown(table: Sequence[Row], *, left: bool = False) -> str:
-    """The table for a README; its numbers stand to the right, or all its words to the left."""
+    """The table for a page: numbers to the right, or all words to the left.
+
+    Cells are not padded: tabulate's Markdown would make every row of a page as long as its longest cell.
+    """
     header, *rows = [tuple(map(_in_markdown, row)) for row in table]
     lines = ["| " + " | ".join(header) + " |", "| --- |" + (" --- |" if left else " ---: |") * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
@@ -40,30 +39,16 @@ def as_csv(table: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-_LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
-_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "—": "---"}
-
-
 def as_latex(table: Sequence[Row], caption: str) -> str:
     """The table for a paper that uses the booktabs package."""
+    body = _aligned(table, "latex_booktabs", headers="firstrow").replace("±", r"$\pm$").replace("—", "---")
+    caption = re.sub(r"([&%$#_{}])", r"\\\1", caption)
+    return "\n".join([r"\begin{table}", r"\centering", body, rf"\caption{{{caption}}}", r"\end{table}"])
 
-    def line(row: Row) -> str:
-        escaped = [re.sub(r"[&%$#_{}~^\\±—]", lambda found: _LATEX[found[0]], cell) for cell in row]
-        return " & ".join(escaped) + r" \\"
 
-    header, *rows = table
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            r"\toprule",
-            line(header),
-            r"\midrule",
-            *map(line, rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\caption{{{line((caption,)).removesuffix(chr(92) * 2).strip()}}}",
-            r"\end{table}",
-        ]
+def _aligned(table: Sequence[Row], form: str, **settings: str) -> str:
+    """The first column to the left, the others to the right; cells as they are."""
+    alignment = ["left"] + ["right"] * (len(table[0]) - 1)
+    return tabulate(
+        table, tablefmt=form, colalign=alignment, disable_numparse=True, preserve_whitespace=True, **settings
     )

@@ -1,6 +1,6 @@
-"""A training's state in one file, so that it is whole or absent: weights, optimiser moments, step and history.
+"""A training's state in one file: weights, optimiser moments, step and history.
 
-No random state is in it: every step seeds itself from the job's seed and its own number. No pickle either.
+It holds no random state, as every step is seeded by the job's seed and its own number, and no pickle.
 """
 
 import json
@@ -38,7 +38,7 @@ def save(
 def load(
     folder: Path, *, weights: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[int, list[dict]]:
-    """Put a saved state back.
+    """Load a saved state into weights and optimiser.
 
     Returns:
         The number of steps done and their history; (0, []) if nothing was saved.
@@ -66,7 +66,7 @@ def load(
 
 
 def moments(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, *, step: int) -> dict[str, torch.Tensor]:
-    """The optimiser's moments of a weight, made if they are not there yet; none before the first step."""
+    """The optimiser's moments of a weight, created as zeros if missing; none before the first step."""
     if step and weight not in optimizer.state:
         fresh = {name: torch.zeros_like(weight) for name in _MOMENTS}
         optimizer.state[weight] = {"step": torch.tensor(float(step)), **fresh}
@@ -74,7 +74,7 @@ def moments(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, *, ste
 
 
 def step_of(folder: Path) -> int:
-    """Steps that the saved state has behind it; 0 if nothing readable was saved."""
+    """Steps done in the saved state; 0 if nothing readable was saved."""
     try:
         with safe_open(folder / FILE_NAME, framework="pt") as stream:
             return int(stream.metadata()["step"])

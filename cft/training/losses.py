@@ -46,6 +46,7 @@ def info_nce(
 
     Source: van den Oord et al. 2018, arXiv 1807.03748; Gao et al. 2021 (SimCSE), arXiv 2104.08821, for eq. 1.
     """
+    # So many parameters because they are the objective's own: tensors, temperature, and what is masked or wanted.
     if anchor.ndim != 2 or anchor.shape[1:] != positive.shape[1:] or first + len(anchor) > len(positive):
         raise ValueError(f"anchor {tuple(anchor.shape)} and positive {tuple(positive.shape)} must both be (B, D)")
     if negatives is not None and negatives.shape[1:] != anchor.shape[1:]:

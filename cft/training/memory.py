@@ -1,4 +1,4 @@
-"""How much memory a training step or an evaluation batch takes, measured on small ones and laid out to large ones."""
+"""Memory of a training step or an evaluation batch, extrapolated from small ones; peak and free memory."""
 
 import weakref
 from collections.abc import Callable
@@ -17,45 +17,42 @@ from cft.training.losses import info_nce
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that something takes beside the weights.
+    """Memory of a batch besides the weights."""
 
-    fixed: whatever the batch. by_token: for every token that goes through the model.
-    """
-
-    fixed: float
-    by_token: float
+    fixed: float  # bytes, whatever the batch
+    by_token: float  # bytes for every token that goes through the model
 
     def bytes_for(self, tokens: int) -> int:
-        """Bytes for a batch of so many tokens."""
+        """Bytes that a batch of `tokens` takes."""
         return round(max(self.fixed, 0.0) + self.by_token * tokens)
 
 
 class _AllocationMeter(TorchDispatchMode):
-    """Counts the bytes of tensors that live at one time, those of before not counted."""
+    """Counts the bytes of live tensors; tensors from before it was entered are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {_storage(tensor)._cdata for tensor in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             storage = _storage(tensor)
-            if storage._cdata not in before and storage._cdata not in self._known:
+            if storage._cdata not in before and storage._cdata not in self._counted:
                 self._count(storage)
         return result
 
     def _count(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
+        self._counted.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        self._counted.discard(key)
         self.now -= size
 
 
@@ -72,24 +69,24 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 class PeakMemory:
-    """The most memory in use since this was made: the GPU's tensors, or the whole process where there is no GPU."""
+    """Peak memory since this was made: of the GPU's tensors, or of the whole process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._begun = True
+        self._is_reset = True
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        try:  # Linux forgets a process's highest use when asked so
+        try:  # Linux resets a process's peak on request
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:
-            self._begun = False
+            self._is_reset = False
 
     def bytes(self) -> int | None:
-        """Of now; None where the system does not tell."""
+        """Peak bytes so far, or None if the OS does not report it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        if not self._begun:
+        if not self._is_reset:
             return None
         try:
             lines = Path("/proc/self/status").read_text().splitlines()
@@ -100,7 +97,7 @@ class PeakMemory:
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
-    """Most bytes that `work` holds at one time beyond those that are held before it begins."""
+    """Peak bytes that `work` allocates beyond what is allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -114,11 +111,13 @@ def peak_bytes(work: Callable[[], None], device: torch.device) -> int:
 
 
 def estimate_training(embedder: Embedder, *, length: int, negatives: int, bf16: bool) -> MemoryEstimate:
-    """Activations and gradients of one micro-batch, its backward pass included.
+    """Memory of activations and gradients of one micro-batch.
 
     Args:
-        embedder: with trainable weights, set up as it is to be trained. length: tokens of a text.
-        negatives: hard negatives a triplet. bf16: whether it is trained under autocast.
+        embedder: with trainable weights, set up for training.
+        length: tokens of a text.
+        negatives: hard negatives a triplet.
+        bf16: whether it is trained under autocast.
     """
 
     def step(rows: int) -> tuple[int, int]:
@@ -142,7 +141,7 @@ def estimate_training(embedder: Embedder, *, length: int, negatives: int, bf16: 
 
 
 def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
-    """One batch of texts through the model without gradients."""
+    """Memory of a forward pass without gradients, of texts of `length` tokens."""
 
     def batch(rows: int) -> tuple[int, int]:
         layout = embedder.layout(_texts(embedder, rows, length))
@@ -158,17 +157,17 @@ def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Of all weights and buffers, as they lie in memory."""
+    """Bytes of all weights and buffers in memory."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
 def optimizer_bytes(model: torch.nn.Module) -> int:
-    """AdamW's two moments of every trainable weight."""
+    """Bytes of AdamW's two moments of every trainable weight."""
     return 2 * sum(weight.numel() * weight.element_size() for weight in trainable(model).values())
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free for this process: the device's, or the machine's."""
+    """Free bytes of the device, or of the machine on a CPU."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
@@ -180,9 +179,9 @@ def _linear_fit(small: tuple[int, int], large: tuple[int, int]) -> MemoryEstimat
 
 
 def _texts(embedder: Embedder, rows: int, length: int) -> list[tuple[int, ...]]:
-    """Sequences of one length that share no beginning, so that every token is a node."""
+    """Random sequences of one length without shared prefixes, so that every token is a node."""
     vocabulary = embedder.backbone.vocabulary
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(0, vocabulary, (rows, length), generator=generator)
-    drawn[:, 0] = torch.randperm(vocabulary, generator=generator)[:rows]
-    return [tuple(row) for row in drawn.tolist()]
+    ids = torch.randint(0, vocabulary, (rows, length), generator=generator)
+    ids[:, 0] = torch.randperm(vocabulary, generator=generator)[:rows]
+    return [tuple(row) for row in ids.tolist()]

@@ -53,7 +53,7 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class _State:
-    """A training at work."""
+    """A training in progress."""
 
     run: TrainingRun
     embedder: Embedder
