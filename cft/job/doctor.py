@@ -242,9 +242,9 @@ def _size(embedder: Embedder, config: Config, triplets: list[Triplet], texts: in
     """Tokens that a micro-batch of so many texts puts through the model, and tokens of one of its texts."""
     if not triplets:
         return texts * USUAL_LENGTH, USUAL_LENGTH
-    found = texts_of(triplets, config.loss)
-    layout = embedder.layout(embedder.tokenize(found))
-    return layout.nodes, round(layout.tokens / len(found))
+    batch = texts_of(triplets, config.loss)
+    layout = embedder.layout(embedder.tokenize(batch))
+    return layout.nodes, round(layout.tokens / len(batch))
 
 
 def _token_checks(embedder: Embedder) -> list[Check]:
@@ -253,14 +253,14 @@ def _token_checks(embedder: Embedder) -> list[Check]:
     suffix = contract.suffix_ids
     if not suffix:
         return []
-    found = embedder.tokenize([*_TEXTS, " ".join(_TEXTS * 40)])
+    sequences = embedder.tokenize([*_TEXTS, " ".join(_TEXTS * 40)])
     # OPT's BOS is its EOS; and a prompt may hold it.
     (name,) = embedder.backbone.tokenizer.convert_ids_to_tokens([suffix[-1]])
     elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.template.count(name)
-    once = sum(ids[-len(suffix) :] == suffix and ids.count(suffix[-1]) == 1 + elsewhere for ids in found)
-    cut, longest = len(found[-1]), contract.max_length
+    once = sum(ids[-len(suffix) :] == suffix and ids.count(suffix[-1]) == 1 + elsewhere for ids in sequences)
+    cut, longest = len(sequences[-1]), contract.max_length
     return [
-        Check(f"{name} stands once, at the end", f"{once} of {len(found)} texts", "all", once == len(found)),
+        Check(f"{name} stands once, at the end", f"{once} of {len(sequences)} texts", "all", once == len(sequences)),
         Check("a long text is cut to max_length", f"{cut} tokens", f"{longest} tokens", cut == longest),
     ]
 

@@ -55,8 +55,8 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
 
 def _by_name(before: Evaluation, after: Evaluation) -> dict[str, float]:
     sides = {"before": before, "after": after}
-    scores = {f"{side}/{name}": score for side, found in sides.items() for name, score in found.scores.items()}
-    return scores | {f"{side}/mean": found.mean for side, found in sides.items()}
+    scores = {f"{side}/{name}": score for side, result in sides.items() for name, score in result.scores.items()}
+    return scores | {f"{side}/mean": result.mean for side, result in sides.items()}
 
 
 def comparison(before: Evaluation, after: Evaluation) -> list[Row]:

@@ -90,10 +90,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def wants_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether the model runs in bfloat16: where it is asked for, or left open on a GPU that has it.
+    """Whether the model runs in bfloat16: if configured, or by `auto` on a GPU that has it.
 
     Raises:
-        UserError: if it is asked for on a GPU that has none.
+        UserError: if it is configured on a GPU without it.
     """
     if precision is Precision.auto:
         return device.type == "cuda" and torch.cuda.is_bf16_supported()

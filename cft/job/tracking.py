@@ -72,13 +72,13 @@ class Tracker:
 
 def measures(row: dict, triplets: int) -> dict[str, float]:
     """A history row's numbers, and what follows from them: rates, and the share of tokens that sharing saved."""
-    found = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+    numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
     if row.get("seconds"):
-        found["triplets_per_second"] = triplets / row["seconds"]
-        found["tokens_per_second"] = row["tokens"] / row["seconds"]
+        numbers["triplets_per_second"] = triplets / row["seconds"]
+        numbers["tokens_per_second"] = row["tokens"] / row["seconds"]
     if row.get("tokens"):
-        found["tokens_saved"] = 1 - row["nodes"] / row["tokens"]
-    return found
+        numbers["tokens_saved"] = 1 - row["nodes"] / row["tokens"]
+    return numbers
 
 
 class CsvTracker(Tracker):
@@ -106,7 +106,7 @@ class CsvTracker(Tracker):
             writer.writerows(row for row in rows if int(row["step"]) < step)
 
     def finish(self, result: Result) -> None:
-        """Write the scores beside it."""
+        """Write the scores."""
         path = self._job.folder / SCORES_FILE
         with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([("score", "value"), *result.scores.items()])

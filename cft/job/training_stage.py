@@ -210,5 +210,5 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         hard,
     )
     if config.distill.model:
-        taught = f"{config.distill.share:.0%} of what it should choose is said by {config.distill.model.name}"
-        log.info("%s, whose knowledge the result then has, too", taught)
+        share = f"{config.distill.share:.0%} of the target"
+        log.info("%s is the teacher's: the similarities of %s", share, config.distill.model.name)

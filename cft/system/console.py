@@ -1,4 +1,4 @@
-"""What all commands have in common: messages on the terminal and the meaning of an exit status."""
+"""The terminal: messages of all commands, and their exit statuses."""
 
 import contextlib
 import logging
@@ -15,17 +15,17 @@ from cft.system.errors import UserError, explain_os_error, first_line
 
 DEFECT_STATUS = 1
 USER_ERROR_STATUS = 2
-CLOSED_STATUS = 141  # 128 + SIGPIPE: whoever read the output has stopped reading
+CLOSED_STATUS = 141  # 128 + SIGPIPE: the reader of the output has closed it
 
 DEBUG_FLAG = "--debug"
-_DEBUG = "CFT_DEBUG"  # an environment variable, so that processes which a launcher starts know it too
+_DEBUG = "CFT_DEBUG"  # an environment variable, which processes of a launcher inherit
 
 
 class _Console(logging.Handler):
     """Writes messages above a progress bar, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # A terminal that was closed is no reason to end a training: its log.txt has all of this too.
+        # A closed terminal must not end a training, whose log.txt has all messages too.
         with contextlib.suppress(OSError, ValueError):
             tqdm.write(self.format(record), file=sys.stdout)
 
@@ -38,27 +38,27 @@ def set_up_console() -> None:
     handler = _Console()
     handler.setFormatter(secrets.Masking("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # Of several processes that train one model, the first one speaks.
+    # Of several processes that train one model, the main one reports.
     logging.getLogger("cft").setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
-    # Where it is installed, PEFT imports it in every command, and it regrets a kernel that nobody asked for.
+    # PEFT imports it in every command, and it warns of a missing kernel that is not used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def report_error(error: Exception) -> int:
-    """Print what went wrong: a message for what the user can mend, and for a defect where it is.
+    """Print an error: its message if the user can mend it, the place in the code if it is a defect.
 
     Returns:
-        The exit status that it has.
+        The exit status.
     """
     if os.environ.get(_DEBUG):
-        _say("".join(traceback.format_exception(error)))
-    told = (explain_os_error(error) or error) if isinstance(error, OSError) else error
-    if isinstance(told, UserError):
-        _say(f"cft{f' (process {_rank()})' if _rank() else ''}: {told}\n")
+        _print_error("".join(traceback.format_exception(error)))
+    explained = (explain_os_error(error) or error) if isinstance(error, OSError) else error
+    if isinstance(explained, UserError):
+        _print_error(f"cft{f' (process {_rank()})' if _rank() else ''}: {explained}\n")
         return USER_ERROR_STATUS
     frame = traceback.extract_tb(error.__traceback__)[-1:]
     place = f" at {Path(frame[0].filename).name}:{frame[0].lineno}" if frame else ""
-    _say(
+    _print_error(
         f"cft: unexpected {type(error).__name__}{place}: {first_line(error)[:300]}\n"
         "This is a defect of cft or of a library below, no mistake of yours. "
         f"{DEBUG_FLAG} shows the traceback; a run's log.txt has it too.\n"
@@ -66,24 +66,24 @@ def report_error(error: Exception) -> int:
     return DEFECT_STATUS
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # see _Console
         sys.stderr.write(secrets.masked(text))
 
 
 def _rank() -> int:
-    """This process's number, as torchrun gives it."""
+    """Rank of this process, as torchrun sets it."""
     return int(os.environ.get("RANK", "0"))
 
 
 @contextlib.contextmanager
 def exit_statuses(interrupted: str) -> Iterator[None]:
-    """End the command with the status that an error or a signal has; `interrupted` says what to do after the latter."""
+    """End the command with the exit status of its error or signal; `interrupted` is advice after a signal."""
     try:
         with signals.handle_signals():
             yield
     except KeyboardInterrupt as error:
-        _say(f"\ncft: interrupted; {interrupted}\n")
+        _print_error(f"\ncft: interrupted; {interrupted}\n")
         sys.exit(signals.exit_status(error))
     except BrokenPipeError:
         # Python would complain once more when it closes its output at the end.

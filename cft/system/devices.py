@@ -14,7 +14,7 @@ _claimed: dict[str, IO[str]] = {}
 
 
 def visible_devices() -> list[str]:
-    """Names of the GPUs that this process may use, without asking torch, which would then be bound to them."""
+    """Names of the GPUs that this process may use, without torch, which would bind itself to them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip()]
@@ -22,14 +22,14 @@ def visible_devices() -> list[str]:
 
 
 def claim_device(folder: Path, *, patience: float = 1.0) -> str | None:
-    """Have a GPU to oneself until this process ends, among the processes that claim theirs in the same folder.
+    """Claim a GPU for this process alone, among the processes that claim theirs in the same folder.
 
     Args:
-        folder: where the claims are kept; the system drops a claim when its process ends.
-        patience: seconds between looks while all are taken.
+        folder: of the lock files; the system releases a claim when its process ends.
+        patience: seconds between attempts while all GPUs are claimed.
 
     Returns:
-        The name for CUDA_VISIBLE_DEVICES; None where there is no choice: no GPU, or only one.
+        The value for CUDA_VISIBLE_DEVICES; None if there are fewer than two GPUs.
     """
     names = visible_devices()
     if len(names) < 2:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import typing
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
@@ -11,14 +10,11 @@ from typing import Any
 
 from cft.system.errors import UserError
 
-log = logging.getLogger(__name__)
-
-
 DIGEST_LENGTH = 12
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses, enums, tuples and paths into what JSON can hold, recursively."""
+    """Dataclasses, enums, tuples and paths as JSON data, recursively."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_plain(asdict(value))
     if isinstance(value, Enum):
@@ -38,12 +34,12 @@ def digest(value: Any) -> str:
 
 
 def canonical(value: Any) -> str:
-    """What JSON can hold as JSON, always in the same way."""
+    """Plain data as JSON in its canonical form."""
     return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
 
 
 def sha256_of_file(path: Path) -> str:
-    """Content of a file as 64 hexadecimal digits."""
+    """SHA-256 of a file, 64 hexadecimal digits."""
     state = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -52,23 +48,24 @@ def sha256_of_file(path: Path) -> str:
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """Settings out of what JSON kept of them, the way back from `store.plain`.
+    """A dataclass out of plain data: the inverse of `to_plain`.
 
     Args:
-        kind: the type wanted, such as Config.
-        value: dicts, lists and plain values.
+        kind: the type, such as Config.
+        value: dicts, lists and plain values. A missing key has its default: it is newer than the record.
 
     Raises:
-        UserError: if a key is unknown: the record is of another version of cft. One that is missing was written
-            before there was such a key, and has its default.
+        UserError: if a key is unknown: the record is of another version of cft.
     """
-    if value is not None:  # of a type or none, the type
-        (kind,) = [one for one in typing.get_args(kind) if is_dataclass(one)] or [kind]
+    if value is not None:  # of an optional type, the type
+        (kind,) = [each for each in typing.get_args(kind) if is_dataclass(each)] or [kind]
     if is_dataclass(kind):
         types = typing.get_type_hints(kind)
-        odd = sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
-        if odd:
-            raise UserError(f"a record of other settings than this version of cft has: {', '.join(odd)}")
+        unknown = (
+            sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
+        )
+        if unknown:
+            raise UserError(f"a record of other settings than this version of cft has: {', '.join(unknown)}")
         return typing.cast(Any, kind)(**{name: from_plain(types[name], entry) for name, entry in value.items()})
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)

@@ -1,8 +1,8 @@
-"""The processes that train one model together, as torchrun or accelerate starts them: one a device.
+"""Data-parallel training: the processes that torchrun or accelerate starts, one a device.
 
-Every process holds the model and reads the same data; each embeds its part of a batch. Embeddings are gathered, with
-gradient, so that every anchor has the candidates of the whole batch; gradients of the weights are summed. So the split
-over processes changes who computes, not what is computed.
+Every process holds the model and reads the same data; each embeds its shard of a batch. Embeddings are gathered with
+gradient, so that every anchor has the candidates of the whole batch, and the gradients of the weights are summed. The
+result is that of one process.
 """
 
 import atexit
@@ -18,36 +18,34 @@ import torch.distributed as dist
 
 from cft.system.errors import UserError, first_line
 
-# Others wait this long for the first process: it alone evaluates.
+# The others wait this long for the main process, which alone evaluates.
 _PATIENCE = timedelta(hours=12)
-# Small gradients travel together.
+# Values in one all-reduce of gradients: small ones go together.
 _BUCKET = 1 << 24
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together.
+    """This process's place among the processes that train together."""
 
-    rank: its number, 0 for the one that writes. size: how many they are.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process; 0 is the main one
+    size: int = 1  # number of processes
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that evaluates, writes and reports."""
+        """Whether this is the process that evaluates, writes and reports."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """This process's share of `count` rows; shares differ by one row at most."""
+        """This process's rows out of `count`; shards differ by one row at most."""
         return slice(*(count * rank // self.size for rank in (self.rank, self.rank + 1)))
 
     def all_gather(self, vectors: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         """All processes' vectors, in rank order, with gradient.
 
         Args:
-            vectors: (n, D) of this process. counts: n of every process.
+            vectors: (n, D) of this process.
+            counts: n of every process.
 
         Returns:
             (sum of counts, D).
@@ -55,7 +53,7 @@ class World:
         return vectors if self.size == 1 else _Gather.apply(vectors, self, tuple(counts))
 
     def all_reduce_sum(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Sums over the processes, of each value."""
+        """Sum each value over the processes."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
@@ -64,7 +62,7 @@ class World:
         return tensor.tolist()
 
     def all_reduce_gradients(self, weights: Iterable[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its sum over the processes; one that no process has stays None."""
+        """Sum every gradient over the processes, in place; one that no process has stays None."""
         if self.size == 1:
             return
         weights = list(weights)
@@ -78,7 +76,7 @@ class World:
                     weight.grad = part.view_as(weight)
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """The maximum of the processes' values."""
         if self.size == 1:
             return value
         device = f"cuda:{torch.cuda.current_device()}" if dist.get_backend() == "nccl" else "cpu"
@@ -88,7 +86,7 @@ class World:
         return int(tensor)
 
     def broadcast_object(self, value: Any) -> Any:
-        """The first process's value, whatever this one has."""
+        """The main process's value."""
         if self.size == 1:
             return value
         box = [value]
@@ -97,7 +95,7 @@ class World:
         return box[0]
 
     def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors by the first process's."""
+        """Overwrite tensors by the main process's."""
         if self.size > 1:
             with _translate_communication_errors():
                 for tensor in tensors:
@@ -105,7 +103,7 @@ class World:
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Let the first process through a block, then the others: what it fetches or converts, they find done."""
+        """Run a block on the main process first, then on the others, which find what it fetched or converted."""
         if not self.is_main:
             self.barrier()
         yield
@@ -113,7 +111,7 @@ class World:
             self.barrier()
 
     def barrier(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             # Not a message: a process often ends after this. Before torch 2.8, a thread of gloo may then still be
             # freeing the message's tensor, for which it wants the interpreter's lock; destroying the group holds that
@@ -127,7 +125,7 @@ SINGLE_PROCESS = World()
 
 
 def join_world(device: torch.device) -> World:
-    """The processes that torchrun or accelerate started with this one; this one alone if neither did.
+    """Join the processes that torchrun or accelerate started; a single process joins nothing.
 
     Raises:
         UserError: if the others cannot be reached.
@@ -140,7 +138,7 @@ def join_world(device: torch.device) -> World:
             torch.cuda.set_device(device_of_rank(device))
         with _translate_communication_errors():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-        # Left to the end of the interpreter, its threads may be cut off at work, which aborts a process that did well.
+        # At interpreter exit its threads may be cut off at work, which aborts a process that succeeded.
         atexit.register(_leave)
     return World(rank=dist.get_rank(), size=dist.get_world_size())
 
@@ -151,14 +149,14 @@ def _leave() -> None:
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """The device of this process: with several on one machine, each has its own."""
+    """The device of this process: each process of a machine has its own GPU."""
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate over the processes; the gradient of a part is the sum of what all of them made of it."""
+    """Concatenate over the processes; a shard's gradient is the sum of all processes' gradients of it."""
 
     @staticmethod
     def forward(ctx: Any, vectors: torch.Tensor, world: World, counts: tuple[int, ...]) -> torch.Tensor:
@@ -166,10 +164,10 @@ class _Gather(torch.autograd.Function):
         # Not every backend gathers tensors of different lengths.
         padded = vectors.new_zeros(max(counts), vectors.shape[1])
         padded[: len(vectors)] = vectors
-        found = [torch.empty_like(padded) for _ in counts]
+        gathered = [torch.empty_like(padded) for _ in counts]
         with _translate_communication_errors():
-            dist.all_gather(found, padded)
-        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+            dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -181,7 +179,7 @@ class _Gather(torch.autograd.Function):
 
 @contextlib.contextmanager
 def _translate_communication_errors() -> Iterator[None]:
-    """Say in words that another process is gone; the libraries below speak of sockets."""
+    """Report that another process is gone; the libraries' own errors are about sockets."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:

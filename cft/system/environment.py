@@ -1,4 +1,4 @@
-"""What a run ran on: versions, code state and device."""
+"""The environment of a run: versions, state of the code, device."""
 
 import platform
 import subprocess
@@ -29,7 +29,7 @@ def _version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """What the CPU calls itself where the system tells, its architecture elsewhere."""
+    """The CPU's model name, or its architecture if the system does not report one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -39,7 +39,7 @@ def processor() -> str:
 
 
 def _git_state() -> str | None:
-    """The commit of the checkout that this code runs from, marked if files differ from it; None outside git."""
+    """The commit of this checkout, marked if files differ from it; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What a user can do about an error of the system; other numbers are nobody's mistake but ours.
+# Advice on errors of the operating system; any other number is a defect of cft.
 _ADVICE = {
     errno.ENOSPC: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",
     errno.EDQUOT: "make room, or name another disk by outputs= (CFT_CACHE for what is cached)",

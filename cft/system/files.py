@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for all jobs: $CFT_CACHE, or `cft` in the user's cache."""
+    """The cache of all jobs, which can be deleted at any time: $CFT_CACHE, or `cft` in the user's cache folder."""
     named = os.environ.get("CFT_CACHE")
     if named:
         return Path(named)
@@ -39,10 +39,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there takes the place of `path` in one step.
+    """Yield a temporary path in the folder of `path`, which replaces `path` in one step at the end of the block.
 
-    A reader, or a process killed at any moment, sees the old file or the new one, never half of either. What a
-    killed process left of an earlier attempt is removed.
+    A reader, or a process killed at any moment, leaves the old file or the new one, never half of either. Temporary
+    files of killed processes are removed.
 
     Raises:
         OSError: naming `path`, whatever wrote into it.
@@ -65,7 +65,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder on the disk where `path` is to be; it is removed afterwards, or next time if killed."""
+    """Yield an empty folder on the disk of `path`, removed afterwards, or next time if the process is killed."""
     with _blamed_on(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -81,7 +81,7 @@ _PART = ".part"
 
 
 def _prefix(path: Path) -> str:
-    """What the names of half-written copies of `path` begin with: who writes them, and where."""
+    """Prefix of the temporary files of `path`: it names machine and process."""
     return f".{path.name}.{_machine()}-{os.getpid()}."
 
 
@@ -90,16 +90,16 @@ def _machine() -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove half-written copies of processes of this machine that are no more."""
+    """Remove temporary files of processes of this machine that have ended."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\..*{re.escape(_PART)}")
-    for found in path.parent.iterdir():
-        match = pattern.fullmatch(found.name)
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
         if match and not _lives(int(match[1])):
-            log.debug("removing what process %s left: %s", match[1], found)
-            if found.is_dir():
-                shutil.rmtree(found, ignore_errors=True)
+            log.debug("removing what process %s left: %s", match[1], entry)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
             else:
-                found.unlink(missing_ok=True)
+                entry.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
@@ -114,7 +114,7 @@ def _lives(process: int) -> bool:
 
 @contextlib.contextmanager
 def _blamed_on(path: Path) -> Iterator[None]:
-    """Have errors of the system name the file; writers in other languages only quote them in a text."""
+    """Have errors of the system name the file; Rust writers only quote their number in a message."""
     try:
         yield
     except OSError as error:
@@ -139,7 +139,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class _Record(dict):
-    """An object out of a JSON file, which says so where it lacks a key."""
+    """A JSON object of a file; access to a missing key names the file."""
 
     def __init__(self, content: Iterable = (), path: Path | None = None) -> None:
         super().__init__(content)
@@ -170,16 +170,15 @@ def read_json(path: Path, kind: type = dict) -> Any:
         path: the file. kind: what it must hold.
 
     Raises:
-        UserError: naming the file, if it is missing, not JSON or holds something else; also where a key that an
-            object in it lacks is asked for.
+        UserError: naming the file, if it is missing, not JSON or of another kind; also on access to a missing key.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda content: _Record(content, path))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda entries: _Record(entries, path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
-    if not isinstance(found, kind):
+    if not isinstance(content, kind):
         raise UserError(f"{path} does not hold what it should; remove its folder and run again to make it anew")
-    return found
+    return content
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -198,7 +197,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> None:
     """Write an .npz file whole or not at all; equal arrays give equal bytes."""
-    # In memory first: an archive on a full disk would try to end itself once more when it is let go.
+    # In memory first: on a full disk, the archive would try to write its end again when it is deleted.
     archive = io.BytesIO()
     save: Callable[..., None] = np.savez_compressed if compressed else np.savez
     save(archive, **arrays)
@@ -214,14 +213,14 @@ def append_line(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def exclusive_lock(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Be the one process at work in a directory; the system lets go when the process ends, however it ends.
+    """Hold a directory's lock; the system releases it when the process ends, however it ends.
 
     Args:
         directory: made if it is missing.
-        wait: for the process that is at work there, instead of giving up.
+        wait: for the process that holds the lock, instead of giving up.
 
     Raises:
-        UserError: if another process is at work there, naming it.
+        UserError: naming the process that holds the lock.
     """
     lock = FileLock(directory / ".lock")
     with _blamed_on(Path(lock.lock_file)):

@@ -1,7 +1,6 @@
 """The Hugging Face hub: whether it answers, and repositories fetched from it."""
 
 import contextlib
-import logging
 import os
 import re
 import socket
@@ -10,9 +9,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cft.system.errors import UserError
-
-log = logging.getLogger(__name__)
-
 
 OFFLINE_HINT = (
     "without the hub these run: model=smollm2 and model=minilm (out of Python packages), model=tiny (random weights), "

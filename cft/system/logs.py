@@ -1,4 +1,4 @@
-"""A log file beside what is printed, with times and without secrets."""
+"""A log file with times and without secrets."""
 
 import logging
 from collections.abc import Iterator

@@ -19,18 +19,18 @@ _SHORTEST = 8
 
 
 def values() -> dict[str, str]:
-    """What the environment's variables for keys hold, by their names."""
+    """Keys in the environment, by variable."""
     return {name: os.environ[name] for name in VARIABLES if len(os.environ.get(name, "")) >= _SHORTEST}
 
 
 def found_in(text: str) -> list[str]:
-    """What kinds of secrets a text holds."""
+    """Kinds of secrets in a text."""
     kinds = [what for what, pattern in KINDS.items() if re.search(pattern, text)]
     return kinds + [f"the value of {name}" for name, value in values().items() if value in text]
 
 
 def masked(text: str) -> str:
-    """A text without its secrets: other libraries' messages may quote the key that a server refused."""
+    """A text with its secrets masked: libraries quote the key that a server refused."""
     for value in values().values():
         text = text.replace(value, _MASK)
     for pattern in KINDS.values():
@@ -39,8 +39,8 @@ def masked(text: str) -> str:
 
 
 class Masking(logging.Formatter):
-    """Formats messages, tracebacks included, without their secrets."""
+    """Formats messages and tracebacks with their secrets masked."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One message."""
+        """Format one record."""
         return masked(super().format(record))

@@ -1,4 +1,4 @@
-"""Words of messages: near matches, sizes, and texts cut to what anybody reads."""
+"""Parts of messages: near matches, byte sizes, shortened texts."""
 
 import difflib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 def nearest(word: str, words: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The word that is most like another one; None if none is like it by `cutoff` (0 to 1) or more."""
+    """The word most similar to `word`; None if no similarity reaches `cutoff` (0 to 1)."""
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=cutoff)), None)
 
 
@@ -21,13 +21,16 @@ def did_you_mean(
     """The end of an error message: the word that may have been meant, or nothing.
 
     Args:
-        word: what was given. words: what there is. sentence: whether the message before it has ended. show: how the
-            word is written. cutoff: least likeness, 0 to 1.
+        word: the unknown word.
+        words: the known words.
+        sentence: whether it is a sentence of its own.
+        show: formats the word.
+        cutoff: least similarity, 0 to 1.
     """
-    found = nearest(word, words, cutoff=cutoff)
-    if found is None:
+    match = nearest(word, words, cutoff=cutoff)
+    if match is None:
         return ""
-    return f"{' Did' if sentence else '; did'} you mean {show(found)}?"
+    return f"{' Did' if sentence else '; did'} you mean {show(match)}?"
 
 
 def byte_size(count: float, decimals: int = 1) -> str:
@@ -42,5 +45,5 @@ def shorten(text: str, length: int) -> str:
 
 
 def shorten_words(message: str) -> str:
-    """A message in which no word is longer than anybody reads: what a user typed may be anything."""
+    """A message with very long words cut: it may quote anything that a user typed."""
     return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)
