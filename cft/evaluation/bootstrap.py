@@ -42,12 +42,9 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One score minus another over the same pairs, in points of Spearman x 100, with its 95% confidence interval."""
+class Difference(Interval):
+    """One score minus another over the same pairs, with its 95% confidence interval."""
 
-    value: float
-    low: float
-    high: float
     p: float  # two-sided, of no difference
     corrected: float  # p after Holm's correction for all differences tested together
 
@@ -110,20 +107,21 @@ def resample(
         resamples: their number.
         seed: of the counts.
     """
-    names = list(scores)
-    sets = [_Set(scores[name], [[run[name] for run in runs] for runs in embedders]) for name in names]
-    once = [np.ones((len(scores[name]), 1), dtype=np.float32) for name in names]
-    values = np.stack([of_set.spearman(counts)[:, 0] for of_set, counts in zip(sets, once, strict=True)], axis=1)
+    sets = {name: _Set(human, [[run[name] for run in runs] for runs in embedders]) for name, human in scores.items()}
+    values = [of_set.spearman(np.ones((len(scores[name]), 1), dtype=np.float32)) for name, of_set in sets.items()]
     distinct = 1 + max((int(numbers.max()) for numbers in identity.values()), default=0)
     generator = np.random.default_rng(seed)
-    drawn = np.empty((len(embedders), len(names), resamples), dtype=np.float32)
+    drawn = np.empty((len(embedders), len(sets), resamples), dtype=np.float32)
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         counts = _COUNT_OF[generator.integers(0, 2**16, (distinct, size), dtype=np.uint16)]
-        for column, name in enumerate(names):
-            drawn[:, column, start : start + size] = sets[column].spearman(counts[identity[name]])
-    with_mean = [np.concatenate([part, part.mean(axis=1, keepdims=True)], axis=1) for part in (values, drawn)]
-    return Resamples([*names, MEAN], *with_mean)
+        for column, (name, of_set) in enumerate(sets.items()):
+            drawn[:, column, start : start + size] = of_set.spearman(counts[identity[name]])
+
+    def with_mean(scores: np.ndarray) -> np.ndarray:
+        return np.concatenate([scores, scores.mean(axis=1, keepdims=True)], axis=1)
+
+    return Resamples([*sets, MEAN], with_mean(np.concatenate(values, axis=1)), with_mean(drawn))
 
 
 class _Set:

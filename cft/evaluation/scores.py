@@ -54,9 +54,7 @@ class Evaluation:
     @property
     def triplet_accuracy(self) -> float | None:
         """Share of held-out anchors that are nearer to their positive than to their hard negative; None without."""
-        if not len(self.negatives):
-            return None
-        return float(np.mean(self.positives > self.negatives))
+        return float(np.mean(self.positives > self.negatives)) if len(self.negatives) else None
 
     @property
     def alignment(self) -> float | None:
@@ -107,20 +105,16 @@ def evaluate(
     def vectors_of(texts: Iterable[str]) -> np.ndarray:
         return vectors[[row_of[text] for text in texts]]
 
-    def cosines_of(left: Iterable[str], right: Iterable[str]) -> np.ndarray:
-        return np.einsum("nd,nd->n", vectors_of(left), vectors_of(right))
+    def cosines_of(rows: Sequence[tuple]) -> np.ndarray:  # between the first two texts of each row
+        return np.einsum("nd,nd->n", vectors_of(row[0] for row in rows), vectors_of(row[1] for row in rows))
 
-    cosines = {
-        name: cosines_of((pair.sentence1 for pair in pairs), (pair.sentence2 for pair in pairs))
-        for name, pairs in sets.items()
-    }
-    anchors = [row.anchor for row in complete]
+    cosines = {name: cosines_of(pairs) for name, pairs in sets.items()}
     return Evaluation(
         scores={name: spearman(cosines[name], [pair.score for pair in pairs], name) for name, pairs in sets.items()},
         cosines=cosines,
-        positives=cosines_of(anchors, (row.positive for row in complete)),
-        negatives=cosines_of(anchors, (row.negatives[0] for row in complete)),
-        uniformity=uniformity(vectors_of(dict.fromkeys(anchors))),
+        positives=cosines_of(complete),
+        negatives=cosines_of([(row.anchor, row.negatives[0]) for row in complete]),
+        uniformity=uniformity(vectors_of(dict.fromkeys(row.anchor for row in complete))),
     )
 
 
