@@ -39,14 +39,8 @@ class Rows(Sequence[Triplet]):
     """Triplets in an Arrow file, or a selection of them; a row becomes Python objects when it is read."""
 
     def __init__(self, blocks: list[Any], selection: np.ndarray | None = None) -> None:
-        """Show an Arrow file's rows.
-
-        Args:
-            blocks: record batches, all but the last of `_BLOCK` rows.
-            selection: (n,) ascending row numbers; None for all rows.
-        """
-        self._blocks = blocks
-        self._selection = np.arange(sum(len(block) for block in blocks)) if selection is None else selection
+        self._blocks = blocks  # record batches, all but the last of _BLOCK rows
+        self._selection = np.arange(sum(map(len, blocks))) if selection is None else selection  # (n,) ascending
 
     def __len__(self) -> int:
         return len(self._selection)
@@ -69,11 +63,7 @@ class Rows(Sequence[Triplet]):
             yield from map(_triplet, *(column.to_pylist() for column in block.columns))
 
     def select(self, indices: np.ndarray) -> "Rows":
-        """These rows alone, without a copy.
-
-        Args:
-            indices: (n,) ascending numbers below `len(self)`.
-        """
+        """The rows of these indices, (n,) ascending, without a copy."""
         return Rows(self._blocks, self._selection[indices])
 
 
@@ -160,9 +150,7 @@ def _convert(rows: Iterator[Triplet | Skipped], table: Path) -> None:
     with atomic_write(table) as part:
         with arrow.OSFile(str(part), "wb") as sink, arrow.ipc.new_file(sink, schema) as writer:
             for block in in_blocks(triplets(), _BLOCK):
-                columns = zip(schema, zip(*block, strict=True), strict=True)
-                arrays = [arrow.array(column, type=field.type) for field, column in columns]
-                writer.write(arrow.record_batch(arrays, schema))
+                writer.write(arrow.RecordBatch.from_pylist([row._asdict() for row in block], schema))
         write_json(_notes(table), {"skipped": skipped, "reasons": reasons})
 
 

@@ -1,4 +1,7 @@
-"""Cells of a row to texts and numbers, the same for every file format."""
+"""Cells of a row to texts and numbers, the same for every file format.
+
+The readers take a row's cells by column, and raise BadRow for a cell that is missing or holds something else.
+"""
 
 import math
 import reprlib
@@ -19,21 +22,13 @@ class BadRow(Exception):
 
 
 def text_of(cells: dict[str, Any], column: str, role: str) -> str:
-    """The text of a cell, verbatim; messages call it by its role.
-
-    Raises:
-        BadRow: if there is no such cell, or it holds no text that can be embedded.
-    """
+    """The text of a cell, verbatim; `role` says in messages what it is for."""
     label = _label(role, column)
     return _checked_text(_cell(cells, column, label), label)
 
 
 def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
-    """The hard negatives of a row. A cell holds a text or a list of texts, and may be empty behind the first column.
-
-    Raises:
-        BadRow: if there is no such cell, or it holds something else.
-    """
+    """The hard negatives of a row. A cell holds a text or a list of texts, and may be empty behind the first column."""
     texts: list[str] = []
     for column in columns:
         value = cells.get(column)
@@ -49,11 +44,7 @@ def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ..
 
 
 def number_of(cells: dict[str, Any], column: str, role: str) -> float:
-    """The finite number of a cell, which may be written as text.
-
-    Raises:
-        BadRow: if there is no such cell, or it holds something else.
-    """
+    """The finite number of a cell, which may be written as text."""
     label = _label(role, column)
     value = _cell(cells, column, label)
     try:

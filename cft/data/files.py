@@ -47,29 +47,22 @@ def stream_triplets(
     positive: str,
     negatives: Sequence[str],
     on_bad_row: BadRows = BadRows.RAISE,
-    key: str = "data.train",
 ) -> Iterator[Triplet | Skipped]:
-    """Read training triplets one after the other.
+    """Read training triplets, texts verbatim, one after the other, with the rows that were left out.
 
     Args:
         path: the file.
-        anchor: column of the anchor.
-        positive: column of its positive.
-        negatives: columns of hard negatives: none, one or several. A cell may hold a list of texts (JSONL, Parquet);
-            empty cells of the second column and later mean that the row has fewer negatives.
+        anchor, positive: their columns.
+        negatives: columns of hard negatives, perhaps none. A cell may hold a list of texts (JSONL, Parquet), and may
+            be empty behind the first of the columns.
         on_bad_row: stop at a bad row, or leave it out.
-        key: the config key that named the file, for messages.
-
-    Yields:
-        The triplets, texts verbatim, and the rows that were left out.
 
     Raises:
         UserError: naming the file, row, column and remedy.
     """
-    assert not isinstance(negatives, str), "a text is a sequence of texts too, but not of columns"
     source = Source(
         Path(path),
-        key,
+        "data.train",
         dict.fromkeys(negatives, "data.negative_columns")
         | {positive: "data.positive_column", anchor: "data.anchor_column"},
         column_advice="Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file "
@@ -94,18 +87,13 @@ def read_scored_pairs(
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
 ) -> tuple[list[ScoredPair], list[Skipped]]:
-    """Read pairs of sentences with scores on any scale.
+    """Read pairs of sentences, texts verbatim, with scores on any scale; returned with the rows that were left out.
 
     Args:
         path: the file.
-        sentence1: column of the first sentence.
-        sentence2: column of the second sentence.
-        score: column of the score, a finite number.
+        sentence1, sentence2, score: the columns; a score is a finite number.
         on_bad_row: stop at a bad row, or leave it out.
         key: the config key that named the file, for messages.
-
-    Returns:
-        The pairs, texts verbatim, and the rows that were left out.
 
     Raises:
         UserError: naming the file, row, column and remedy.
@@ -133,15 +121,12 @@ def read_scored_pairs(
 def stream_texts(
     path: str | Path, *, column: str = "text", on_bad_row: BadRows = BadRows.RAISE
 ) -> Iterator[str | Skipped]:
-    """Read texts one after the other.
+    """Read texts, verbatim, one after the other, with the rows that were left out.
 
     Args:
         path: the file, of rows or of plain lines.
-        column: that holds the texts; not used for plain lines.
+        column: that holds the texts, where there are columns.
         on_bad_row: stop at a bad row, or leave it out.
-
-    Yields:
-        The texts, verbatim, and the rows that were left out.
 
     Raises:
         UserError: naming the file, row, column and remedy.

@@ -84,7 +84,8 @@ def _find_file(name: str, folder: Path) -> Path:
     try:
         if not folder.is_dir():
             raise UserError(f"eval.folder={folder}: no such folder")
-        for path in (folder / f"{name}{ending}" for ending in ENDINGS):
+        for ending in ENDINGS:
+            path = folder / f"{name}{ending}"
             if path.exists() or path.is_symlink():  # reading reports a broken link
                 return path
     except OSError as error:

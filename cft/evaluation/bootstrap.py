@@ -156,12 +156,9 @@ class _Order:
     """Values in ascending order, equal ones grouped."""
 
     def __init__(self, values: np.ndarray) -> None:
+        _, self._group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        self._starts = np.cumsum(sizes) - sizes  # of the groups of equal values
         self._sorted = np.argsort(values, kind="stable")
-        ordered = values[self._sorted]
-        first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-        self._starts = np.flatnonzero(first)  # of the groups of equal values
-        self._group = np.empty(len(values), dtype=np.intp)  # of each value
-        self._group[self._sorted] = np.cumsum(first) - 1
 
     def centred_ranks(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mid-ranks among the drawn values minus their mean, (pairs, R), and their summed squares, (R,)."""

@@ -7,6 +7,7 @@ folder holds no sentences.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +83,13 @@ def read(folder: Path) -> Pairs:
     """Read what `write_once` wrote.
 
     Raises:
-        UserError: if the folder has no such file, or it holds something else.
+        UserError: if the folder has no such file.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise UserError(f"{path} is missing: run the job again, which adds it without evaluating again")
-    kinds: dict[str, Arrays] = {"scores": {}, "identity": {}, "seen": {}}
+    kinds: defaultdict[str, Arrays] = defaultdict(dict)
     for entry, array in read_arrays(path).items():
         kind, _, name = entry.partition("/")
-        if kind not in kinds:
-            raise UserError(f"{path} holds {entry!r}, which is not ours; remove it and run the job again")
         kinds[kind][name] = array
     return Pairs(kinds["scores"], kinds["identity"], kinds["seen"] or None)

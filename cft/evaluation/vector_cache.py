@@ -32,7 +32,7 @@ class CachedEncoder:
     """
 
     def __init__(self, embedder: Embedder, *, gigabytes: float, version: int) -> None:
-        """Put a cache before an embedder.
+        """Put a cache in front of an embedder.
 
         Args:
             embedder: a base model, or one with weights that its contract names.
