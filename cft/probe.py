@@ -9,7 +9,6 @@ import logging
 import sys
 
 from cft.config.compose import compose_config
-from cft.job.probe import probe_job
 from cft.system.console import exit_statuses, set_up_console
 
 log = logging.getLogger("cft.probe")  # not __name__, which is __main__ when this is the command
@@ -24,7 +23,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for cft.run, such as model=phi2 eval=sts")
     arguments = parser.parse_args()
     with exit_statuses("the same command starts over"):
-        sys.stdout.write(probe_job(compose_config(arguments.overrides)) + "\n")
+        config = compose_config(arguments.overrides)
+        from cft.job.probe import probe_job
+
+        sys.stdout.write(probe_job(config) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,9 @@
 """Texts in: training triplets and scored pairs, from files, the hub or generated scenes."""
+
+__all__ = [
+    "files",  # a user's file as triplets, scored pairs or texts
+    "records",  # a triplet, a scored pair
+    "scenes",  # generated triplets and pairs for a first run
+    "sts",  # the sets of an evaluation
+    "training_data",  # the triplets and development pairs of a training, and its batches
+]

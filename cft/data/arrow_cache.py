@@ -1,9 +1,9 @@
 """Training triplets as an Arrow file that is mapped into memory: read row by row, whatever their number.
 
     CACHE/triplets/DIGEST.arrow    columns anchor, positive, negatives; the digest is of the user's file and its columns
-    CACHE/triplets/DIGEST.json     how many of the file's rows were left out, and why the first of them
+    CACHE/triplets/DIGEST.json     how many of the file's rows were skipped, and why the first of them
 
-A user's file is converted once, in blocks, and looked at again only to see that its content is the same.
+A user's file is converted once, in blocks; later only its content is hashed.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any, overload
 import numpy as np
 
 from cft.data.files import Skipped
-from cft.data.records import Triplet
+from cft.data.records import Triplet, in_blocks
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, cache_folder, write_json
@@ -31,65 +31,53 @@ _FORMAT = 1
 # Rows of one Arrow batch, and of what is held as Python objects at one time.
 _BLOCK = 10_000
 
-_SKIPPED_TOLD = 10
+_MAX_REASONS = 10
 _UNUSED_DAYS = 30
 
 
 class Rows(Sequence[Triplet]):
-    """Triplets in an Arrow file, or a selection of them; a row becomes Python objects when it is asked for."""
+    """Triplets in an Arrow file, or a selection of them; a row becomes Python objects when it is read."""
 
     def __init__(self, blocks: list[Any], selection: np.ndarray | None = None) -> None:
-        """Show an Arrow file's rows.
-
-        Args:
-            blocks: record batches, all but the last of `_BLOCK` rows.
-            selection: (n,) ascending row numbers; None for all rows.
-        """
-        self._blocks = blocks
-        self._selection = np.arange(sum(len(block) for block in blocks)) if selection is None else selection
+        self._blocks = blocks  # record batches, all but the last of _BLOCK rows
+        self._selection = np.arange(sum(map(len, blocks))) if selection is None else selection  # (n,) ascending
 
     def __len__(self) -> int:
         return len(self._selection)
 
     @overload
-    def __getitem__(self, place: int) -> Triplet: ...
+    def __getitem__(self, index: int) -> Triplet: ...
     @overload
-    def __getitem__(self, place: slice) -> "Rows": ...
-    def __getitem__(self, place: int | slice) -> "Triplet | Rows":
-        if isinstance(place, slice):
-            return self.select(np.arange(len(self))[place])
-        block, row = divmod(int(self._selection[place]), _BLOCK)
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "Triplet | Rows":
+        if isinstance(index, slice):
+            return Rows(self._blocks, self._selection[index])
+        block, row = divmod(int(self._selection[index]), _BLOCK)
         return _triplet(*(column[row].as_py() for column in self._blocks[block].columns))
 
     def __iter__(self) -> Iterator[Triplet]:
         """All rows in order, block by block: many times faster than one by one."""
-        ends = np.searchsorted(self._selection, np.arange(1, len(self._blocks) + 1) * _BLOCK)
-        begin = 0
-        for number, end in enumerate(ends):
-            block = self._blocks[number].take(self._selection[begin:end] - number * _BLOCK)
-            begin = end
+        ends = np.searchsorted(self._selection, np.arange(1, len(self._blocks)) * _BLOCK)
+        for number, rows in enumerate(np.split(self._selection, ends)):
+            block = self._blocks[number].take(rows - number * _BLOCK)
             yield from map(_triplet, *(column.to_pylist() for column in block.columns))
 
-    def select(self, places: np.ndarray) -> "Rows":
-        """These rows alone; nothing is copied.
-
-        Args:
-            places: (n,) ascending numbers below `len(self)`.
-        """
-        return Rows(self._blocks, self._selection[places])
+    def select(self, indices: np.ndarray) -> "Rows":
+        """The rows of these indices, (n,) ascending, without a copy."""
+        return Rows(self._blocks, self._selection[indices])
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a file gave. skipped: how many of its rows were left out; reasons: of the first of them."""
+    """The content of a user's file."""
 
     rows: Rows
-    skipped: int
-    reasons: list[Skipped]
+    skipped: int  # how many bad rows were left out
+    reasons: list[Skipped]  # the first of them
 
 
 def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Skipped]]) -> Corpus:
-    """The triplets of a file, converted if this very content was not before.
+    """The triplets of a file, converted unless this very content was before.
 
     Args:
         path: the user's file.
@@ -102,14 +90,14 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
     folder = cache_folder() / "triplets"
     try:
         if not path.is_file():
-            next(read())  # which says what is wrong; to hash a pipe would be to wait for its writer
+            next(read())  # raises the UserError; hashing a pipe would wait for its writer
         content = sha256_of_file(path)
     except OSError as error:
-        next(read())  # which says what is wrong in better words, if it meets it too
+        next(read())  # raises a more precise UserError, if it cannot read the file either
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     table = folder / f"{digest([_FORMAT, facts, content])}.arrow"
-    kept = _open(table)
-    if kept is None:
+    corpus = _open(table)
+    if corpus is None:
         try:
             _convert(read(), table)
         except OSError as error:
@@ -118,24 +106,24 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
                 "the environment variable CFT_CACHE to a folder with room"
             ) from error
         _tidy(folder)
-        kept = _open(table)
-        assert kept is not None, f"{table} cannot be read again"
-    with contextlib.suppress(OSError):  # a cache that others wrote may be read-only; this only keeps it young
-        table.touch()
-    return kept
+        corpus = _open(table)
+        assert corpus is not None, f"{table} cannot be read again"
+    with contextlib.suppress(OSError):  # a shared cache may be read-only
+        table.touch()  # by which `_tidy` knows when it was used
+    return corpus
 
 
 def _open(table: Path) -> Corpus | None:
-    """What was converted before; None if it is not there, or not whole."""
+    """What was converted before; None if it is missing or damaged."""
     import pyarrow as arrow
 
     try:
-        told = json.loads(_notes(table).read_text(encoding="utf-8"))
+        notes = json.loads(_notes(table).read_text(encoding="utf-8"))
         with arrow.memory_map(str(table)) as mapped, arrow.ipc.open_file(mapped) as file:
             blocks = [file.get_batch(number) for number in range(file.num_record_batches)]
     except (OSError, ValueError, arrow.ArrowException):
         return None
-    return Corpus(Rows(blocks), told["skipped"], [Skipped(**reason) for reason in told["reasons"]])
+    return Corpus(Rows(blocks), notes["skipped"], [Skipped(**reason) for reason in notes["reasons"]])
 
 
 def _notes(table: Path) -> Path:
@@ -143,34 +131,27 @@ def _notes(table: Path) -> Path:
 
 
 def _convert(rows: Iterator[Triplet | Skipped], table: Path) -> None:
-    """Write the Arrow file, its notes first: whoever sees the table finds them."""
+    """Write the Arrow file, after its notes: where the table is, they are."""
     import pyarrow as arrow
 
-    text = arrow.large_string()  # a block may have more than the 2 GB that Arrow's plain strings count
+    text = arrow.large_string()  # plain strings hold at most 2 GB a block
     schema = arrow.schema([("anchor", text), ("positive", text), ("negatives", arrow.list_(text))])
     skipped, reasons = 0, []
+
+    def triplets() -> Iterator[Triplet]:
+        nonlocal skipped
+        for row in rows:
+            if isinstance(row, Triplet):
+                yield row
+            else:
+                skipped += 1
+                reasons.extend([asdict(row)] if skipped <= _MAX_REASONS else [])
+
     with atomic_write(table) as part:
         with arrow.OSFile(str(part), "wb") as sink, arrow.ipc.new_file(sink, schema) as writer:
-            block: list[Triplet] = []
-            for row in rows:
-                if isinstance(row, Skipped):
-                    skipped += 1
-                    reasons += [row] if skipped <= _SKIPPED_TOLD else []
-                    continue
-                block.append(row)
-                if len(block) == _BLOCK:
-                    writer.write(_as_batch(block, schema))
-                    block.clear()
-            if block:
-                writer.write(_as_batch(block, schema))
-        write_json(_notes(table), {"skipped": skipped, "reasons": [asdict(reason) for reason in reasons]})
-
-
-def _as_batch(block: list[Triplet], schema: Any) -> Any:
-    import pyarrow as arrow
-
-    columns = zip(schema, zip(*block, strict=True), strict=True)
-    return arrow.record_batch([arrow.array(column, type=field.type) for field, column in columns], schema)
+            for block in in_blocks(triplets(), _BLOCK):
+                writer.write(arrow.RecordBatch.from_pylist([row._asdict() for row in block], schema))
+        write_json(_notes(table), {"skipped": skipped, "reasons": reasons})
 
 
 def _tidy(folder: Path) -> None:

@@ -24,19 +24,16 @@ OUTDOOR_TAGS = ("town", "nature")
 
 @dataclass(frozen=True)
 class Noun:
-    """A kind of actor or thing, with its synonyms and its place in the hierarchy of kinds.
-
-    `singulars` and `plurals` run in parallel. `kind` is adult, child or animal for actors, and for things one
-    (takes "a"), many (a plural such as "apples"), mass ("soup") or pronoun ("something"). `families` names the
-    modifiers that suit it.
-    """
+    """A kind of actor or thing, with its synonyms and its place in the hierarchy of kinds."""
 
     name: str
     singulars: tuple[str, ...]
-    plurals: tuple[str, ...]
+    plurals: tuple[str, ...]  # of the same synonyms in the same order
+    # adult, child or animal for actors; for things: one (takes "a"), many (a plural such as "apples"), mass ("soup") or
+    # pronoun ("something")
     kind: str
     parent: "Noun | None" = None
-    families: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()  # of the modifiers that suit it
 
     @property
     def is_person(self) -> bool:
@@ -64,23 +61,19 @@ class Verb(NamedTuple):
 
 @dataclass(frozen=True)
 class Action:
-    """What an actor does: synonymous verbs, what they apply to and where they make sense.
-
-    `agents` are the kinds of actor that can do it. `objects` name things; `patient` is "animal" for what people
-    do to animals, "same" for what one person does to another or one animal to another, and empty otherwise. Only
-    "same" actions can have their roles swapped. `converse` holds verbs that tell the same event from the other
-    side, where there are any: A chases B just when B flees from A.
-    """
+    """What an actor does: synonymous verbs, what they apply to and where they make sense."""
 
     name: str
     verbs: tuple[Verb, ...]
-    opposite: str
-    agents: tuple[str, ...]
-    tags: tuple[str, ...]
-    objects: tuple[str, ...] = ()
+    opposite: str  # name of the opposite action
+    agents: tuple[str, ...]  # kinds of actor that can do it
+    tags: tuple[str, ...]  # of the places where it makes sense
+    objects: tuple[str, ...] = ()  # names of the things that it applies to
+    # "animal" for what people do to animals; "same" for what one person does to another, or one animal to another: only
+    # these actions can have their roles swapped
     patient: str = ""
-    manners: tuple[str, ...] = ()
-    converse: tuple[Verb, ...] = ()
+    manners: tuple[str, ...] = ()  # families of the adverbs that suit it
+    converse: tuple[Verb, ...] = ()  # verbs for the same event from the other side: A chases B when B flees from A
 
 
 @dataclass(frozen=True)

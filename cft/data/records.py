@@ -1,34 +1,42 @@
 """The two kinds of row that everything else passes around."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from cft.system.errors import UserError
+
+_Row = TypeVar("_Row")
 
 
 class Triplet(NamedTuple):
     """One training row: the anchor must end up nearer to its positive than to any negative.
 
     NLI calls them premise, entailment and contradiction; SimCSE's file calls them sent0, sent1 and hard_neg.
-    `negatives` holds the row's hard negatives: usually one, several where the file has them, none for data that
-    has pairs alone.
     """
 
     anchor: str
     positive: str
-    negatives: tuple[str, ...]
+    negatives: tuple[str, ...]  # hard negatives: usually one, several where the file has them, none for pairs
 
 
 class ScoredPair(NamedTuple):
-    """One evaluation row: two sentences and how alike people (or a rule) find them, on the set's own scale."""
+    """One evaluation row: two sentences and their similarity by people (or a rule), on the set's own scale."""
 
     sentence1: str
     sentence2: str
     score: float
 
 
+def in_blocks(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
+    """Rows in lists of `size`; the last one may be shorter, none is empty."""
+    remaining = iter(rows)
+    while block := list(itertools.islice(remaining, size)):
+        yield block
+
+
 def require_rankable(scores: Sequence[float], name: str) -> None:
-    """Refuse scores that no cosines have a rank correlation with; known as soon as the scores are.
+    """Refuse scores with which no rank correlation is defined.
 
     Raises:
         UserError: naming the set.

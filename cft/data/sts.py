@@ -1,12 +1,13 @@
 """The nine English STS test sets of the paper, from the hub at pinned revisions or from a folder."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cft.config.schema import EvalSettings, EvalSource
 from cft.data import scenes
-from cft.data.files import ENDINGS, read_scored_pairs
+from cft.data.files import read_scored_pairs
+from cft.data.formats import ENDINGS
 from cft.data.records import ScoredPair, require_rankable
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
@@ -14,7 +15,7 @@ from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a set stands on the hub: the text and rows that MTEB scores."""
+    """Where a set is on the hub: the text and rows that MTEB scores."""
 
     name: str
     repository: str
@@ -38,17 +39,15 @@ NINE_SETS = {
         HubSet("SICK-R", "mteb/sickr-sts", "20a6d6f312dd54037fe07a32d58e5e168867909d"),
     )
 }
-DEV_SET = HubSet(
-    "STSBenchmark-dev", "mteb/stsbenchmark-sts", "b0fddb56ed78048fa8b90373c8a3cfc37b684831", split="validation"
-)
+DEV_SET = replace(NINE_SETS["STSBenchmark"], name="STSBenchmark-dev", split="validation")
 
 
 def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[ScoredPair]]:
-    """Load the scored pairs that an embedder is judged by, a list a set.
+    """Load the scored pairs of an evaluation, by set.
 
     Args:
         settings: conf/eval.
-        seed: draws the scenes.
+        seed: of the scenes.
 
     Raises:
         UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
@@ -57,7 +56,7 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
     if settings.folder is not None:
         folder = Path(settings.folder).expanduser()
-        return {name: _read_set(name, _file_of(name, folder), settings.rows) for name in settings.sets}
+        return {name: _read_set(name, folder, settings.rows) for name in settings.sets}
     unknown = [name for name in settings.sets if name not in NINE_SETS]
     if unknown:
         raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
@@ -65,27 +64,29 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
 
 
 def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
-    """At most `rows` pairs, taken at even distances so that every part of a set is represented; None takes all."""
+    """At most `rows` pairs, at even distances so that every part of a set is represented; None keeps all."""
     if rows is None or len(pairs) <= rows:
         return pairs
     return [pairs[index * len(pairs) // rows] for index in range(rows)]
 
 
-def _read_set(name: str, path: Path, rows: int | None) -> list[ScoredPair]:
+def _read_set(name: str, folder: Path, rows: int | None) -> list[ScoredPair]:
     """A set from its file, refused before a model is loaded if no embedder could be scored on it."""
-    found = read_scored_pairs(path)[0]
-    taken = thin_out(found, rows)
-    less = "" if len(taken) == len(found) else f", thinned out by eval.rows={rows}"
-    require_rankable([pair.score for pair in taken], f"{name} (eval.folder={path}{less})")
-    return taken
+    path = _find_file(name, folder)
+    pairs = read_scored_pairs(path)[0]
+    thinned = thin_out(pairs, rows)
+    note = "" if len(thinned) == len(pairs) else f", thinned out by eval.rows={rows}"
+    require_rankable([pair.score for pair in thinned], f"{name} (eval.folder={path}{note})")
+    return thinned
 
 
-def _file_of(name: str, folder: Path) -> Path:
+def _find_file(name: str, folder: Path) -> Path:
     try:
         if not folder.is_dir():
             raise UserError(f"eval.folder={folder}: no such folder")
-        for path in (folder / f"{name}{ending}" for ending in ENDINGS):
-            if path.exists() or path.is_symlink():  # of a link that leads nowhere, reading says so
+        for ending in ENDINGS:
+            path = folder / f"{name}{ending}"
+            if path.exists() or path.is_symlink():  # reading reports a broken link
                 return path
     except OSError as error:
         raise UserError(f"eval.folder={folder}: {name} cannot be read ({error.strerror or error})") from error
@@ -96,7 +97,7 @@ def _file_of(name: str, folder: Path) -> Path:
 
 
 def load_hub_set(entry: HubSet) -> list[ScoredPair]:
-    """Load one set from the hub, or from the hub's cache on this machine.
+    """Load a set from the hub, or from the hub's cache on this machine.
 
     Raises:
         UserError: if neither has it.

@@ -1,7 +1,6 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from cft.config.schema import DataSettings, DataSource
 from cft.data import scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.files import BadRows, read_scored_pairs, stream_triplets
-from cft.data.records import ScoredPair, Triplet, require_rankable
+from cft.data.records import ScoredPair, Triplet, in_blocks, require_rankable
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.digest import DIGEST_LENGTH, canonical
 from cft.system.errors import UserError
@@ -28,7 +27,7 @@ NLI_FILE = "nli_for_simcse.csv"
 # A small file keeps at least nine tenths of its rows for training.
 _LARGEST_HOLDOUT_SHARE = 10
 
-# Rows that are named by their content at one time.
+# Rows of which the content is hashed at one time.
 _BLOCK = 10_000
 
 _SCENES_TRIPLETS = 5000
@@ -37,17 +36,13 @@ _SCENES_DEV_PAIRS = 200
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training eats and is watched with.
+    """Triplets to train on, and what evaluates the training while it runs."""
 
-    triplets: to train on, in memory or on disk. holdout: triplets kept out of training. dev: scored pairs for
-    in-training evaluation, perhaps none. content: digest of all of it. skipped: how many bad rows were left out.
-    """
-
-    triplets: Sequence[Triplet]
-    holdout: list[Triplet]
-    dev: list[ScoredPair]
-    content: str
-    skipped: int
+    triplets: Sequence[Triplet]  # to train on, in memory or on disk
+    holdout: list[Triplet]  # kept out of training
+    dev: list[ScoredPair]  # development pairs, perhaps none
+    content: str  # digest of all three
+    skipped: int  # how many bad rows were left out
 
 
 def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
@@ -55,14 +50,14 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
 
     Args:
         settings: conf/data.
-        seed: draws the scenes and which rows are held out.
+        seed: of the scenes, and of the choice of held-out rows.
 
     Raises:
-        UserError: naming the file and row, or the hub file that cannot be had.
+        UserError: naming the file and row, or the hub file that is neither on this machine nor to be had.
     """
+    skipped = 0
     if settings.source is DataSource.scenes:
         rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
-        skipped = 0
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     else:
@@ -74,15 +69,11 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
 
 
 def _content(*parts: Sequence[Any]) -> str:
-    """What `digest` gives for a list of these lists, without ever holding a text of all of them."""
+    """`digest` of a list of these lists, without all of their JSON in memory."""
     state = hashlib.sha256()
     for number, part in enumerate(parts):
-        state.update(b"[[" if number == 0 else b",[")
-        rows = iter(part)
-        for start in itertools.count():
-            block = list(itertools.islice(rows, _BLOCK))
-            if not block:
-                break
+        state.update(b",[" if number else b"[[")
+        for start, block in enumerate(in_blocks(part, _BLOCK)):
             state.update((b"," if start else b"") + canonical(block).encode()[1:-1])
         state.update(b"]")
     state.update(b"]")
@@ -93,17 +84,17 @@ def _open_triplets(settings: DataSettings) -> Corpus:
     path = _hub_file(settings) if settings.source is DataSource.hub else Path(str(settings.train)).expanduser()
     anchor, positive, negatives = settings.anchor_column, settings.positive_column, list(settings.negative_columns)
     bad = BadRows(settings.on_bad_row)
-    found = open_corpus(
+    corpus = open_corpus(
         path,
-        # the file's name is told in messages, and its ending says how it is read
+        # the file's name is in messages, and its ending says how it is read
         [path.name, anchor, positive, negatives, bad],
         lambda: stream_triplets(path, anchor=anchor, positive=positive, negatives=negatives, on_bad_row=bad),
     )
-    for row in found.reasons:
+    for row in corpus.reasons:
         log.warning("skipped %s: %s", row.where, row.reason)
-    if found.skipped > len(found.reasons):
-        log.warning("skipped %d more bad rows", found.skipped - len(found.reasons))
-    return found
+    if corpus.skipped > len(corpus.reasons):
+        log.warning("skipped %d more bad rows", corpus.skipped - len(corpus.reasons))
+    return corpus
 
 
 def _hub_file(settings: DataSettings) -> Path:
@@ -111,24 +102,20 @@ def _hub_file(settings: DataSettings) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(
-            hf_hub_download(
-                NLI_REPOSITORY,
-                NLI_FILE,
-                repo_type="dataset",
-                revision=settings.revision,
-                local_files_only=not hub_answers(),
-            )
+        local = not hub_answers()
+        path = hf_hub_download(
+            NLI_REPOSITORY, NLI_FILE, repo_type="dataset", revision=settings.revision, local_files_only=local
         )
     except (OSError, HfHubHTTPError) as error:
         raise UserError(
             f"data={settings.name}: {NLI_REPOSITORY}/{NLI_FILE} is not on this machine and the hub does not answer; "
             f"{OFFLINE_HINT}"
         ) from error
+    return Path(path)
 
 
 def _hold_out(rows: Rows, count: int, seed: int) -> tuple[Rows, list[Triplet]]:
-    """Set aside `count` rows, or a tenth of all if that is fewer; the rest keep their order."""
+    """Set aside `count` random rows, or a tenth of all if that is fewer; the others keep their order."""
     count = min(count, len(rows) // _LARGEST_HOLDOUT_SHARE)
     held = np.sort(np.random.default_rng([seed, 1]).permutation(len(rows))[:count])
     return rows.select(np.delete(np.arange(len(rows)), held)), list(rows.select(held))
@@ -145,9 +132,9 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
 
 
 def batches(count: int, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Row numbers of the batches of steps `start` to `stop`, a function of the seed and the step alone.
+    """Row numbers of the batches of steps `start` to `stop`, which depend on the seed and the step alone.
 
-    Each epoch is a new shuffle; what is left of an epoch after its last full batch is dropped.
+    Each epoch is a new shuffle; the rows behind its last full batch are dropped.
 
     Yields:
         (batch_size,) row numbers below `count`.
@@ -155,7 +142,7 @@ def batches(count: int, batch_size: int, *, seed: int, start: int, stop: int) ->
     per_epoch = count // batch_size
     order, shuffled = np.empty(0, dtype=np.int64), -1
     for step in range(start, stop):
-        epoch, place = divmod(step, per_epoch)
+        epoch, batch = divmod(step, per_epoch)
         if epoch != shuffled:
             order, shuffled = np.random.default_rng([seed, 0, epoch]).permutation(count), epoch
-        yield order[place * batch_size : (place + 1) * batch_size]
+        yield order[batch * batch_size : (batch + 1) * batch_size]

@@ -1,1 +1,9 @@
-"""Scores of an embedder and how sure they are: Spearman correlation, vector cache, bootstrap."""
+"""Scores of an embedder, and how sure they are."""
+
+__all__ = [
+    "bootstrap",  # confidence intervals and verdicts by resampling pairs
+    "layer_scores",  # scores of every layer with every pooling
+    "pairs",  # human scores, recurring pairs and seen sentences, kept beside an evaluation
+    "scores",  # Spearman correlation and held-out triplets: evaluated, saved and loaded
+    "vector_cache",  # an embedder that keeps its vectors on disk
+]

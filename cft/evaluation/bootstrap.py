@@ -1,9 +1,9 @@
 """How sure a score is: bootstrap intervals over pairs, paired differences, and verdicts corrected for their number.
 
-A resample gives every distinct pair a Poisson(1) count, the same one in every set it stands in and for every embedder
+A resample gives every distinct pair a Poisson(1) count, the same one in every set that holds it and for every embedder
 compared: a pair that STS14 and STSBenchmark share is drawn once. (Given its size, such a resample is the usual one
-with replacement.) Spearman correlation under counts is computed from cumulative counts in the order of the values,
-sorted once, for hundreds of resamples at a time: scipy would sort every resample anew.
+with replacement.) Values are sorted once; cumulative counts in that order then give the Spearman correlations of a
+hundred resamples at a time, where scipy would sort every resample.
 
 Source: Efron and Tibshirani 1993 (percentile intervals, paired bootstrap); Chamandy et al. 2012 (Poisson counts);
 Holm 1979 (correction).
@@ -34,7 +34,7 @@ _CHUNK = 128
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the interval that holds the true one in 95 of 100 cases; Spearman x 100."""
+    """A score, Spearman x 100, with its 95% confidence interval."""
 
     value: float
     low: float
@@ -42,17 +42,11 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One score minus another over the same pairs, in points of Spearman x 100.
+class Difference(Interval):
+    """One score minus another over the same pairs, with its 95% confidence interval."""
 
-    p: two-sided, of no difference. corrected: p after Holm's correction for all differences asked together.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    corrected: float
+    p: float  # two-sided, of no difference
+    corrected: float  # p after Holm's correction for all differences tested together
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -67,39 +61,32 @@ class Difference:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Scores of several embedders in the same resamples.
+    """Scores of several embedders in the same resamples."""
 
-    names: of the sets, then MEAN. values: (embedders, names) on the pairs themselves. drawn: (embedders, names,
-    resamples).
-    """
-
-    names: list[str]
-    values: np.ndarray
-    drawn: np.ndarray
+    names: list[str]  # of the sets, then MEAN
+    values: np.ndarray  # (embedders, names), on the pairs themselves
+    drawn: np.ndarray  # (embedders, names, resamples)
 
     def interval(self, embedder: int, name: str) -> Interval:
-        """Percentile interval of one embedder's score on a set or on the mean over sets."""
-        place = self.names.index(name)
-        low, high = _percentiles(self.drawn[embedder, place])
-        return Interval(float(self.values[embedder, place]), low, high)
+        """Percentile interval of one embedder's score on a set, or on MEAN."""
+        column = self.names.index(name)
+        return Interval(float(self.values[embedder, column]), *_percentiles(self.drawn[embedder, column]))
 
     def differences(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Difference]]:
-        """For every pair of embedders, first minus second on every set and on the mean; corrected all together."""
+        """For every pair of embedders, left minus right by set and on MEAN, all corrected together."""
         if not pairs:
             return []
-        values = np.array([self.values[one] - self.values[other] for one, other in pairs])
-        drawn = [self.drawn[one] - self.drawn[other] for one, other in pairs]
+        values = [self.values[left] - self.values[right] for left, right in pairs]
+        drawn = [self.drawn[left] - self.drawn[right] for left, right in pairs]
         p = np.array([[_p_value(row) for row in rows] for rows in drawn])
-        asked = p[:, :1] if len(self.names) == 2 else p  # the mean over one set is no further question
-        corrected = np.broadcast_to(holm(asked.ravel()).reshape(asked.shape), p.shape)
+        tested = p[:, :1] if len(self.names) == 2 else p  # the mean over one set is no second test
+        corrected = np.broadcast_to(holm(tested.ravel()).reshape(tested.shape), p.shape)
         return [
             {
-                name: Difference(
-                    float(values[i, j]), *_percentiles(drawn[i][j]), p=float(p[i, j]), corrected=float(corrected[i, j])
-                )
-                for j, name in enumerate(self.names)
+                name: Difference(float(value), *_percentiles(row), p=float(p_value), corrected=float(p_corrected))
+                for name, value, row, p_value, p_corrected in zip(self.names, *columns, strict=True)
             }
-            for i in range(len(pairs))
+            for columns in zip(values, drawn, p, corrected, strict=True)
         ]
 
 
@@ -114,31 +101,31 @@ def resample(
     """Draw resamples of the pairs and score every embedder in each.
 
     Args:
-        embedders: for each, the cosines (pairs,) by set of every seed it was trained with; its score is the mean
-            over the seeds.
-        scores: of people, (pairs,) by set.
+        embedders: for each, the cosines (pairs,) by set of every training seed; its score is the mean over seeds.
+        scores: human scores, (pairs,) by set.
         identity: equal numbers for equal pairs, (pairs,) by set.
-        resamples: how many.
-        seed: draws them.
+        resamples: their number.
+        seed: of the counts.
     """
-    names = list(scores)
-    prepared = {name: _Set(scores[name], [[run[name] for run in runs] for runs in embedders]) for name in names}
-    ones = {name: prepared[name].spearman(np.ones((len(scores[name]), 1), dtype=np.float32)) for name in names}
+    sets = {name: _Set(human, [[run[name] for run in runs] for runs in embedders]) for name, human in scores.items()}
+    values = [of_set.spearman(np.ones((len(scores[name]), 1), dtype=np.float32)) for name, of_set in sets.items()]
     distinct = 1 + max((int(numbers.max()) for numbers in identity.values()), default=0)
     generator = np.random.default_rng(seed)
-    drawn = np.empty((len(embedders), len(names), resamples), dtype=np.float32)
+    drawn = np.empty((len(embedders), len(sets), resamples), dtype=np.float32)
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         counts = _COUNT_OF[generator.integers(0, 2**16, (distinct, size), dtype=np.uint16)]
-        for place, name in enumerate(names):
-            drawn[:, place, start : start + size] = prepared[name].spearman(counts[identity[name]])
-    values = np.stack([ones[name][:, 0] for name in names], axis=1)
-    with_mean = [np.concatenate([part, part.mean(axis=1, keepdims=True)], axis=1) for part in (values, drawn)]
-    return Resamples([*names, MEAN], *with_mean)
+        for column, (name, of_set) in enumerate(sets.items()):
+            drawn[:, column, start : start + size] = of_set.spearman(counts[identity[name]])
+
+    def with_mean(scores: np.ndarray) -> np.ndarray:
+        return np.concatenate([scores, scores.mean(axis=1, keepdims=True)], axis=1)
+
+    return Resamples([*sets, MEAN], with_mean(np.concatenate(values, axis=1)), with_mean(drawn))
 
 
 class _Set:
-    """One set's order of values, prepared once for all resamples."""
+    """One set's values, sorted once for all resamples."""
 
     def __init__(self, scores: np.ndarray, cosines: list[list[np.ndarray]]) -> None:
         self._scores = _Order(scores)
@@ -155,37 +142,32 @@ class _Set:
         """
         human, human_spread = self._scores.centred_ranks(counts)
         weighted = counts * human
-        found = np.empty((len(self._cosines), counts.shape[1]))
-        for place, runs in enumerate(self._cosines):
-            of_seeds = []
-            for run in runs:
-                ranks, spread = run.centred_ranks(counts)
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    product = np.einsum("nr,nr->r", weighted, ranks, dtype=np.float64)
-                    of_seeds.append(product / np.sqrt(human_spread * spread))
-            found[place] = 100 * np.mean(of_seeds, axis=0)
-        return found
+
+        def of_run(run: _Order) -> np.ndarray:
+            ranks, spread = run.centred_ranks(counts)
+            product = np.einsum("nr,nr->r", weighted, ranks, dtype=np.float64)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return product / np.sqrt(human_spread * spread)
+
+        return np.array([100 * np.mean([of_run(run) for run in runs], axis=0) for runs in self._cosines])
 
 
 class _Order:
-    """The order of some values and which of them are equal."""
+    """Values in ascending order, equal ones grouped."""
 
     def __init__(self, values: np.ndarray) -> None:
+        _, self._group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+        self._starts = np.cumsum(sizes) - sizes  # of the groups of equal values
         self._sorted = np.argsort(values, kind="stable")
-        ordered = values[self._sorted]
-        first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-        self._starts = np.flatnonzero(first)
-        self._group = np.empty(len(values), dtype=np.intp)  # of each value, in its own place
-        self._group[self._sorted] = np.cumsum(first) - 1
 
     def centred_ranks(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mid-ranks among the drawn values less their mean, (pairs, R), and their summed squares, (R,)."""
+        """Mid-ranks among the drawn values minus their mean, (pairs, R), and their summed squares, (R,)."""
         in_group = counts[self._sorted]
         if len(self._starts) < len(self._group):
             in_group = np.add.reduceat(in_group, self._starts, axis=0)
-        upto = np.cumsum(in_group, axis=0)
-        # copies of equal values share the middle of the ranks they take up; the mean rank is (total + 1) / 2
-        ranks = upto - (in_group + upto[-1]) / 2
+        up_to = np.cumsum(in_group, axis=0)
+        # copies of equal values share the middle of their ranks; the mean rank is (total + 1) / 2
+        ranks = up_to - (in_group + up_to[-1]) / 2
         spread = np.einsum("gr,gr,gr->r", in_group, ranks, ranks, dtype=np.float64)
         return ranks[self._group], spread
 
@@ -197,7 +179,7 @@ def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def _p_value(drawn: np.ndarray) -> float:
-    """Two-sided: twice the share of resamples on the rarer side of zero, the observed one counted in."""
+    """Two-sided: twice the share of resamples on the rarer side of zero, counting the observed score itself."""
     sides = 1 + min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
     return min(1.0, 2 * sides / (len(drawn) + 1))
 

@@ -1,10 +1,13 @@
-"""What a report needs of the evaluation data itself: human scores, pairs that recur, and texts seen in training.
+"""The evaluation data that verdicts need: human scores, pairs that recur, and sentences seen in training.
 
-It stands beside the cosines of an evaluation, so that intervals and verdicts can be had from a folder of results
-alone, without the data, without the model and without anybody's sentences.
+    FOLDER/pairs.npz    arrays KIND/SET, beside the cosines of an evaluation
+
+Intervals and verdicts can then be computed from a folder of results alone, without the data or the model, and the
+folder holds no sentences.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,84 +21,75 @@ from cft.system.files import read_arrays, write_arrays
 FILE_NAME = "pairs.npz"
 
 Arrays = dict[str, np.ndarray]
+Sets = dict[str, list[ScoredPair]]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The evaluation data behind one folder of scores, an array (pairs,) a set, in the set's order.
+    """The evaluation data behind a folder of scores: arrays (pairs,) by set, in the set's order."""
 
-    scores: what people gave. identity: equal numbers for equal pairs, within a set and across sets. seen: how many of
-    the pair's two sentences stand in the training data; None for a model that was not trained.
-    """
-
-    scores: Arrays
-    identity: Arrays
-    seen: Arrays | None
+    scores: Arrays  # human scores
+    identity: Arrays  # equal numbers for equal pairs, within a set and across sets
+    seen: Arrays | None  # how many of a pair's sentences are in the training data; None without training
 
 
 def normalized(text: str) -> str:
-    """What two texts have in common if they differ in nothing but case, blanks and punctuation."""
+    """A text without case, blanks and punctuation."""
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
-def describe(sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> Pairs:
+def _key(pair: ScoredPair) -> tuple[str, ...]:
+    """Equal for pairs of the same sentences in either order."""
+    return tuple(sorted((normalized(pair.sentence1), normalized(pair.sentence2))))
+
+
+def describe(sets: Sets, data: TrainingData | None) -> Pairs:
     """Number the pairs of all sets, and look their sentences up in the training data (holdout excepted)."""
-    keys = {
-        name: [(normalized(pair.sentence1), normalized(pair.sentence2)) for pair in pairs]
-        for name, pairs in sets.items()
-    }
+    keys = {name: [_key(pair) for pair in pairs] for name, pairs in sets.items()}
     numbers: dict[tuple[str, ...], int] = {}
     identity = {
-        name: np.array([numbers.setdefault(tuple(sorted(both)), len(numbers)) for both in of_set], dtype=np.int32)
+        name: np.array([numbers.setdefault(key, len(numbers)) for key in of_set], dtype=np.int32)
         for name, of_set in keys.items()
     }
     seen = None
     if data is not None:
-        wanted = {one for of_set in keys.values() for both in of_set for one in both}
+        sentences = {sentence for key in numbers for sentence in key}
         training = (normalized(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
-        known = {one for one in training if one in wanted}
+        trained = sentences.intersection(training)
         seen = {
-            name: np.array([sum(one in known for one in both) for both in of_set], dtype=np.uint8)
+            name: np.array([sum(sentence in trained for sentence in key) for key in of_set], dtype=np.uint8)
             for name, of_set in keys.items()
         }
     scores = {name: np.array([pair.score for pair in pairs]) for name, pairs in sets.items()}
     return Pairs(scores, identity, seen)
 
 
-def overlapping(pairs: list[ScoredPair], sets: dict[str, list[ScoredPair]]) -> list[str]:
-    """For every pair that also stands in a set, whatever the order of its sentences, the set's name."""
-
-    def both(pair: ScoredPair) -> tuple[str, ...]:
-        return tuple(sorted((normalized(pair.sentence1), normalized(pair.sentence2))))
-
-    stands = {both(pair): name for name, of_set in sets.items() for pair in of_set}
-    return [stands[both(pair)] for pair in pairs if both(pair) in stands]
+def overlapping(pairs: list[ScoredPair], sets: Sets) -> list[str]:
+    """For every pair that is also in a set, in either order of its sentences, the set's name."""
+    set_of = {_key(pair): name for name, of_set in sets.items() for pair in of_set}
+    return [set_of[key] for key in map(_key, pairs) if key in set_of]
 
 
-def write_once(folder: Path, sets: dict[str, list[ScoredPair]], data: TrainingData | None) -> None:
-    """Keep what `describe` finds beside an evaluation; the folder's name says which data it is of."""
+def write_once(folder: Path, sets: Sets, data: TrainingData | None) -> None:
+    """Write `describe(sets, data)` beside an evaluation, unless it is there; the folder is named by its data."""
     if (folder / FILE_NAME).exists():
         return
-    found = describe(sets, data)
-    arrays: Arrays = {}
-    for kind, by_set in (("scores", found.scores), ("identity", found.identity), ("seen", found.seen or {})):
-        arrays |= {f"{kind}/{name}": values for name, values in by_set.items()}
+    kinds = vars(describe(sets, data))
+    arrays = {f"{kind}/{name}": array for kind, by_set in kinds.items() for name, array in (by_set or {}).items()}
     write_arrays(folder / FILE_NAME, arrays, compressed=True)
 
 
 def read(folder: Path) -> Pairs:
-    """What `write_once` kept.
+    """Read what `write_once` wrote.
 
     Raises:
-        UserError: if the folder has none.
+        UserError: if the folder has no such file.
     """
     path = folder / FILE_NAME
     if not path.exists():
         raise UserError(f"{path} is missing: run the job again, which adds it without evaluating again")
-    kinds: dict[str, Arrays] = {"scores": {}, "identity": {}, "seen": {}}
-    for entry, values in read_arrays(path).items():
+    kinds: defaultdict[str, Arrays] = defaultdict(dict)
+    for entry, array in read_arrays(path).items():
         kind, _, name = entry.partition("/")
-        if kind not in kinds:
-            raise UserError(f"{path} holds {entry!r}, which is not ours; remove it and run the job again")
-        kinds[kind][name] = values
+        kinds[kind][name] = array
     return Pairs(kinds["scores"], kinds["identity"], kinds["seen"] or None)

@@ -1,21 +1,31 @@
-"""How good an embedder is: Spearman correlation with human scores, and triplets kept in order."""
+"""How good an embedder is: Spearman correlation with human scores, and held-out triplets in order.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+FOLDER/metrics.json    the scores, the contract they were made under, and the seconds they took
+FOLDER/cosines.npz     the cosine of every pair, by set
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from cft.data.records import ScoredPair, Triplet, require_rankable
+from cft.model.contract import Contract
 from cft.system.errors import UserError
+from cft.system.files import read_arrays, read_json, write_arrays, write_json
 
-# Cosines of float32 unit vectors that are nearer to one another than this differ by rounding alone.
-_ROUNDING = 1e-6
+METRICS = "metrics.json"
+COSINES = "cosines.npz"
+
+# Cosines of float32 unit vectors that differ by at most this differ by rounding alone.
+ROUNDING = 1e-6
 
 
 class Encoder(Protocol):
-    """Whatever turns texts into unit vectors: an embedder, or one that remembers what it embedded."""
+    """Turns texts into unit vectors: an embedder, with or without a cache."""
 
     def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
         """(len(texts), D) float32."""
@@ -23,18 +33,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an embedder made of the evaluation data.
+    """Scores of an embedder, and the cosines behind them."""
 
-    scores: Spearman x 100 of every set. cosines: of every pair, (pairs,) float32 a set, in the set's order.
-    positives, negatives: cosines of held-out anchors with their positives and with their first hard negatives.
-    uniformity: of the held-out anchors, see `uniformity`; None without.
-    """
-
-    scores: dict[str, float]
-    cosines: dict[str, np.ndarray]
-    positives: np.ndarray
-    negatives: np.ndarray
-    uniformity: float | None = None
+    scores: dict[str, float]  # Spearman x 100 by set
+    cosines: dict[str, np.ndarray]  # (pairs,) float32 by set, in the set's order
+    positives: np.ndarray  # cosines of held-out anchors with their positives
+    negatives: np.ndarray  # cosines of the same anchors with their first hard negatives
+    uniformity: float | None = None  # of the held-out anchors, see `uniformity`; None for fewer than two
 
     @property
     def mean(self) -> float:
@@ -49,9 +54,7 @@ class Evaluation:
     @property
     def triplet_accuracy(self) -> float | None:
         """Share of held-out anchors that are nearer to their positive than to their hard negative; None without."""
-        if not len(self.negatives):
-            return None
-        return float(np.mean(self.positives > self.negatives))
+        return float(np.mean(self.positives > self.negatives)) if len(self.negatives) else None
 
     @property
     def alignment(self) -> float | None:
@@ -61,8 +64,8 @@ class Evaluation:
         """
         return float(np.mean(2 - 2 * self.positives)) if len(self.positives) else None
 
-    def record(self) -> dict:
-        """The numbers as plain data."""
+    def record(self) -> dict[str, Any]:
+        """The scores as plain data, without the cosines."""
         return {
             "mean": self.mean if self.scores else None,
             "standard_deviation": self.deviation if self.scores else None,
@@ -86,34 +89,32 @@ def evaluate(
     Args:
         embedder: under the prompt that evaluation is to use.
         sets: scored pairs by the name of their set.
-        triplets: held-out triplets, each with at least one negative to count.
+        triplets: held-out triplets; those without a hard negative do not count.
         progress: caption of a progress bar, or None.
 
     Raises:
         UserError: if a set cannot be scored: fewer than two pairs, constant scores, or constant cosines.
     """
-    # Only triplets that have a negative say whether it is farther away than the positive.
     complete = [row for row in triplets if row.negatives]
     texts = [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)]
     texts += [text for row in complete for text in (row.anchor, row.positive, row.negatives[0])]
     distinct = list(dict.fromkeys(texts))
     vectors = embedder.encode(distinct, progress=progress)
-    place = {text: index for index, text in enumerate(distinct)}
+    row_of = {text: row for row, text in enumerate(distinct)}
 
-    def cosines(left: list[str], right: list[str]) -> np.ndarray:
-        if not left:
-            return np.empty(0, dtype=np.float32)
-        one, other = vectors[[place[text] for text in left]], vectors[[place[text] for text in right]]
-        return np.einsum("nd,nd->n", one, other)
+    def vectors_of(texts: Iterable[str]) -> np.ndarray:
+        return vectors[[row_of[text] for text in texts]]
 
-    by_set = {name: cosines([pair.sentence1 for pair in p], [pair.sentence2 for pair in p]) for name, p in sets.items()}
-    anchors = [row.anchor for row in complete]
+    def cosines_of(rows: Sequence[tuple]) -> np.ndarray:  # between the first two texts of each row
+        return np.einsum("nd,nd->n", vectors_of(row[0] for row in rows), vectors_of(row[1] for row in rows))
+
+    cosines = {name: cosines_of(pairs) for name, pairs in sets.items()}
     return Evaluation(
-        scores={name: spearman(by_set[name], [pair.score for pair in sets[name]], name) for name in sets},
-        cosines=by_set,
-        positives=cosines(anchors, [row.positive for row in complete]),
-        negatives=cosines(anchors, [row.negatives[0] for row in complete]),
-        uniformity=uniformity(vectors[[place[text] for text in dict.fromkeys(anchors)]]) if complete else None,
+        scores={name: spearman(cosines[name], [pair.score for pair in pairs], name) for name, pairs in sets.items()},
+        cosines=cosines,
+        positives=cosines_of(complete),
+        negatives=cosines_of([(row.anchor, row.negatives[0]) for row in complete]),
+        uniformity=uniformity(vectors_of(dict.fromkeys(row.anchor for row in complete))),
     )
 
 
@@ -141,10 +142,43 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
         UserError: naming the set, if the correlation is undefined.
     """
     require_rankable(scores, name)
-    if float(np.ptp(cosines)) <= _ROUNDING:
+    if float(np.ptp(cosines)) <= ROUNDING:
         raise UserError(
             f"the embedding has collapsed: all cosines of the set {name} are equal up to rounding "
             f"({float(cosines.min()):.7f} to {float(cosines.max()):.7f}), so that they order nothing. After training: "
             "lower lr or raise loss.temperature. Before it: another model.pooling or model.layer may tell texts apart"
         )
     return float(spearmanr(cosines, scores).statistic) * 100
+
+
+def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *, seconds: float) -> None:
+    """Write an evaluation, the contract it was made under and its duration; METRICS comes last."""
+    by_set = {f"set/{name}": cosines for name, cosines in evaluation.cosines.items()}
+    write_arrays(folder / COSINES, {"positives": evaluation.positives, "negatives": evaluation.negatives, **by_set})
+    write_json(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
+
+
+def load_evaluation(folder: Path) -> Evaluation | None:
+    """Read what `save_evaluation` wrote; None if METRICS is not there.
+
+    Raises:
+        UserError: if a file is damaged, or the two are not of one evaluation.
+    """
+    if not (folder / METRICS).exists():
+        return None
+    record = read_json(folder / METRICS)
+    arrays = read_arrays(folder / COSINES)
+    # The order of the sets is that of the arrays: the keys in METRICS are sorted.
+    cosines = {name.removeprefix("set/"): array for name, array in arrays.items() if name.startswith("set/")}
+    try:
+        return Evaluation(
+            scores={name: record["sets"][name]["spearman"] for name in cosines},
+            cosines=cosines,
+            positives=arrays["positives"],
+            negatives=arrays["negatives"],
+            uniformity=record.get("uniformity"),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / METRICS} does not belong to {folder / COSINES}; remove the folder and run again to make it anew"
+        ) from error

@@ -1,9 +1,9 @@
-"""Vectors kept on disk, so that no embedder has to embed a text twice: not on other sets, not in another sweep.
+"""Vectors kept on disk, so that no embedder embeds a text twice, in whatever set or sweep it recurs.
 
     CACHE/vectors/CONTRACT-DIGEST/PART.npy    rows of (hash of the text, vector); PART is a hash of the file's content
 
-What the vectors depend on names the folder: the contract, the kind of device and the version of the computation. A
-vector's last bits depend on which texts shared its batch (about 1e-7), so they may depend on what was kept before.
+The folder is named by what vectors depend on: the contract, the kind of device and the version of the computation. A
+vector's last bits (about 1e-7) also depend on the texts of its batch, so on what was in the cache before.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,23 +25,18 @@ log = logging.getLogger(__name__)
 _KEY_BYTES = 16
 
 
-class _Found(NamedTuple):
-    part: np.ndarray
-    row: int
-
-
 class CachedEncoder:
-    """An embedder that keeps its vectors, and does not run texts whose vectors it has.
+    """An embedder that keeps its vectors, and runs only texts whose vectors it does not have.
 
-    Its contract must say all about its weights, so it is not for an embedder in the middle of its training.
+    Its contract must identify its weights, which that of an embedder in training does not.
     """
 
     def __init__(self, embedder: Embedder, *, gigabytes: float, version: int) -> None:
-        """Look vectors up and keep new ones.
+        """Put a cache in front of an embedder.
 
         Args:
             embedder: a base model, or one with weights that its contract names.
-            gigabytes: what all kept vectors together may take; those not used for longest go first. 0 keeps none.
+            gigabytes: limit of the whole cache; embedders not used for longest are removed first. 0 keeps nothing.
             version: of the computation; vectors of other versions are not used.
         """
         self._embedder = embedder
@@ -54,30 +48,20 @@ class CachedEncoder:
         """As `Embedder.encode`, but only texts that are new go through the model."""
         if not self._limit:
             return self._embedder.encode(texts, progress=progress)
-        distinct = list(dict.fromkeys(texts))
-        known = self._known()
-        keys = {text: _key(text) for text in distinct}
-        new = [text for text in distinct if keys[text] not in known]
-        if len(new) < len(distinct):
-            log.info(
-                "%d of %d texts were embedded before by this very embedder", len(distinct) - len(new), len(distinct)
-            )
+        keys = {text: _key(text) for text in texts}
+        vectors = self._load()
+        new = [text for text, key in keys.items() if key not in vectors]
+        if len(new) < len(keys):
+            log.info("%d of %d texts were embedded before by this very embedder", len(keys) - len(new), len(keys))
         fresh = self._embedder.encode(new, progress=progress)
         if new:
-            self._keep([keys[text] for text in new], fresh)
-        row_of = {text: row for row, text in enumerate(new)}
+            self._save([keys[text] for text in new], fresh)
+        vectors |= zip((keys[text] for text in new), fresh, strict=True)
+        return np.stack([vectors[keys[text]] for text in texts]) if len(texts) else fresh
 
-        def vector(text: str) -> np.ndarray:
-            if text in row_of:
-                return fresh[row_of[text]]
-            found = known[keys[text]]
-            return found.part[found.row]["vector"]
-
-        return np.stack([vector(text) for text in texts]) if len(texts) else fresh
-
-    def _known(self) -> dict[bytes, _Found]:
-        """Every vector that is kept for this embedder. Broken parts are removed: they can be made again."""
-        found: dict[bytes, _Found] = {}
+    def _load(self) -> dict[bytes, np.ndarray]:
+        """Every vector of this embedder, by key. Damaged parts are removed."""
+        vectors: dict[bytes, np.ndarray] = {}
         for path in sorted(self._folder.glob("*.npy")):
             part = _read(path)
             if part is None:
@@ -85,14 +69,14 @@ class CachedEncoder:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 continue
-            found |= {key.tobytes(): _Found(part, row) for row, key in enumerate(part["key"])}
-        if found:
-            with contextlib.suppress(OSError):  # of somebody else's cache; this only keeps it young
-                os.utime(self._folder)
-        return found
+            vectors |= zip((key.tobytes() for key in part["key"]), part["vector"], strict=True)
+        if vectors:
+            with contextlib.suppress(OSError):  # a shared cache may be read-only
+                os.utime(self._folder)  # by which `_make_room` knows when it was used
+        return vectors
 
-    def _keep(self, keys: list[bytes], vectors: np.ndarray) -> None:
-        """Add a part. What is kept only saves time, so that a full or read-only disk is no reason to stop."""
+    def _save(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        """Add a part. The cache only saves time: a full or read-only disk gives a warning, not an error."""
         part = np.empty(len(keys), dtype=[("key", np.uint8, _KEY_BYTES), ("vector", np.float32, vectors.shape[1])])
         part["key"] = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), _KEY_BYTES)
         part["vector"] = vectors
@@ -113,9 +97,9 @@ def _content(part: np.ndarray) -> str:
 
 
 def _read(path: Path) -> np.ndarray | None:
-    """A part of a known content; None if it is not what its name says."""
+    """A part, mapped into memory; None if its content is not the one that its name says."""
     try:
-        part = np.load(path, mmap_mode="r", allow_pickle=False)
+        part = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
         return part if _content(part) == path.stem else None
     except (OSError, ValueError, TypeError):
         return None

@@ -9,8 +9,9 @@ from cft import __version__
 from cft.config.schema import PLACEHOLDER, Config, DataSource, Pooling
 from cft.data.sts import NINE_SETS
 from cft.data.training_data import NLI_REPOSITORY
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
 from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample
+from cft.evaluation.scores import METRICS, load_evaluation
 from cft.model.contract import Contract
 from cft.system.files import read_json, write_text
 from cft.system.hub import last_part, may_be_repository
@@ -34,7 +35,7 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         data: what the training's data.json says.
     """
     contract = Contract.load(folder)
-    summary = read_json(folder / results.METRICS)
+    summary = read_json(folder / METRICS)
     tables = []
     found: list[EvalResult] = []
     for name, entry in sorted(summary.items()):
@@ -94,7 +95,7 @@ def _result(name: str, score: float, *, of_hub: bool) -> EvalResult:
 
 def _intervals(folder: Path) -> dict[str, Interval]:
     """95% intervals of the scores, by set and over all; none for sets that are too small."""
-    found = results.load_evaluation(folder)
+    found = load_evaluation(folder)
     if found is None or not found.scores:
         return {}
     of_data = pairs.read(folder)

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from cft.config.compose import all_keys, flatten, nearest_names
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, resample
-from cft.evaluation.scores import Evaluation
+from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json
@@ -144,14 +144,14 @@ def _compare_evaluation(name: str, left: Path, right: Path) -> str:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
         rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
-    prompt = (read_json(folders[0] / results.METRICS).get("contract") or {}).get("template", "")
+    prompt = (read_json(folders[0] / METRICS).get("contract") or {}).get("template", "")
     return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
 
 
 def _load(folder: Path) -> Evaluation:
-    evaluation = results.load_evaluation(folder)
+    evaluation = load_evaluation(folder)
     if evaluation is None:
-        raise UserError(f"{folder} has no {results.METRICS}: run its job again, which makes it anew")
+        raise UserError(f"{folder} has no {METRICS}: run its job again, which makes it anew")
     return evaluation
 
 

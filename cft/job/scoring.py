@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cft.data.records import ScoredPair, Triplet
-from cft.evaluation import pairs, results
-from cft.evaluation.scores import Evaluation, evaluate
+from cft.evaluation import pairs
+from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.job.plan import RECIPE, Plan
 from cft.job.run_folder import evaluation_name
@@ -43,7 +43,7 @@ def _score(
     triplets: list[Triplet] | None = None,
 ) -> Evaluation:
     with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment
-        stored = results.load_evaluation(folder)
+        stored = load_evaluation(folder)
         if stored:
             log.info("already evaluated %s: %s", what, folder)
             return stored
@@ -52,5 +52,5 @@ def _score(
         caption = f"evaluating {what} on {evaluation_name(folder.name)}"
         encoder = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
         scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
-        results.save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
+        save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
         return scores

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, RESAMPLES, Difference, Interval, resample
 from cft.evaluation.pairs import Arrays, Pairs
-from cft.evaluation.scores import Evaluation, spearman
+from cft.evaluation.scores import Evaluation, load_evaluation, spearman
 from cft.job.costs import Cost, training_cost
 from cft.study import plan
 from cft.study.plan import DONE, FAILED, Study
@@ -125,7 +125,7 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     for cell in study.experiment.cells:
         states = [plan.state_of(outputs, run) for run in study.cells[cell.name]]
         status = _status(states, outputs)
-        found = [] if status else [results.load_evaluation(outputs / state["scores"]) for state in states]
+        found = [] if status else [load_evaluation(outputs / state["scores"]) for state in states]
         by_seed = [evaluation for evaluation in found if evaluation is not None]
         if by_seed:
             folders[cell.name] = [outputs / state["scores"] for state in states]
@@ -138,10 +138,8 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
                 status=status,
                 stale=cell.name in stale,
                 by_seed=by_seed,
-                triplets=results.load_evaluation(outputs / first["triplets"]) if first.get("triplets") else None,
-                triplets_before=results.load_evaluation(outputs / first["triplets_before"])
-                if first.get("triplets")
-                else None,
+                triplets=load_evaluation(outputs / first["triplets"]) if first.get("triplets") else None,
+                triplets_before=load_evaluation(outputs / first["triplets_before"]) if first.get("triplets") else None,
                 intervals={},
                 training=outputs / first["training"] if first.get("training") else None,
                 lr=config.lr,

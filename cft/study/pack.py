@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cft.evaluation import pairs, results
-from cft.evaluation.scores import spearman
+from cft.evaluation import pairs
+from cft.evaluation.scores import COSINES, METRICS, load_evaluation, spearman
 from cft.job import figures
 from cft.job.plan import InputCache
 from cft.job.run_folder import RunFolder
@@ -70,9 +70,9 @@ def _pack_run(study: Study, run: str, state: dict, folder: Path) -> set[Path]:
     for kind in ("scores", "triplets", "triplets_before"):
         if state[kind] is not None:
             source, target = study.outputs / state[kind], folder / state[kind]
-            write_text(target / results.METRICS, (source / results.METRICS).read_text(encoding="utf-8"))
-            write_arrays(target / results.COSINES, read_arrays(source / results.COSINES), compressed=True)
-            written |= {target / results.METRICS, target / results.COSINES}
+            write_text(target / METRICS, (source / METRICS).read_text(encoding="utf-8"))
+            write_arrays(target / COSINES, read_arrays(source / COSINES), compressed=True)
+            written |= {target / METRICS, target / COSINES}
     if state["training"] is not None:
         source, target = study.outputs / state["training"], folder / state["training"]
         for name in _OF_TRAINING:
@@ -133,14 +133,14 @@ def restore(study: Study, overrides: list[str]) -> None:
         if training.train is not None and state["training"] is not None:
             training = replace(training, train=_wanted(study, given, "data.train", "the triplets' file"), dev=None)
         sets = inputs.sets(evaluation)
-        found = results.load_evaluation(folder)
+        found = load_evaluation(folder)
         assert found is not None
         for name, cosines in found.cosines.items():
             scores = [pair.score for pair in sets[name]]
             if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - found.scores[name]) > _ROUNDING:
                 raise UserError(
                     f"{evaluation.folder or 'the data'}: the pairs of {name} are not those that {study.name} was "
-                    f"scored on, or {folder / results.COSINES} was changed"
+                    f"scored on, or {folder / COSINES} was changed"
                 )
         pairs.write_once(folder, sets, inputs.data(training) if state["training"] is not None else None)
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cft.config.schema import Config, LoggerSettings
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
+from cft.evaluation.scores import METRICS
 from cft.job.plan import Plan
 from cft.study.spec import Cell, Experiment
 from cft.system.digest import digest, from_plain
@@ -168,14 +169,14 @@ def evaluations(plan: Plan) -> list[Path]:
 
 def is_evaluated(folder: Path) -> bool:
     """Whether an evaluation is whole; one on scored pairs has a record of them beside it."""
-    if not (folder / results.METRICS).exists():
+    if not (folder / METRICS).exists():
         return False
     return folder.name.startswith("triplets-") or (folder / pairs.FILE_NAME).exists()
 
 
 def seconds_of(folder: Path) -> float | None:
     """How long an evaluation took; None if it has not been made."""
-    path = folder / results.METRICS
+    path = folder / METRICS
     return read_json(path).get("seconds") if path.exists() else None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cft.config.schema import Config
-from cft.evaluation import results
+from cft.evaluation.scores import METRICS
 from cft.job import runner
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.study import plan as study_plan
@@ -146,7 +146,7 @@ class _Estimate:
         steps = max(0, sum(goal - checkpoint.step_of(folder) for folder, goal in goals.items()) - done_here)
         folders = {folder for plan in self._work.plans.values() for folder in study_plan.evaluations(plan)}
         on_pairs = [folder for folder in folders if not folder.name.startswith("triplets-")]  # those take the time
-        left = sum(not (folder / results.METRICS).exists() for folder in on_pairs)
+        left = sum(not (folder / METRICS).exists() for folder in on_pairs)
         times = [seconds for seconds in map(study_plan.seconds_of, on_pairs) if seconds is not None]
         usual = self._steps[1:] or self._steps
         if steps and not usual:

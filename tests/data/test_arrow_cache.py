@@ -75,7 +75,7 @@ def test_a_file_is_converted_once_by_its_content(tmp_path, monkeypatch):
     opened(path)
     reads = []
     with monkeypatch.context() as patch:
-        patch.setattr("cft.data.files._rows", lambda source: reads.append(source) or iter(()))
+        patch.setattr("cft.data.formats.read_rows", lambda source: reads.append(source) or iter(()))
         assert list(opened(path).rows) == expected(20) and not reads
     path.write_text(path.read_text().replace("anchor 3", "other 3"))
     assert opened(path).rows[3].anchor == "other 3"

@@ -5,8 +5,7 @@ import pytest
 from jobs import composed
 
 from cft.data.records import ScoredPair, Triplet
-from cft.evaluation import results
-from cft.evaluation.scores import Evaluation, evaluate, spearman
+from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation, spearman
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 
@@ -87,8 +86,8 @@ def test_the_overall_score_is_the_mean_and_the_population_deviation():
 def test_stored_scores_keep_the_order_of_their_sets(tmp_path, tiny):
     sets = {name: [ScoredPair("a", "ab", 3), ScoredPair("a", "c", 0)] for name in ("STS12", "BIOSSES")}
     found = evaluate(tiny, sets)
-    results.save_evaluation(tmp_path, found, tiny.contract, seconds=1.0)
-    stored = results.load_evaluation(tmp_path)
+    save_evaluation(tmp_path, found, tiny.contract, seconds=1.0)
+    stored = load_evaluation(tmp_path)
     assert list(stored.scores) == ["STS12", "BIOSSES"] and stored.scores == found.scores
 
 

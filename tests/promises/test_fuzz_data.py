@@ -21,7 +21,7 @@ import pytest
 from mutations import PAIRS, TRIPLETS, Input
 
 from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
-from cft.data import files, training_data
+from cft.data import cells, formats, training_data
 from cft.data.arrow_cache import open_corpus
 from cft.data.files import BadRows, Skipped, read_scored_pairs, stream_texts, stream_triplets
 from cft.data.records import ScoredPair, Triplet
@@ -193,7 +193,7 @@ def check_other_readers(made: Input, path: Path) -> None:
             assert corpus.skipped == len(skipped) and corpus.reasons == skipped[:10]
     elif made.kind is PAIRS:
         good, _, error = read(made.kind, path, BadRows.RAISE)
-        ending = next(ending for ending in files.ENDINGS[::-1] if made.name.endswith(ending))
+        ending = next(ending for ending in formats.ENDINGS[::-1] if made.name.endswith(ending))
         name = made.name.removesuffix(ending)
         evaluation = EvalSettings(name="sts", source=EvalSource.sts, folder=str(path.parent), sets=[name])
         check_pairs(lambda: load_eval_sets(evaluation, seed=0)[name], path, good, error)
@@ -216,22 +216,34 @@ def check_pairs(load, path: Path, good: list[ScoredPair], error: UserError | Non
 
 
 BREAKAGES = {
-    "texts are stripped": ("_checked_text", lambda whole: lambda value, what: whole(value, what).strip()),
-    "blanks are texts": ("_checked_text", lambda whole: lambda value, what: value),
-    "rows are dropped": ("_rows", lambda whole: lambda source: itertools.islice(whole(source), 2)),
-    "rows are doubled": ("_rows", lambda whole: lambda source: (row for row in whole(source) for _ in range(2))),
-    "rows are not counted": ("_rows", lambda whole: lambda source: (row._replace(number=1) for row in whole(source))),
-    "lines are not counted": ("_rows", lambda whole: lambda source: (row._replace(line=1) for row in whole(source))),
-    "names are told whole": ("_named", lambda whole: repr),
-    "messages are not printable": ("_printable", lambda whole: lambda text: text),
-    "another exception comes out": ("_json_object", lambda whole: json.loads),
-    "what the file is is not looked at": ("_check_beginning", lambda whole: lambda source: None),
+    "texts are stripped": (cells, "_checked_text", lambda whole: lambda value, what: whole(value, what).strip()),
+    "blanks are texts": (cells, "_checked_text", lambda whole: lambda value, what: value),
+    "rows are dropped": (formats, "read_rows", lambda whole: lambda source: itertools.islice(whole(source), 2)),
+    "rows are doubled": (
+        formats,
+        "read_rows",
+        lambda whole: lambda source: (row for row in whole(source) for _ in range(2)),
+    ),
+    "rows are not counted": (
+        formats,
+        "read_rows",
+        lambda whole: lambda source: (row._replace(number=1) for row in whole(source)),
+    ),
+    "lines are not counted": (
+        formats,
+        "read_rows",
+        lambda whole: lambda source: (row._replace(line=1) for row in whole(source)),
+    ),
+    "names are told whole": (formats, "_named", lambda whole: repr),
+    "messages are not printable": (formats, "printable", lambda whole: lambda text: text),
+    "another exception comes out": (formats, "_json_object", lambda whole: json.loads),
+    "what the file is is not looked at": (formats, "_check_beginning", lambda whole: lambda source: None),
 }
 
 
-@pytest.mark.parametrize(("name", "broken"), BREAKAGES.values(), ids=BREAKAGES)
-def test_a_broken_reader_is_noticed(tmp_path, monkeypatch, name, broken):
-    monkeypatch.setattr(files, name, broken(getattr(files, name)))
+@pytest.mark.parametrize(("module", "name", "broken"), BREAKAGES.values(), ids=BREAKAGES)
+def test_a_broken_reader_is_noticed(tmp_path, monkeypatch, module, name, broken):
+    monkeypatch.setattr(module, name, broken(getattr(module, name)))
     with pytest.raises((AssertionError, ValueError, IndexError)) as noticed:
         for make in DRAWN.values():
             made = make()

@@ -19,7 +19,8 @@ from jobs import QUICK
 
 from cft.config.compose import compose_config
 from cft.deploy import push
-from cft.evaluation import results, vector_cache
+from cft.evaluation import vector_cache
+from cft.evaluation.scores import load_evaluation
 from cft.job import runner
 from cft.model import adapters, sources
 from cft.model.embedder import Embedder
@@ -126,18 +127,18 @@ def test_damaged_arrays_and_scores_are_named(tmp_path, trained, spoiled):
     (evaluation,) = trained.glob("evaluations/scenes-*")
     for name in ("metrics.json", "cosines.npz"):
         (tmp_path / name).write_bytes((evaluation / name).read_bytes())
-    assert results.load_evaluation(tmp_path) is not None
+    assert load_evaluation(tmp_path) is not None
     whole = (tmp_path / "cosines.npz").read_bytes()
     (tmp_path / "cosines.npz").write_bytes(spoiled or whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"cannot read .*cosines.npz"):
-        results.load_evaluation(tmp_path)
+        load_evaluation(tmp_path)
     (tmp_path / "cosines.npz").write_bytes(whole)
     (tmp_path / "metrics.json").write_text('{"sets": {"other": 1}}')
     with pytest.raises(UserError, match=r"metrics.json lacks 'scenes'"):
-        results.load_evaluation(tmp_path)
+        load_evaluation(tmp_path)
     (tmp_path / "metrics.json").write_text('{"sets": [1]}')
     with pytest.raises(UserError, match=r"metrics.json does not belong to"):
-        results.load_evaluation(tmp_path)
+        load_evaluation(tmp_path)
 
 
 def test_code_that_comes_with_a_model_is_not_run(trace, tmp_path):

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
+from cft.evaluation.scores import COSINES, METRICS
 from cft.study import pack, plan, report
 from cft.system.errors import UserError
 from cft.system.files import read_arrays, write_arrays
@@ -35,7 +36,7 @@ def test_a_report_from_records_alone_equals_the_one_from_outputs(paper, packed):
 def test_records_hold_no_weights_no_sentences_and_no_human_scores(paper, packed):
     kept = {path.name for path in packed.rglob("*") if path.is_file()}
     assert kept == {
-        *("plan.json", results.METRICS, results.COSINES, "history.jsonl", "training.json"),
+        *("plan.json", METRICS, COSINES, "history.jsonl", "training.json"),
         *("environment.json", "config.json", "data.json"),
         *(path.name for path in (packed / "studies" / "runs").iterdir()),
     }

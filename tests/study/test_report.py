@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cft.evaluation import pairs, results
+from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN
+from cft.evaluation.scores import load_evaluation
 from cft.study import findings, plan, report, sections, spec
 from cft.study.document import Document, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 from cft.study.findings import collect
@@ -244,9 +245,7 @@ def test_each_makes_a_cell_for_every_combination(tmp_path):
 
 
 def test_stored_results_know_uniformity(paper):
-    found = [
-        results.load_evaluation(path.parent) for path in paper.outputs.glob("*/evaluations/triplets-*/metrics.json")
-    ]
+    found = [load_evaluation(path.parent) for path in paper.outputs.glob("*/evaluations/triplets-*/metrics.json")]
     assert found and all(evaluation.uniformity < 0 and evaluation.alignment > 0 for evaluation in found)
 
 

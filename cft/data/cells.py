@@ -1,0 +1,88 @@
+"""Cells of a row to texts and numbers, the same for every file format.
+
+The readers take a row's cells by column, and raise BadRow for a cell that is missing or holds something else.
+"""
+
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+from cft.system.text import shorten
+
+_VALUE_LENGTH = 60
+
+# A value's nested lists and objects are shown two levels deep: messages stay readable, and quick to make.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+
+
+class BadRow(Exception):
+    """Why a row cannot be used."""
+
+
+def text_of(cells: dict[str, Any], column: str, role: str) -> str:
+    """The text of a cell, verbatim; `role` says in messages what it is for."""
+    label = _label(role, column)
+    return _checked_text(_cell(cells, column, label), label)
+
+
+def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    """The hard negatives of a row. A cell holds a text or a list of texts, and may be empty behind the first column."""
+    texts: list[str] = []
+    for column in columns:
+        value = cells.get(column)
+        blank = value is None or value == [] or (isinstance(value, str) and not value.strip())
+        if blank and column != columns[0]:
+            continue
+        label = _label("negative", column)
+        if value == []:
+            raise BadRow(f"has an empty list as {label}")
+        value = _cell(cells, column, label)
+        texts += [_checked_text(text, label) for text in (value if isinstance(value, list) else [value])]
+    return tuple(texts)
+
+
+def number_of(cells: dict[str, Any], column: str, role: str) -> float:
+    """The finite number of a cell, which may be written as text."""
+    label = _label(role, column)
+    value = _cell(cells, column, label)
+    try:
+        # Python reads true as 1, and "4_4", which is as often a slip for 4.4, as 44.
+        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"has {described(value)} as {label}, which is not a finite number")
+    return number
+
+
+def described(value: Any) -> str:
+    """A value and its type, shortened, for messages."""
+    return "null" if value is None else f"{shorten(_REPR.repr(value), _VALUE_LENGTH)} ({type(value).__name__})"
+
+
+def _label(role: str, column: str) -> str:
+    return f"{role!r}" if role == column else f"{role!r} (column {column!r})"
+
+
+def _cell(cells: dict[str, Any], column: str, label: str) -> Any:
+    if column not in cells:
+        raise BadRow(f"has no {label}")
+    if cells[column] is None:
+        raise BadRow(f"has no {label}: the cell is null")
+    return cells[column]
+
+
+def _checked_text(value: Any, label: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"has {described(value)} as {label}, which is not a text")
+    if not value.strip():
+        raise BadRow(f"has an empty {label}")
+    if "\0" in value:
+        raise BadRow(f"has a NUL byte in {label}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"has half a character (an unpaired surrogate) in {label}") from None
+    return value

@@ -1,0 +1,255 @@
+"""Files to numbered rows of cells: CSV, TSV and JSONL (each also gzipped), Parquet, and plain lines of text."""
+
+import csv
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cft.data.cells import BadRow, described
+from cft.system.errors import UserError, first_line
+from cft.system.text import did_you_mean, shorten
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_PLAIN_ENDINGS = (".txt", ".txt.gz")
+
+# The csv module's own limit is 131,072 characters; this is the largest that every platform takes.
+_MAX_CELL = 2**31 - 1
+
+# A message is read at a glance, whatever the file holds.
+_MAX_NAMES = 20
+_NAME_LENGTH = 40
+_NAMES_LENGTH = 160
+_CAUSE_LENGTH = 160
+
+# How files begin that are not text in UTF-8; the last byte of the marks of Parquet and zip is a control character.
+_FOREIGN = {
+    b"\xff\xfe\0\0": "is text in UTF-32; save it as UTF-8",
+    b"\xff\xfe": "is text in UTF-16; save it as UTF-8",
+    b"\xfe\xff": "is text in UTF-16; save it as UTF-8",
+    b"PAR1\x15": "holds Parquet; let its name end in .parquet",
+    b"PK\x03\x04": "is a zip file or a spreadsheet; unpack it, or save it as CSV",
+}
+_GZIP = b"\x1f\x8b"
+
+_Cells = dict[str, Any] | BadRow  # a row's cells by column, or why there are none
+_Lines = Iterator[tuple[int, _Cells]]  # with the line that a row starts on
+
+
+class RawRow(NamedTuple):
+    """One data row."""
+
+    number: int  # from 1
+    line: int | None  # its first line, if the format has lines
+    cells: _Cells
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, the columns it must have, and the words for errors about it."""
+
+    path: Path
+    key: str  # the config key that named the file, or ""
+    columns: dict[str, str]  # each needed column, and the config key that names it or ""
+    column_advice: str  # what to do about a missing column
+    row_advice: str  # what to do about a bad row
+    plain: bool = False  # whether plain text is read too, each line as a cell of the only column
+
+    @property
+    def ending(self) -> str:
+        """The file's format, such as `.csv.gz`."""
+        endings = (*_PLAIN_ENDINGS, *ENDINGS) if self.plain else ENDINGS
+        for ending in endings:
+            if self.path.name.lower().endswith(ending):
+                return ending
+        raise self.error(f"unknown kind of file; these are read: {', '.join(endings)}")
+
+    def place(self, row: RawRow) -> str:
+        """A row as messages call it."""
+        line = "" if row.line is None else f":{row.line}"
+        return f"data row {row.number} ({printable(self.path.name)}{line})"
+
+    def error(self, problem: str) -> UserError:
+        """An error about the file as a whole."""
+        path = printable(str(self.path))
+        return UserError(f"{self.key}={path}: {problem}" if self.key else f"{path}: {problem}")
+
+
+def read_rows(source: Source) -> Iterator[RawRow]:
+    """Every data row of a file.
+
+    Raises:
+        UserError: if the content is not of the format, or lacks a column.
+        OSError, EOFError, zlib.error: if the file cannot be read or unpacked.
+    """
+    ending = source.ending.removesuffix(".gz")
+    if ending == ".parquet":
+        rows: Iterator[tuple[int | None, _Cells]] = ((None, cells) for cells in _parquet_rows(source))
+    else:
+        _check_beginning(source)
+        if ending == ".txt":
+            rows = _plain_rows(source)
+        elif ending in (".csv", ".tsv"):
+            rows = _delimited_rows(source, "," if ending == ".csv" else "\t")
+        else:
+            rows = _json_rows(source)
+    for number, (line, cells) in enumerate(rows, start=1):
+        yield RawRow(number, line, cells)
+
+
+def _open(source: Source, mode: str, **options: Any) -> Any:
+    if source.ending.endswith(".gz"):
+        return gzip.open(source.path, mode, **options)
+    return source.path.open(mode, **options)
+
+
+def _check_beginning(source: Source) -> None:
+    """Refuse what is not text in UTF-8, saying what it is."""
+    with _open(source, "rb") as stream:
+        begin = stream.read(5)
+    for mark, problem in _FOREIGN.items():
+        if begin.startswith(mark):
+            raise source.error(problem)
+    if begin.startswith(_GZIP):
+        zipped = source.ending.endswith(".gz")
+        raise source.error("is gzip within gzip; unpack it once" if zipped else "is gzip; let its name end in .gz")
+    if b"\0\0" in (begin[0:4:2], begin[1:4:2]):
+        raise source.error("looks like text in UTF-16 (every other byte is NUL); save it as UTF-8")
+
+
+def _lines(source: Source) -> Iterator[str]:
+    """The lines of a text file with their ends, which within quotes belong to the text."""
+    # A strict decoder would fail a buffer ahead of the lines; surrogates keep bad bytes where they are.
+    with _open(source, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                line.encode("utf-8", "surrogateescape").decode("utf-8")
+            except UnicodeDecodeError as error:
+                problem = f"line {number} is not valid UTF-8 ({error.reason}); save the file as UTF-8"
+                raise source.error(problem) from error
+            yield line
+
+
+def _plain_rows(source: Source) -> _Lines:
+    (column,) = source.columns
+    for number, line in enumerate(_lines(source), start=1):
+        yield number, {column: line.rstrip("\r\n")}
+
+
+def _delimited_rows(source: Source, delimiter: str) -> _Lines:
+    csv.field_size_limit(_MAX_CELL)
+    reader = csv.reader(_lines(source), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        header = next(filter(None, reader), None)  # a blank line is no row
+        if header is None:
+            raise source.error("is empty")
+        _check_columns(source, header)
+        start = reader.line_num + 1
+        for cells in reader:
+            if len(cells) == len(header):
+                yield start, dict(zip(header, cells, strict=True))
+            elif cells:
+                amount = "many" if len(cells) > len(header) else "few"
+                yield start, BadRow(f"has too {amount} cells: {len(cells)} where the header has {len(header)}")
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise source.error(
+            f"the row that starts on line {start} has broken quoting ({printable(str(error))}); "
+            'put a text that begins with " in quotes and double the quotes within'
+        ) from error
+
+
+def _json_rows(source: Source) -> _Lines:
+    checked = False
+    for line, text in enumerate(_lines(source), start=1):
+        if not text.strip():
+            continue
+        cells = _json_object(text)
+        if not checked and isinstance(cells, dict):
+            _check_keys(source, cells)
+            checked = True
+        yield line, cells
+
+
+def _json_object(text: str) -> _Cells:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return BadRow(f"is not valid JSON ({error.msg} at character {error.pos + 1}); a line holds one object")
+    except (RecursionError, ValueError):
+        return BadRow("is not JSON that can be read (too many nested brackets, or a number of thousands of digits)")
+    return value if isinstance(value, dict) else BadRow(f"is not a JSON object but {described(value)}")
+
+
+def _check_keys(source: Source, first: dict[str, Any]) -> None:
+    """Refuse a file of which no object has a needed key; where some have it, rows are judged one by one."""
+    if not source.columns.keys() <= first.keys():
+        objects = (cells for cells in map(_json_object, _lines(source)) if isinstance(cells, dict))
+        _check_columns(source, list(dict.fromkeys(key for cells in objects for key in cells)))
+
+
+def _parquet_rows(source: Source) -> Iterator[_Cells]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    number = 0
+    # Opened before, so that an OSError within is about the content: pyarrow raises it for pages that it cannot read.
+    with source.path.open("rb") as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            _check_columns(source, table.schema_arrow.names)
+            for batch in table.iter_batches(columns=list(source.columns)):
+                for cells in zip(*batch.columns, strict=True):
+                    number += 1
+                    yield _from_arrow(dict(zip(batch.schema.names, cells, strict=True)), arrow.ArrowException)
+        except UnicodeDecodeError as error:
+            where = f"data row {number}" if number else "the name of a column"
+            raise source.error(f"{where} is not valid UTF-8 ({error.reason}); write it as UTF-8") from error
+        except (arrow.ArrowException, OSError) as error:
+            cause = printable(re.sub(r"\w+Exception: ", "", first_line(error)))  # without the names of C++ classes
+            cause = cause if len(cause) <= _CAUSE_LENGTH else f"{cause[:_CAUSE_LENGTH]}..."
+            raise source.error(f"not a whole Parquet file ({cause}); fetch or write it again") from error
+
+
+def _from_arrow(row: dict[str, Any], arrow_error: type[Exception]) -> _Cells:
+    """Arrow's cells as Python's, which has no value for some, such as a date in a million years."""
+    cells = {}
+    for name, cell in row.items():
+        try:
+            cells[name] = cell.as_py()
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, ArithmeticError, LookupError, arrow_error):
+            return BadRow(f"has a {cell.type} in column {_named(name)} that cannot be read")
+    return cells
+
+
+def _check_columns(source: Source, columns: list[str]) -> None:
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise source.error(f"has the column {_named(twice[0])} more than once; rename one")
+    folded = {column.strip().casefold(): _named(column) for column in reversed(columns)}
+    for name, key in source.columns.items():
+        if name not in columns:
+            named = f" ({key} names it)" if key else ""
+            listed = shorten(", ".join(map(_named, columns[:_MAX_NAMES])), _NAMES_LENGTH) or "none"
+            more = f" and {len(columns) - _MAX_NAMES} more" if len(columns) > _MAX_NAMES else ""
+            guess = did_you_mean(name.strip().casefold(), folded, sentence=True, show=folded.__getitem__)
+            raise source.error(
+                f"has no column {name!r}{named}; its columns are {listed}{more}.{guess} {source.column_advice}."
+            )
+
+
+def _named(column: str) -> str:
+    """A column's name in quotes, shortened: without a header it is a text of the first row."""
+    return shorten(repr(column[: _NAME_LENGTH * 2]), _NAME_LENGTH)
+
+
+def printable(text: str) -> str:
+    """A text that can neither upset a terminal nor break a line: other characters as Python writes them."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
