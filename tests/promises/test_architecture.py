@@ -1,9 +1,17 @@
 """Rules about the code itself: the order of its rooms, who may see Hydra, and what is never done."""
 
 import ast
+import dataclasses
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
+
+from cft import run as command
+from cft.config.compose import all_keys
+from cft.config.schema import Config
+from cft.training import contrastive
 
 CFT = Path(__file__).resolve().parents[2] / "cft"
 SOURCES = sorted(CFT.rglob("*.py"))
@@ -79,3 +87,55 @@ def test_nothing_is_unpickled_no_remote_code_is_run_and_no_shell_is_called(path)
             )
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
             assert node.attr != "load", f"{path.name}:{node.lineno}"
+
+
+def functions() -> list[tuple[str, ast.FunctionDef, str]]:
+    """Every function with its module's name and its source."""
+    found = []
+    for path in SOURCES:
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                found.append((name_of(path), node, ast.get_source_segment(text, node) or ""))
+    assert len(found) > 500
+    return found
+
+
+def test_a_function_has_six_parameters_and_sixty_lines_at_most_or_says_why():
+    for module, node, source in functions():
+        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len([each for each in parameters if each.arg not in ("self", "cls", "ctx")])
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        reason = "# Long because" in source or "# So many parameters because" in source
+        assert (count <= 6 and lines <= 60) or reason, f"{module}: {node.name} has {count} parameters, {lines} lines"
+
+
+def test_nobody_changes_a_configuration_in_place():
+    sections = {"config", "settings", *(field.name for field in dataclasses.fields(Config))}
+    keys = {key.split(".")[-1] for key in all_keys()}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for target in targets:
+                if isinstance(target, ast.Attribute) and target.attr in keys:
+                    owner = target.value
+                    name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                    assert name not in sections, f"{name_of(path)}:{node.lineno}: {ast.unparse(target)}"
+
+
+def test_from_the_command_to_the_loss_there_are_seven_functions(tmp_path, monkeypatch):
+    ways = []
+    real = contrastive.info_nce
+
+    def info_nce(*arguments, **keywords):
+        frames = [frame for frame in inspect.stack()[1:] if frame.filename.startswith(str(CFT))]
+        names = [frame.function for frame in reversed(frames)]
+        ways.append([name for name in names if not name.startswith("<")])  # a comprehension is no function
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(contrastive, "info_nce", info_nce)
+    words = "model=tiny logger=none train.steps=1 train.batch_size=4 data.rows=40 data.holdout=4 eval.pairs=10".split()
+    monkeypatch.setattr(sys, "argv", ["cft-run", *words, f"outputs={tmp_path}"])
+    monkeypatch.chdir(tmp_path)
+    command.main()
+    assert ways == [["main", "job", "run", "train", "_step", "contrastive_backward"]], "and info_nce itself"
