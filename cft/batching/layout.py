@@ -160,11 +160,15 @@ def _set_attention(trunk: Any, name: str) -> None:
         trunk.set_attn_implementation(name)
 
 
+def _states_alone(trunk: Any, sequence: tuple[int, ...]) -> torch.Tensor:
+    """States (T, D) of a sequence run by itself."""
+    return _forward(trunk, pad([sequence], device=next(trunk.parameters()).device))
+
+
 def _states_one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettings) -> torch.Tensor:
-    """The reference: last states (B, D) of sequences run alone."""
+    """The reference: last-token states (B, D) of sequences run by themselves."""
     try:
-        device = next(trunk.parameters()).device
-        states = torch.stack([_forward(trunk, pad([sequence], device=device))[-1] for sequence in sequences])
+        states = torch.stack([_states_alone(trunk, sequence)[-1] for sequence in sequences])
     except Exception as error:  # whatever a model's own code raises
         raise UserError(
             f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
@@ -177,10 +181,8 @@ def _states_one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: Mode
 
 def _attends_ahead(trunk: Any, sequence: tuple[int, ...]) -> bool:
     """Whether a token's state depends on tokens behind it."""
-    changed = (*sequence[:-1], sequence[-2])
-    device = next(trunk.parameters()).device
-    left, right = (_forward(trunk, pad([ids], device=device)) for ids in (sequence, changed))
-    moved = (left - right)[:-1].norm(dim=-1).max() / left.norm(dim=-1).mean()
+    states, changed = _states_alone(trunk, sequence), _states_alone(trunk, (*sequence[:-1], sequence[-2]))
+    moved = (states - changed)[:-1].norm(dim=-1).max() / states.norm(dim=-1).mean()
     # Equal arithmetic gives equal bits; experts that get other tokens round differently, in bfloat16 visibly.
     exact = _dtype(trunk) in (torch.float32, torch.float64)
     return bool(moved > (1e-6 if exact else 1e-2))

@@ -185,26 +185,24 @@ class Embedder:
         half = len(sequences) // 2
         return torch.cat([self._embed(sequences[:half]), self._embed(sequences[half:])])
 
-    def order(self, sequences: Sequence[tuple[int, ...]]) -> list[int]:
-        """The order in which sequences go into batches: those that share prefixes, or padding, together."""
-        tree = self.backbone.batching.kind is Batches.tree
-        return sorted(range(len(sequences)), key=lambda row: sequences[row] if tree else len(sequences[row]))
+    def batches(self, sequences: Sequence[tuple[int, ...]], token_budget: int) -> Iterator[list[int]]:
+        """Group sequences into batches of at most `token_budget` tokens; those that share prefixes go together.
 
-    def chunks(
-        self, order: Sequence[int], sequences: Sequence[Sequence[int]], token_budget: int
-    ) -> Iterator[list[int]]:
-        """Cut an order into batches of at most `token_budget` tokens, each with at least one sequence."""
-        chunk: list[int] = []
+        Yields:
+            Indices of one batch's sequences, at least one.
+        """
+        batching = self.backbone.batching
+        tree = batching.kind is Batches.tree
+        batch: list[int] = []
         total = longest = 0
-        for index in order:
+        for index in sorted(range(len(sequences)), key=lambda i: sequences[i] if tree else (len(sequences[i]),)):
             length = len(sequences[index])
             total, longest = total + length, max(longest, length)
-            tokens = self.backbone.batching.forward_tokens(total, len(chunk) + 1, longest)
-            if chunk and tokens > token_budget:
-                yield chunk
-                chunk, total, longest = [], length, length
-            chunk.append(index)
-        yield chunk
+            if batch and batching.forward_tokens(total, len(batch) + 1, longest) > token_budget:
+                yield batch
+                batch, total, longest = [], length, length
+            batch.append(index)
+        yield batch
 
     def encode(
         self, texts: Sequence[str], *, token_budget: int | None = None, progress: str | None = None
@@ -231,20 +229,19 @@ class Embedder:
             return np.empty((0, 0), dtype=np.float32)
         distinct = list(row_of)
         sequences = self.tokenize(distinct)
-        chunks = self.chunks(self.order(sequences), sequences, token_budget or token_budget_on(self.device))
         vectors: np.ndarray | None = None
         with (
             in_mode(self.model, training=False),
             torch.inference_mode(),
             tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
         ):
-            for chunk in chunks:
-                units = F.normalize(self._embed([sequences[row] for row in chunk]), dim=-1)
-                _check_finite(units, [distinct[row] for row in chunk])
+            for batch in self.batches(sequences, token_budget or token_budget_on(self.device)):
+                units = F.normalize(self._embed([sequences[row] for row in batch]), dim=-1)
+                _check_finite(units, [distinct[row] for row in batch])
                 if vectors is None:
                     vectors = np.empty((len(distinct), units.shape[1]), dtype=np.float32)
-                vectors[chunk] = units.cpu().numpy()
-                bar.update(len(chunk))
+                vectors[batch] = units.cpu().numpy()
+                bar.update(len(batch))
         assert vectors is not None
         return vectors[[row_of[text] for text in texts]]
 

@@ -91,12 +91,7 @@ def _no_such_layer(target: str, layers: list[str]) -> str:
 
 
 def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
-    """Freeze a trunk and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
-
-    Args:
-        trunk: the base model, changed in place.
-        lora: rank, scale, dropout, initialisation and target layers.
-        seed: draws the initial weights.
+    """Freeze a trunk in place and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
 
     Raises:
         UserError: if a target is no layer of the model, listing those that are.
@@ -161,14 +156,9 @@ def keep_roles(model: nn.Module, targets: Targets) -> None:
 
 
 def fused_rows(config: Any, width: int) -> dict[str, torch.Tensor] | None:
-    """The output rows of a fused layer that compute each role.
+    """The numbers of the rows, of a fused layer of `width` rows, that compute each role.
 
-    Args:
-        config: of the model, for its family and numbers of heads.
-        width: rows of the layer.
-
-    Returns:
-        Row numbers of query, key and value; None for a family whose order of rows is not known here.
+    None for a family whose order of rows is not known here.
     """
     heads, keys = config.num_attention_heads, _key_heads(config)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -189,8 +179,8 @@ def _key_heads(config: Any) -> int | None:
         return heads
     if family == "phi3":
         return config.num_key_value_heads
-    if family == "falcon" and config.new_decoder_architecture:
+    if family not in ("falcon", "gpt_bigcode"):
+        return None
+    if getattr(config, "new_decoder_architecture", False):
         return config.num_kv_heads
-    if family in ("falcon", "gpt_bigcode"):
-        return 1 if config.multi_query else heads
-    return None
+    return 1 if config.multi_query else heads

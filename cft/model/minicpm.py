@@ -36,7 +36,11 @@ _SHARED = (
 
 def is_minicpm(folder: Path) -> bool:
     """Whether a model's folder holds a MiniCPM checkpoint."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "minicpm"
+    return _config_of(folder).get("model_type") == "minicpm"
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def granite_config(minicpm: dict) -> GraniteConfig:
@@ -64,16 +68,11 @@ def granite_config(minicpm: dict) -> GraniteConfig:
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """Load a MiniCPM checkpoint's trunk; every tensor but the language-model head's must find its place.
 
-    Args:
-        folder: config.json and one or several *.safetensors, named as Llama names its tensors.
-        dtype: of the weights in memory.
-
     Raises:
         UserError: if a setting or tensor is missing, or a tensor is left over.
     """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        config = granite_config(settings)
+        config = granite_config(_config_of(folder))
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
     tensors = {

@@ -74,7 +74,7 @@ def fetch(model: ModelSettings) -> ModelFiles:
 
 
 def published_pooling(folder: Path) -> Pooling | None:
-    """The pooling that a model was published with; None if its folder names none, or several, or one that cft lacks."""
+    """The pooling that a model was published with; None if its folder does not name exactly one of ours."""
     try:
         record = read_json(folder / POOLING_FILE)
     except UserError:
@@ -172,7 +172,6 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoTokenizer
 
-    folder.mkdir()
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     trunk = AutoModel.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     tokenizer.save_pretrained(folder)

@@ -66,9 +66,8 @@ def _eos(model: ModelSettings, tokenizer: Any, hint: int | list[int] | None) -> 
     if model.eos_token is None:
         if tokenizer.eos_token_id is not None:
             return int(tokenizer.eos_token_id)
-        names = tokenizer.convert_ids_to_tokens([hint] if isinstance(hint, int) else hint or [])
-        better = f"model.eos_token='{names[0]}', which the model's own configuration names"
-        better = better if any(names[:1]) else "model.eos_token"
+        token = next(iter(tokenizer.convert_ids_to_tokens([hint] if isinstance(hint, int) else hint or [])), None)
+        better = f"model.eos_token='{token}', which the model's own configuration names" if token else "model.eos_token"
         raise UserError(
             f"model.path={model.path}: its tokenizer has no EOS token to embed; name one by {better}, or set "
             "model.append_eos=false to embed the last word instead"
@@ -133,10 +132,8 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
     for row, text in enumerate(texts):
         if not plain and any(token in text for token in special):
             # Piece by piece, as one call cannot treat the special tokens of prompt and text differently.
-            pieces = ((before, False), (text, True), (after, False))
-            rows[row] = [
-                id for words, plain_words in pieces for id in _token_ids(tokenizer, [words], plain=plain_words)[0]
-            ]
+            start, end = (_token_ids(tokenizer, [words], plain=False)[0] for words in (before, after))
+            rows[row] = [*start, *_token_ids(tokenizer, [text], plain=True)[0], *end]
         if len(rows[row]) > room:
             tail = _tokens_after(tokenizer, before + text, after, plain=plain) if after else 0
             if tail >= room:

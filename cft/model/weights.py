@@ -100,7 +100,9 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
         raise UserError(f"{misfit} (first differences: {', '.join(odd[:3])})")
     if len(tensors) < len(content):
         ignored = len(content) - len(tensors)
-        log.info("%s: %d of its tensors belong to a language-model head, which no embedding runs through", folder, ignored)
+        log.info(
+            "%s: %d of its tensors belong to a language-model head, which no embedding runs through", folder, ignored
+        )
     return model.eval()
 
 
