@@ -55,12 +55,7 @@ class Batching:
 
 
 def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
-    """Try a trunk on batches and set its attention up for the kind that is exact.
-
-    Args:
-        trunk: on its device, with its own attention; left with the attention that was chosen.
-        model: the kind of batch wanted, and the direction of attention.
-        prefix_ids: tokens that every text begins with.
+    """Try a trunk, on its device and with its own attention, on batches; leave it with the attention of the exact kind.
 
     Raises:
         UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch wanted.
@@ -112,10 +107,7 @@ def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int,
 
 
 def padded_states(model: Any, sequences: Sequence[Sequence[int]], batching: Batching) -> tuple[torch.Tensor, Layout]:
-    """Run sequences as one padded batch under the model's own attention, whatever its batches are otherwise.
-
-    Args:
-        model: a trunk, with or without an adapter.
+    """Run sequences as one padded batch under the model's own attention, whatever kind its batches are.
 
     Returns:
         (R * L, D) states in float32, and the layout that says where each sequence stands.
@@ -130,11 +122,7 @@ def padded_states(model: Any, sequences: Sequence[Sequence[int]], batching: Batc
 
 
 def relative_distance(states: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest distance between rows of the same text, as a share of the mean distance between rows of other texts.
-
-    Args:
-        states, expected: (B, D), B at least 2.
-    """
+    """Largest distance between rows (B, D) of the same text, as a share of the mean distance between two texts."""
     between = torch.pdist(expected.float()).mean()
     return float((states.float() - expected.float()).norm(dim=-1).max() / between)
 

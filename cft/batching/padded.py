@@ -38,12 +38,9 @@ class PaddedLayout:
 
 
 def pad(sequences: Sequence[Sequence[int]], *, filler: int = 0, device: torch.device | str = "cpu") -> PaddedLayout:
-    """Lay token sequences out as padded rows.
+    """Lay B token sequences out as padded rows; equal ones share a row.
 
-    Args:
-        sequences: B sequences of token ids, each with at least one; equal ones share a row.
-        filler: the token in padding cells; models that count positions by it need their padding token here.
-        device: where the tensors go.
+    Models that count positions by their padding token need it as the `filler` of padding cells.
 
     Raises:
         ValueError: if there is no sequence, or one is empty.

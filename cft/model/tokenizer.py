@@ -42,8 +42,6 @@ def special_tokens(
     EOS, because many tokenizers ignore `add_eos_token`; an encoder keeps its tokenizer's suffix.
 
     Args:
-        model: whether an EOS is appended, and which.
-        tokenizer: of any kind that transformers has.
         eos_hint: the EOS that the model's own configuration names, for the error message.
 
     Raises:
@@ -117,8 +115,6 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
     in a text as words (`</s>`) are words; in a prompt they are the special tokens.
 
     Args:
-        tokenizer: of any kind that transformers has.
-        texts: without prompt.
         template: the prompt, with a place for the text.
         room: tokens at most.
 

@@ -26,12 +26,7 @@ def keep_layers(trunk: Any, layer: int, *, token_ids: list[int]) -> Any:
     """Cut a trunk off after a layer, so that its last hidden state is that layer's output.
 
     The output is what transformers calls `hidden_states[layer]`: without the final norm, which belongs to the last
-    layer. A trial on a few tokens verifies it.
-
-    Args:
-        trunk: changed in place.
-        layer: 1 to the number of layers, or negative to count from the last (-1).
-        token_ids: a few tokens for the trial.
+    layer. A trial on the given tokens verifies it. Layers count from 1, or backwards from the last, -1.
 
     Raises:
         UserError: if there is no such layer, or the trunk cannot be cut.

@@ -69,12 +69,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None) -> nn.Module:
-    """Put trained weights back on their base model: ours, or any adapter that PEFT wrote.
+    """Put trained weights back on their base model, in place: ours, or any adapter that PEFT wrote.
 
-    Args:
-        trunk: the base model, changed in place.
-        folder: with an adapter, or with a whole trunk.
-        dropout: of an adapter that is trained further; None for one that is only used.
+    `dropout` is that of an adapter to be trained further; None for one that is only used.
 
     Raises:
         UserError: if a tensor has no place in the model, or another shape there.
