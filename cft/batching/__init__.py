@@ -1,1 +1,6 @@
 """Token sequences laid out for a forward pass: prefix trees where they are exact, padded rows elsewhere."""
+
+__all__ = [
+    "layout",  # Batching: the kind of batch that a trial found exact for a model, and its layouts
+    "prefix_tree",  # build_tree and the attention over it
+]

@@ -2,12 +2,12 @@
 
 A model is given a few short sequences one by one, with its own attention; whatever batch is used must give the same
 states. So a model whose attention adds something of its own (ALiBi, soft caps, sinks, a convolution between layers)
-is not embedded slightly wrong on prefix trees: it is found out when it is loaded, and runs on padded batches.
+is not embedded slightly wrong on prefix trees: the trial at loading shows it, and the model runs on padded batches.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,29 +21,22 @@ log = logging.getLogger(__name__)
 
 Layout = TreeLayout | PaddedLayout
 
-# How far states of two computations of the same may be apart, as a share of the distance between the states of
+# Largest distance between two computations of the same states, as a share of the distance between the states of
 # different texts. Rounding stays far below it (1e-6 in float32, 1e-2 in bfloat16), a term left out far above.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How a model's batches are laid out.
+    """How a model's batches are laid out, and why."""
 
-    kind: tree or padded. reason: why not a tree, for people; empty for a tree. causal: whether tokens see only what
-    is before them, as configured. difference: largest distance of a state from the one-by-one state, as a share of
-    the distance between different texts' states. own_attention: transformers' name of the attention without trees.
-    filler: the token in padding cells. made_bidirectional:
-    whether a causal model was made to look both ways.
-    """
-
-    kind: Batches
-    reason: str
-    causal: bool
-    difference: float
-    own_attention: str
-    filler: int = 0
-    made_bidirectional: bool = False
+    kind: Batches  # tree or padded
+    reason: str  # why not a tree, for people; empty for a tree
+    causal: bool  # whether tokens see only what is before them, as configured
+    difference: float  # largest distance from one-by-one states, as a share of the distance between texts
+    own_attention: str  # transformers' name of the model's attention without trees
+    filler: int = 0  # token id in padding cells
+    made_bidirectional: bool = False  # whether a causal model was made to look both ways
 
     @property
     def attention(self) -> str:
@@ -56,43 +49,31 @@ class Batching:
             return pad(sequences, filler=self.filler, device=device)
         return build_tree(sequences, causal=self.causal, device=device)
 
-    def tokens_of(self, total: int, rows: int, longest: int) -> int:
-        """Tokens that a batch puts through the model at most: so many in all, in so many rows, in its longest row."""
+    def forward_tokens(self, total: int, rows: int, longest: int) -> int:
+        """Upper bound of the tokens that a batch of `rows` sequences and `total` tokens puts through the model."""
         return total if self.kind is Batches.tree else rows * longest
 
 
 def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
-    """Try a trunk on batches and set its attention up for the kind that is exact.
-
-    Args:
-        trunk: on its device, with its own attention; left with the attention that was chosen.
-        model: which kind is wanted, and which way the attention is to look.
-        prefix_ids: what every text begins with.
+    """Try a trunk, on its device and with its own attention, on batches; leave it with the attention of the exact kind.
 
     Raises:
-        UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch asked for.
+        UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch wanted.
     """
     own = trunk.config._attn_implementation
     sequences = [sequence[: model.max_length] for sequence in sample_sequences(trunk, prefix_ids)]
-    expected = _one_by_one(trunk, sequences, model)
-    ahead = attends_ahead(trunk, sequences[0])
-    if ahead and model.attention is Attention.causal:
+    expected = _states_one_by_one(trunk, sequences, model)
+    ahead, causal = _attends_ahead(trunk, sequences[0]), model.attention is Attention.causal
+    if ahead and causal:
         raise UserError("this model's attention looks both ways: set model.attention=bidirectional")
-    made_bidirectional = not ahead and model.attention is Attention.bidirectional
-    difference, reason = float("inf"), "model.batches=padded asks for it"
+    made_bidirectional = not (ahead or causal)
+    reason = "model.batches=padded asks for it"
     if model.batches is not Batches.padded:
         difference, reason = _try_tree(trunk, sequences, expected, causal=not ahead)
-        reason = reason or _window(trunk, model.max_length)
+        reason = reason or _short_window(trunk, model.max_length)
         if not reason:
-            return Batching(
-                Batches.tree,
-                "",
-                model.attention is Attention.causal,
-                difference,
-                own,
-                made_bidirectional=made_bidirectional,
-            )
-    _attend(trunk, own)
+            return Batching(Batches.tree, "", causal, difference, own, made_bidirectional=made_bidirectional)
+    _set_attention(trunk, own)
     if made_bidirectional:
         raise UserError(
             "model.attention=bidirectional: this model looks only backwards of itself, and can be turned around on "
@@ -100,8 +81,9 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
         )
     if model.batches is Batches.tree:
         raise UserError(f"model.batches=tree: this model does not run on prefix trees ({reason})")
-    filler = getattr(trunk.config, "pad_token_id", None) or 0
-    difference = relative_distance(_padded_states(trunk, sequences, filler), expected)
+    padded = Batching(Batches.padded, reason, causal, 0.0, own, getattr(trunk.config, "pad_token_id", None) or 0)
+    states, layout = padded_states(trunk, sequences, padded)
+    difference = relative_distance(states[layout.last], expected)
     if not difference <= tolerance(trunk):
         raise UserError(
             f"{type(trunk).__name__} gives other states in a padded batch than one by one (off by {difference:.2g} of "
@@ -109,124 +91,125 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
         )
     if model.batches is Batches.auto:
         log.info("texts are padded instead of sharing prefixes: %s", reason)
-    return Batching(Batches.padded, reason, not ahead, difference, own, filler)
+    return replace(padded, difference=difference)
 
 
 def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Short token sequences that share beginnings, differ in length and use the model's whole vocabulary."""
     rows = trunk.get_input_embeddings().num_embeddings
-    special = [getattr(trunk.config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")]
-    drawn = [
-        token
-        for token in range(rows // 37, rows, max(rows // 37, 1))
-        if not any(_is_special(s, token) for s in special)
-    ]
-    cuts = [drawn[:7], drawn[:10], [*drawn[:7], *drawn[12:14]], drawn[3:5], drawn[5:30], drawn[:1]]
+    special: set[Any] = set()
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = getattr(trunk.config, name, None)
+        special.update(value if isinstance(value, (list, tuple)) else [value])
+    tokens = [token for token in range(rows // 37, rows, max(rows // 37, 1)) if token not in special]
+    cuts = [tokens[:7], tokens[:10], [*tokens[:7], *tokens[12:14]], tokens[3:5], tokens[5:30], tokens[:1]]
     return [(*prefix_ids, *cut) for cut in cuts]
 
 
-def _is_special(special: Any, token: int) -> bool:
-    """Whether a configuration's special token, or one of several, is this one."""
-    return token in special if isinstance(special, (list, tuple)) else token == special
+def padded_states(model: Any, sequences: Sequence[Sequence[int]], batching: Batching) -> tuple[torch.Tensor, Layout]:
+    """Run sequences as one padded batch under the model's own attention, whatever kind its batches are.
 
-
-def _one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettings) -> torch.Tensor:
+    Returns:
+        (R * L, D) states in float32, and the layout that says where each sequence stands.
+    """
+    layout = pad(sequences, filler=batching.filler, device=next(model.parameters()).device)
+    before = model.config._attn_implementation
+    _set_attention(model, batching.own_attention)
     try:
-        device = next(trunk.parameters()).device
-        states = [_forward(trunk, pad([sequence], device=device))[-1] for sequence in sequences]
-    except Exception as error:  # whatever a model's own code raises: it cannot be run, and this is why
+        return _forward(model, layout), layout
+    finally:
+        _set_attention(model, before)
+
+
+def relative_distance(states: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest distance between rows (B, D) of the same text, as a share of the mean distance between two texts."""
+    between = torch.pdist(expected.float()).mean()
+    return float((states.float() - expected.float()).norm(dim=-1).max() / between)
+
+
+def tolerance(trunk: Any) -> float:
+    """The relative distance that rounding alone may cause."""
+    return _TOLERANCE.get(_dtype(trunk), 1e-3)
+
+
+def _dtype(trunk: Any) -> torch.dtype:
+    """Of the weights that are not quantised."""
+    return next(weight.dtype for weight in trunk.parameters() if weight.is_floating_point())
+
+
+def _forward(trunk: Any, layout: Layout, **options: object) -> torch.Tensor:
+    """States (nodes, D) in float32."""
+    with torch.no_grad():
+        return trunk(**layout.inputs(), use_cache=False, **options).last_hidden_state.flatten(0, 1).float()
+
+
+def _set_attention(trunk: Any, name: str) -> None:
+    if trunk.config._attn_implementation != name:
+        trunk.set_attn_implementation(name)
+
+
+def _states_alone(trunk: Any, sequence: tuple[int, ...]) -> torch.Tensor:
+    """States (T, D) of a sequence run by itself."""
+    return _forward(trunk, pad([sequence], device=next(trunk.parameters()).device))
+
+
+def _states_one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: ModelSettings) -> torch.Tensor:
+    """The reference: last-token states (B, D) of sequences run by themselves."""
+    try:
+        states = torch.stack([_states_alone(trunk, sequence)[-1] for sequence in sequences])
+    except Exception as error:  # whatever a model's own code raises
         raise UserError(
             f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
             f"({first_line(error)[:200]})"
         ) from error
-    found = torch.stack(states)
-    if not torch.isfinite(found).all():
-        raise UserError(f"model.path={model.path}: its hidden states are not finite in {model_dtype(trunk)}")
-    return found
+    if not torch.isfinite(states).all():
+        raise UserError(f"model.path={model.path}: its hidden states are not finite in {_dtype(trunk)}")
+    return states
 
 
-def attends_ahead(trunk: Any, sequence: tuple[int, ...]) -> bool:
+def _attends_ahead(trunk: Any, sequence: tuple[int, ...]) -> bool:
     """Whether a token's state depends on tokens behind it."""
-    changed = (*sequence[:-1], sequence[-2])
-    device = next(trunk.parameters()).device
-    one, other = (_forward(trunk, pad([ids], device=device)) for ids in (sequence, changed))
-    moved = (one - other)[:-1].norm(dim=-1).max() / one.norm(dim=-1).mean()
+    states, changed = _states_alone(trunk, sequence), _states_alone(trunk, (*sequence[:-1], sequence[-2]))
+    moved = (states - changed)[:-1].norm(dim=-1).max() / states.norm(dim=-1).mean()
     # Equal arithmetic gives equal bits; experts that get other tokens round differently, in bfloat16 visibly.
-    exact = model_dtype(trunk) in (torch.float32, torch.float64)
+    exact = _dtype(trunk) in (torch.float32, torch.float64)
     return bool(moved > (1e-6 if exact else 1e-2))
 
 
 def _try_tree(
     trunk: Any, sequences: list[tuple[int, ...]], expected: torch.Tensor, *, causal: bool
 ) -> tuple[float, str]:
-    """How far tree batches are off, and why they cannot be used, empty if they can."""
-    layout = build_tree(sequences, causal=causal, device=expected.device)
+    """The relative distance of tree batches from the reference, and why they cannot be used, empty if they can."""
+    name = type(trunk).__name__
     if any(isinstance(module, torch.nn.Conv1d) for module in trunk.modules()):
-        return float("inf"), f"{type(trunk).__name__} mixes neighbouring tokens by convolutions between its layers"
+        return float("inf"), f"{name} mixes neighbouring tokens by convolutions between its layers"
+    layout = build_tree(sequences, causal=causal, device=expected.device)
+    attending: list[torch.nn.Module] = []
     try:
         trunk.set_attn_implementation(ATTENTION_NAME)
         if trunk.config._attn_implementation != ATTENTION_NAME:
-            return float("inf"), f"{type(trunk).__name__} has no exchangeable attention"
-        seen: list[torch.nn.Module] = []
-        found = _forward(trunk, layout, seen=seen)[layout.last]
+            return float("inf"), f"{name} has no exchangeable attention"
+        states = _forward(trunk, layout, seen=attending)[layout.last]
     except Exception as error:  # whatever a model's own code raises when it is given a tree
         return float("inf"), first_line(error)[:200].replace("; set model.batches=padded", "")
     layers = getattr(trunk.config, "num_hidden_layers", 0)
-    if len(seen) < layers:
-        kind = type(trunk).__name__
-        return float("inf"), f"only {len(seen)} of {kind}'s {layers} layers attend in a way that can be exchanged"
-    difference = relative_distance(found, expected)
+    if len(attending) < layers:
+        return float("inf"), f"only {len(attending)} of {name}'s {layers} layers attend in a way that can be exchanged"
+    difference = relative_distance(states, expected)
     if difference <= tolerance(trunk):
         return difference, ""
     return difference, (
-        f"prefix-tree batches of {type(trunk).__name__} give other states than one by one (off by {difference:.2g} of "
-        "the distance between texts), so its layers look at more than this attention computes"
+        f"prefix-tree batches of {name} give other states than one by one (off by {difference:.2g} of the distance "
+        "between texts), so its layers look at more than this attention computes"
     )
 
 
-def _window(trunk: Any, max_length: int) -> str:
-    """Why texts of `max_length` tokens would be attended to in part only; empty if they are not."""
-    config = trunk.config
-    if getattr(config, "use_sliding_window", True) is False:
+def _short_window(trunk: Any, max_length: int) -> str:
+    """Why a text of `max_length` tokens would be attended to in part only; empty if it is not."""
+    if getattr(trunk.config, "use_sliding_window", True) is False:
         return ""
     for name in ("sliding_window", "attention_chunk_size", "window_size", "local_attention"):
-        window = getattr(config, name, None)
+        window = getattr(trunk.config, name, None)
         if isinstance(window, int) and 0 < window < max_length:
             return f"its {name} of {window} tokens is shorter than model.max_length={max_length}"
     return ""
-
-
-def _attend(trunk: Any, name: str) -> None:
-    if trunk.config._attn_implementation != name:
-        trunk.set_attn_implementation(name)
-
-
-def _forward(trunk: Any, layout: Layout, **more: object) -> torch.Tensor:
-    """States (nodes, D) in float32."""
-    with torch.no_grad():
-        return trunk(**layout.inputs(), use_cache=False, **more).last_hidden_state.flatten(0, 1).float()
-
-
-def _padded_states(trunk: Any, sequences: list[tuple[int, ...]], filler: int) -> torch.Tensor:
-    layout = pad(sequences, filler=filler, device=next(trunk.parameters()).device)
-    return _forward(trunk, layout)[layout.last]
-
-
-def relative_distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest distance between rows of the same text, as a share of the mean distance between rows of other texts.
-
-    Args:
-        found, expected: (B, D), B at least 2.
-    """
-    between = torch.pdist(expected.float()).mean()
-    return float((found.float() - expected.float()).norm(dim=-1).max() / between)
-
-
-def tolerance(trunk: Any) -> float:
-    """What `apart` may come to by rounding alone."""
-    return _TOLERANCE.get(model_dtype(trunk), 1e-3)
-
-
-def model_dtype(trunk: Any) -> torch.dtype:
-    """Of the weights, those that are not quantised."""
-    return next(weight.dtype for weight in trunk.parameters() if weight.is_floating_point())

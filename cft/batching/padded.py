@@ -9,23 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
 class PaddedLayout:
-    """Where every token of a batch of B sequences stands in R rows of L cells, one row a distinct sequence.
+    """Where every token of a batch of B sequences stands in R rows of L cells, one row for each distinct sequence."""
 
-    token_ids, mask: (R, L) what the model is given; mask is 1 at real tokens.
-    last: (B,) the cell of every sequence's last token, counted row by row.
-    paths: (B, L) the cells of every sequence; those beyond its length are padding.
-    lengths: (B,) tokens in every sequence.
-    """
-
-    token_ids: torch.Tensor
-    mask: torch.Tensor
-    last: torch.Tensor
-    paths: torch.Tensor
-    lengths: torch.Tensor
+    token_ids: torch.Tensor  # (R, L)
+    mask: torch.Tensor  # (R, L), 1 at real tokens
+    last: torch.Tensor  # (B,) the cell of every sequence's last token, counted row by row
+    paths: torch.Tensor  # (B, L) the cells of every sequence; those beyond its length are padding
+    lengths: torch.Tensor  # (B,) tokens in every sequence
 
     @property
     def nodes(self) -> int:
@@ -38,17 +33,14 @@ class PaddedLayout:
         return int(self.lengths.sum())
 
     def inputs(self) -> dict[str, Any]:
-        """What the model is called with."""
+        """The model's arguments."""
         return {"input_ids": self.token_ids, "attention_mask": self.mask}
 
 
 def pad(sequences: Sequence[Sequence[int]], *, filler: int = 0, device: torch.device | str = "cpu") -> PaddedLayout:
-    """Lay token sequences out as padded rows.
+    """Lay B token sequences out as padded rows; equal ones share a row.
 
-    Args:
-        sequences: B sequences of token ids, each with at least one; equal ones share a row.
-        filler: the token in padding cells, which models that count positions by it want to be their padding token.
-        device: where the tensors go.
+    Models that count positions by their padding token need it as the `filler` of padding cells.
 
     Raises:
         ValueError: if there is no sequence, or one is empty.
@@ -56,19 +48,15 @@ def pad(sequences: Sequence[Sequence[int]], *, filler: int = 0, device: torch.de
     if not sequences or any(len(sequence) == 0 for sequence in sequences):
         raise ValueError("a layout needs at least one sequence, and a token in each")
     row_of = {sequence: row for row, sequence in enumerate(dict.fromkeys(map(tuple, sequences)))}
-    width = max(map(len, row_of))
-    token_ids = torch.full((len(row_of), width), filler, dtype=torch.long)
-    mask = torch.zeros_like(token_ids)
-    for sequence, row in row_of.items():
-        token_ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    rows = torch.tensor([row_of[tuple(sequence)] for sequence in sequences])
+    token_ids = pad_sequence([torch.tensor(sequence) for sequence in row_of], batch_first=True, padding_value=filler)
+    mask = pad_sequence([torch.ones(len(sequence), dtype=torch.long) for sequence in row_of], batch_first=True)
+    width = token_ids.shape[1]
+    first = torch.tensor([row_of[tuple(sequence)] * width for sequence in sequences])
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    paths = rows[:, None] * width + torch.arange(width)
     return PaddedLayout(
         token_ids=token_ids.to(device),
         mask=mask.to(device),
-        last=(rows * width + lengths - 1).to(device),
-        paths=paths.to(device),
+        last=(first + lengths - 1).to(device),
+        paths=(first[:, None] + torch.arange(width)).to(device),
         lengths=lengths.to(device),
     )

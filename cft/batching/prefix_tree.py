@@ -33,40 +33,27 @@ _SHORT = 64
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Sequences of like length, padded to L tokens on the right.
+    """B sequences of like length, padded to L tokens on the right."""
 
-    nodes: (B * L,) node of every cell, row by row; padding cells point at some real node and are never read.
-    keys: (B, 1, 1, L) True at real cells, for models that look both ways; None for causal ones, where no real
-        token can see the padding to its right.
-    """
-
-    nodes: torch.Tensor
+    nodes: torch.Tensor  # (B * L,) node of every cell, row by row; padding cells point at a real node, never read
+    # (B, 1, 1, L) True at real cells; None for causal models, where no real token sees the padding to its right
     keys: torch.Tensor | None
-    rows: int
-    length: int
+    rows: int  # B
+    length: int  # L
 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Where every token of a batch of B sequences stands among the N nodes.
+    """Where every token of a batch of B sequences stands among the N nodes."""
 
-    token_ids, positions: (1, N) what the model is given; a node's position is its depth.
-    blocks: how attention sees the nodes.
-    outputs: (N,) which cell of the blocks, counted through all of them, gives each node's attention output.
-    last: (B,) the node of every sequence's last token, in the order the sequences came in.
-    paths: (B, L) the nodes of every sequence from first token to last, padded with 0 on the right.
-    lengths: (B,) tokens in every sequence.
-    causal: whether prefixes are shared (and later tokens hidden).
-    """
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    blocks: tuple[AttentionBlock, ...]
-    outputs: torch.Tensor
-    last: torch.Tensor
-    paths: torch.Tensor
-    lengths: torch.Tensor
-    causal: bool
+    token_ids: torch.Tensor  # (1, N)
+    positions: torch.Tensor  # (1, N), a node's depth
+    blocks: tuple[AttentionBlock, ...]  # how attention sees the nodes
+    outputs: torch.Tensor  # (N,) the cell, counted through all blocks, that gives each node's attention output
+    last: torch.Tensor  # (B,) the node of every sequence's last token, in the order the sequences came in
+    paths: torch.Tensor  # (B, L) the nodes of every sequence from first token to last, padded with 0 on the right
+    lengths: torch.Tensor  # (B,) tokens in every sequence
+    causal: bool  # whether prefixes are shared (and later tokens hidden)
 
     @property
     def nodes(self) -> int:
@@ -79,7 +66,7 @@ class TreeLayout:
         return int(self.lengths.sum())
 
     def inputs(self) -> dict[str, Any]:
-        """What the model is called with."""
+        """The model's arguments."""
         return {"input_ids": self.token_ids, "position_ids": self.positions, "layout": self}
 
 
@@ -136,7 +123,7 @@ def build_tree(sequences: Sequence[Sequence[int]], *, causal: bool, device: torc
 def _attention_blocks(
     node: np.ndarray, fresh: np.ndarray, lengths: np.ndarray, *, causal: bool, device: torch.device | str
 ) -> tuple[tuple[AttentionBlock, ...], np.ndarray]:
-    """Group the rows of `node` (R, L) by length; returns the blocks and the output cell of every node (N,)."""
+    """Group the rows of `node` (R, L) by length; returns the blocks, and each node's output cell (N,)."""
     outputs = np.empty(fresh.sum(), dtype=np.int64)
     blocks = []
     offset = 0
@@ -156,6 +143,7 @@ def _attention_blocks(
     return tuple(blocks), outputs
 
 
+# Its parameters are those that transformers calls an attention with, and ours that models hand through.
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -169,17 +157,17 @@ def tree_attention(
     seen: list[torch.nn.Module] | None = None,
     **features: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over a prefix tree, in the form that transformers calls (`AttentionInterface`).
+    """Attention over a prefix tree, with the parameters that transformers gives (`AttentionInterface`).
 
     Args:
         module: the attention layer that calls.
         query: (1, H, N, D). key, value: (1, K, N, D) with K heads dividing H.
         attention_mask: None, as transformers makes no mask for an attention it does not know.
-        scaling: what the logits are multiplied by; None for 1 / sqrt(D).
+        scaling: factor of the logits; None for 1 / sqrt(D).
         dropout: probability of dropping an attention weight.
-        layout: the batch's layout, which the model hands through from its caller.
-        seen: collects the layers that called, for whoever wants to know whether all did.
-        features: whatever else the model asks of its attention; what is not honoured is refused.
+        layout: the batch's layout, handed through the model from its caller.
+        seen: collects the layers that call, to see whether all do.
+        features: what else the model asks of its attention; what is not computed here is refused.
 
     Returns:
         (1, N, H, D) and, for the attention weights, None.
@@ -208,26 +196,18 @@ def tree_attention(
         if not dropout and _fused_is_slow(q):
             out = _attend_by_products(q, k, v, block.keys, causal=layout.causal, scaling=scaling)
         else:
-            out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=block.keys,
-                dropout_p=dropout,
-                is_causal=layout.causal,
-                scale=scaling,
-                enable_gqa=k.shape[1] != heads,
-            )
+            options: dict[str, Any] = {"is_causal": layout.causal, "scale": scaling, "enable_gqa": k.shape[1] != heads}
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=block.keys, dropout_p=dropout, **options)
         outs.append(out.transpose(1, 2).reshape(-1, heads, depth))
     cells = outs[0] if len(outs) == 1 else torch.cat(outs)
     return cells.index_select(0, layout.outputs)[None], None
 
 
 def _fused_is_slow(query: torch.Tensor) -> bool:
-    """Whether the fused attention would be slower than plain products, (B, H, L, D) asked.
+    """Whether the fused attention would be slower than plain products, for queries (B, H, L, D).
 
     PyTorch's fused kernel for the CPU takes 3 to 8 times as long in bfloat16, backward pass included, as plain products
-    (benchmarks/attention.py). These keep all weights for the backward pass, which long texts have no memory for.
+    (benchmarks/attention.py). Products keep all weights for the backward pass, too many of them for long texts.
     """
     if query.device.type != "cpu" or query.dtype is not torch.bfloat16:
         return False
@@ -238,7 +218,7 @@ def _attend_by_products(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    seen: torch.Tensor | None,
+    visible: torch.Tensor | None,
     *,
     causal: bool,
     scaling: float | None,
@@ -246,8 +226,10 @@ def _attend_by_products(
     """Attention by two matrix products around a softmax in float32.
 
     Args:
-        query: (B, H, L, D). key, value: (B, K, L, D), K dividing H. seen: (B, 1, 1, L) True at keys that count, or
-            None for all. causal: hide later keys. scaling: of the logits; None for 1 / sqrt(D).
+        query: (B, H, L, D). key, value: (B, K, L, D), K dividing H.
+        visible: (B, 1, 1, L) True at keys that count, or None for all.
+        causal: hide later keys.
+        scaling: factor of the logits; None for 1 / sqrt(D).
 
     Returns:
         (B, H, L, D).
@@ -257,7 +239,6 @@ def _attend_by_products(
     # The heads that share a key are more queries of it: one product serves them all.
     stacked = query.reshape(rows, groups, heads // groups * length, depth)
     logits = torch.matmul(stacked, key.transpose(-1, -2)) * (depth**-0.5 if scaling is None else scaling)
-    visible = seen
     if causal:
         earlier = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().repeat(heads // groups, 1)
         visible = earlier if visible is None else visible & earlier
@@ -268,7 +249,7 @@ def _attend_by_products(
 
 
 def _require_supported(module: torch.nn.Module, layout: TreeLayout, features: dict) -> None:
-    """Stop a model whose attention wants more than scores, scale and causality: it would be silently wrong."""
+    """Refuse a model whose attention wants more than scores, scale and causality: it would be silently wrong."""
     name = type(module).__name__
     for feature in ("softcap", "s_aux", "sinks", "position_bias", "alibi"):
         if features.get(feature) is not None:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from cft.config.schema import PLACEHOLDER, Attention, Quantization
 from cft.model.embedder import Embedder
 from cft.model.sources import POOLING_FILE, POOLING_NAMES
-from cft.model.tokenizer import bodies
+from cft.model.tokenizer import prompted_ids
 from cft.system.errors import UserError, first_line
 from cft.system.files import write_json
 
@@ -116,7 +116,7 @@ def _behind(embedder: Embedder) -> list[int]:
     contract, tokenizer = embedder.contract, embedder.backbone.tokenizer
     without = contract.template.partition(PLACEHOLDER)[0] + PLACEHOLDER
     cut, whole = (
-        bodies(tokenizer, ["some words"], template, contract.room)[0] for template in (without, contract.template)
+        prompted_ids(tokenizer, ["some words"], template, contract.room)[0] for template in (without, contract.template)
     )
     if whole[: len(cut)] != cut:
         raise UserError(f"the prompt {contract.template!r} {_JOINED}")

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cft.batching.layout import tolerance
-from cft.batching.padded import pad
+from cft.batching.layout import padded_states, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
 from cft.data.records import Triplet
 from cft.job.plan import InputCache
@@ -285,16 +284,8 @@ def _batch_checks(embedder: Embedder) -> list[Check]:
 
 def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
-    backbone = embedder.backbone
-    trunk: Any = backbone.trunk
-    layout = pad(embedder.tokenize(texts), filler=backbone.batching.filler, device=embedder.device)
-    trunk.set_attn_implementation(backbone.batching.own_attention)
-    try:
-        with torch.inference_mode():
-            states = embedder.model(**layout.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
-            return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
-    finally:
-        trunk.set_attn_implementation(backbone.batching.attention)
+    states, layout = padded_states(embedder.model, embedder.tokenize(texts), embedder.backbone.batching)
+    return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
 
 
 def _aligned(lines: list[tuple[str, str]]) -> str:

@@ -14,7 +14,7 @@ from cft.job.plan import Plan
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, find_targets, trainable
-from cft.model.weights import save_weights, weights_in_memory
+from cft.model.weights import weights_in_memory
 from cft.system.disk import require_room
 from cft.system.distributed import World
 from cft.system.environment import describe_environment
@@ -164,9 +164,7 @@ def _has_gone_past(plan: Plan) -> bool:
 
 def _save(plan: Plan, embedder: Embedder, folder: RunFolder) -> str:
     """Write the trained weights and then their contract; returns the weights' digest."""
-    weights = save_weights(embedder.model, folder.adapter, plan.config.model.path)
-    embedder.with_template(plan.config.prompt.saved_template).save(folder.path, weights)
-    return weights
+    return embedder.with_template(plan.config.prompt.saved_template).save(folder.path)
 
 
 def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:

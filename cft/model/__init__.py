@@ -1,1 +1,12 @@
-"""From a model's name to unit vectors: sources, tokenizer, backbone, LoRA, adapters, contract, Embedder."""
+"""From a model's name to unit vectors: where it comes from, how its texts are tokenised, what is trained on it."""
+
+__all__ = [
+    "adapters",  # trained weights to start from: fetch_adapter, attach
+    "contract",  # Contract: everything that a vector depends on
+    "embedder",  # Embedder: load, encode, save
+    "lora",  # add_lora, find_targets, trainable
+    "minicpm",  # MiniCPM's configuration in Granite's words
+    "sources",  # fetch: a base model's files on this machine
+    "tokenizer",  # token ids of prompted texts
+    "weights",  # trained weights on disk
+]

@@ -14,41 +14,34 @@ from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 
 FILE_NAME = "contract.json"
+# Settings of a model that are part of its contract, by the names that both have for them.
+SETTINGS = ("pooling", "layer", "attention", "append_eos", "eos_token", "max_length", "quantization")
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What turns a text into a vector.
+    """What turns a text into a vector."""
 
-    model: where the base model comes from (`model.path`). weights: which version of it, as a commit or a hash.
-    tokenizer: hash of the tokenizer. prefix_ids, suffix_ids: tokens put before and after every text (BOS; EOS).
-    append_eos: whether the suffix is our EOS rather than the tokenizer's own. eos_token: which, if not the
-    tokenizer's. template: the prompt around the text. layer: the one whose states are pooled, None for the last.
-    max_length: tokens at most, prefix and suffix counted in. dtype: of the base model's weights. quantization: how
-    they are held. adapter: SHA-256 of the trained weights, or None for the base model.
-    """
-
-    model: str
-    weights: str
-    tokenizer: str
-    prefix_ids: tuple[int, ...]
-    suffix_ids: tuple[int, ...]
-    append_eos: bool
-    template: str
+    model: str  # where the base model comes from (`model.path`)
+    weights: str  # its version, as a commit or a hash
+    tokenizer: str  # digest of the tokenizer
+    prefix_ids: tuple[int, ...]  # tokens before every text (BOS)
+    suffix_ids: tuple[int, ...]  # tokens after every text (EOS)
+    append_eos: bool  # whether the suffix is our EOS rather than the tokenizer's own
+    template: str  # the prompt around the text
     pooling: Pooling
     attention: Attention
-    max_length: int
-    dtype: str
-    adapter: str | None = None
-    layer: int | None = None
-    eos_token: str | None = None
-    quantization: Quantization = Quantization.none
+    max_length: int  # tokens at most, prefix and suffix included
+    dtype: str  # of the base model's weights
+    adapter: str | None = None  # SHA-256 of the trained weights; None for the base model
+    layer: int | None = None  # the layer whose states are pooled; None for the last
+    eos_token: str | None = None  # the token that is our EOS, if not the tokenizer's
+    quantization: Quantization = Quantization.none  # how the base weights are held
 
     def __post_init__(self) -> None:
         if self.template.count(PLACEHOLDER) != 1:
             raise UserError(f"the prompt {self.template!r} must hold {PLACEHOLDER} exactly once")
-        room = self.max_length - len(self.prefix_ids) - len(self.suffix_ids)
-        if room < 1:
+        if self.room < 1:
             raise UserError(f"model.max_length={self.max_length} leaves no room for text beside the special tokens")
 
     @property
@@ -57,7 +50,7 @@ class Contract:
         return self.max_length - len(self.prefix_ids) - len(self.suffix_ids)
 
     def with_template(self, template: str) -> "Contract":
-        """The same contract with other words around the text."""
+        """The same contract under another prompt."""
         return replace(self, template=template)
 
     def save(self, folder: Path) -> None:
@@ -69,8 +62,7 @@ class Contract:
         """Read the record of a folder.
 
         Raises:
-            UserError: if there is none, or it lacks a field or has one too many. Fields that came later than a
-                record have their defaults.
+            UserError: if there is none, or it lacks a field that has no default, or has an unknown one.
         """
         if (folder / "modules.json").exists() and not (folder / FILE_NAME).exists():
             raise UserError(f"{folder} was written for sentence-transformers: load it by SentenceTransformer")
@@ -81,25 +73,23 @@ class Contract:
         odd = set(record) - {entry.name for entry in fields(cls)} | needed - set(record)
         if odd:
             raise UserError(f"{folder / FILE_NAME} does not fit this version of cft (fields: {', '.join(sorted(odd))})")
-        record["prefix_ids"], record["suffix_ids"] = tuple(record["prefix_ids"]), tuple(record["suffix_ids"])
+        record |= {name: tuple(record[name]) for name in ("prefix_ids", "suffix_ids")}
         try:
-            found: Contract = from_plain(cls, record)
+            return from_plain(cls, record)
         except ValueError as error:
             raise UserError(f"{folder / FILE_NAME} does not fit this version of cft ({error})") from error
-        return found
 
-    def require(self, found: "Contract") -> None:
-        """Refuse a model that does not keep this contract; prompt and adapter are the caller's to choose.
+    def require(self, loaded: "Contract") -> None:
+        """Refuse a model that does not keep this contract; its prompt and adapter are not compared.
 
         Raises:
             UserError: naming every field that differs and both its values.
         """
-        free = {"template", "adapter"}
+        actual = asdict(loaded)
         differences = [
-            f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has "
-            f"{to_plain(getattr(found, name))!r}"
+            f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has {to_plain(actual[name])!r}"
             for name, promised in asdict(self).items()
-            if name not in free and promised != getattr(found, name)
+            if name not in ("template", "adapter") and promised != actual[name]
         ]
         if differences:
             raise UserError("\n".join(["the embedding contract does not hold:", *differences]))

@@ -1,8 +1,8 @@
 """LoRA's dropout on a CPU, where torch's own takes a seventh of a training step.
 
 Random bits come from numpy's SFC64, sixteen an element, and the mask is drawn again in the backward pass instead of
-being kept. The seed of each mask is drawn from torch's generator, so that whoever replays that replays the masks:
-gradient caching and gradient checkpointing do.
+being kept. The seed of each mask is drawn from torch's generator: gradient caching and gradient checkpointing, which
+restore its state, see the same masks again.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ _LEVELS = 1 << 16
 
 
 class CpuDropout(nn.Dropout):
-    """Zero each element with probability p (to 1/65,536) and scale the others; torch's own on other devices."""
+    """Zero each element with probability p (to 1/65,536) and scale the others; torch's own dropout on other devices."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Apply it in training; give the input back in evaluation."""
+        """Drop in training; return the input in evaluation."""
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return super().forward(input)
         return _Drop.apply(input, self.p)
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Put it in the place of LoRA's dropouts."""
+    """Replace LoRA's dropout layers by `CpuDropout`."""
     for module in model.modules():
         layers = getattr(module, "lora_dropout", None)
         if isinstance(layers, nn.ModuleDict):
@@ -46,7 +46,7 @@ class _Drop(torch.autograd.Function):
 
 
 def _mask(like: torch.Tensor, seed: int, p: float) -> torch.Tensor:
-    """0 with probability p, else what keeps the expectation; of a tensor's shape and type."""
+    """0 with probability p, else the factor that keeps the expectation; shape and dtype of `like`."""
     count = like.numel()
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     levels = torch.from_numpy(words.view(np.int16))[:count].view(like.shape)

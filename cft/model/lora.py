@@ -1,8 +1,8 @@
-"""Low-rank updates: which layers they go on in which family, and putting them there.
+"""Low-rank updates (LoRA): the layers that they go on in each family, and putting them there.
 
-`lora.targets` names roles (query, key, value, output) or layers. Families call the layer of one role by other names,
-and some compute queries, keys and values in one fused layer: there the update is kept out of the rows that belong to
-roles which were not asked for, so that "queries and values" means the same for every model.
+`lora.targets` names roles (query, key, value, output) or layers. Families give the layer of a role different names,
+and some compute queries, keys and values in one fused layer: there the update is kept out of the rows of other roles,
+so that "queries and values" means the same for every model.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 _QKV = ("query", "key", "value")
-# What families call the layer of a role, by the last part of its name.
+# Names that families have for the layer of a role.
 _NAMES = {
     "query": ("q_proj", "query", "q_lin", "wq", "query_proj"),
     "key": ("k_proj", "key", "k_lin", "wk", "key_proj"),
@@ -35,31 +35,16 @@ _FUSED = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "W_pack")
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers that an update goes on.
+    """The layers that an update goes on."""
 
-    names: as PEFT takes them, the last parts of layers' names. fused: those among them that compute queries, keys and
-    values at once. roles: of those three, the ones to be updated there.
-    """
-
-    names: list[str]
-    fused: tuple[str, ...] = ()
-    roles: tuple[str, ...] = _QKV
+    names: list[str]  # as PEFT takes them: the last parts of layers' names
+    fused: tuple[str, ...] = ()  # those among them that compute queries, keys and values at once
+    roles: tuple[str, ...] = _QKV  # the roles that are updated in fused layers
 
     @property
     def is_partial(self) -> bool:
-        """Whether fused layers are updated in part only."""
+        """Whether only some rows of fused layers are updated."""
         return bool(self.fused) and set(self.roles) != set(_QKV)
-
-
-def linear_layers(trunk: nn.Module) -> list[str]:
-    """The last part of the names of all linear layers, as `lora.targets` takes them."""
-    return sorted({name.rsplit(".", 1)[-1] for name, module in trunk.named_modules() if _is_linear(module)})
-
-
-def _is_linear(module: nn.Module) -> bool:
-    kind = type(module).__name__
-    # GPT-2's Conv1D is a linear layer in all but name; a router of experts is none, though Llama 4's inherits it.
-    return kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
 
 
 def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
@@ -68,25 +53,32 @@ def find_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
     Raises:
         UserError: if a role has no known layer, or a name is no linear layer of the model, listing those that are.
     """
-    layers = linear_layers(trunk)
+    layers = sorted({last_name(name) for name, module in trunk.named_modules() if _is_linear(module)})
     if lora.targets == [ALL_LINEAR]:
         return Targets(layers)
+    fused_layers = [name for name in _FUSED if name in layers]
     names: list[str] = []
-    fused: list[str] = []
-    in_fused: list[str] = []
+    fused_roles: list[str] = []
     for target in lora.targets:
-        if target in layers:
-            names.append(target)
-            continue
-        found = [name for name in _NAMES.get(target, ()) if name in layers]
-        together = [name for name in _FUSED if name in layers] if target in _QKV and not found else []
-        if not found and not together:
-            raise UserError(_no_such_layer(target, layers))
-        names += found + together
-        fused += together
-        in_fused += [target] if together else []
-    roles = tuple(role for role in _QKV if role in in_fused) or _QKV
-    return Targets(list(dict.fromkeys(names)), tuple(dict.fromkeys(fused)), roles)
+        separate = [target] if target in layers else [name for name in _NAMES.get(target, ()) if name in layers]
+        if not separate:
+            if target not in _QKV or not fused_layers:
+                raise UserError(_no_such_layer(target, layers))
+            fused_roles.append(target)
+        names += separate or fused_layers
+    roles = tuple(role for role in _QKV if role in fused_roles)
+    return Targets(list(dict.fromkeys(names)), tuple(fused_layers) if roles else (), roles or _QKV)
+
+
+def last_name(name: str) -> str:
+    """A layer's own name, without those of the modules around it or of LoRA's tensors on it."""
+    return name.split(".lora_")[0].rsplit(".", 1)[-1]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    # GPT-2's Conv1D is a linear layer in all but name; a router of experts is none, though Llama 4's inherits it.
+    return kind == "Conv1D" or (isinstance(module, nn.Linear) and "Router" not in kind)
 
 
 def _no_such_layer(target: str, layers: list[str]) -> str:
@@ -99,12 +91,7 @@ def _no_such_layer(target: str, layers: list[str]) -> str:
 
 
 def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
-    """Freeze a trunk and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
-
-    Args:
-        trunk: the base model, changed in place.
-        lora: rank, scale, dropout, initialisation and target layers.
-        seed: draws the initial weights.
+    """Freeze a trunk in place and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
 
     Raises:
         UserError: if a target is no layer of the model, listing those that are.
@@ -131,8 +118,8 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
 
 
 def with_adapter(trunk: nn.Module, config: Any) -> nn.Module:
-    """PEFT's model; it asks transformers about checkpointing by a name that transformers is giving up."""
-    with warnings.catch_warnings():
+    """PEFT's model of a trunk, with LoRA's dropout replaced by ours."""
+    with warnings.catch_warnings():  # PEFT asks transformers about checkpointing by a name that is deprecated there
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         model = get_peft_model(cast(Any, trunk), config)
@@ -152,30 +139,26 @@ def keep_roles(model: nn.Module, targets: Targets) -> None:
     """
     if not targets.is_partial:
         return
-    untouched = [role for role in _QKV if role not in targets.roles]
+    config = cast(Any, model).config
     for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] not in targets.fused or not hasattr(module, "lora_B"):
+        if last_name(name) not in targets.fused or not hasattr(module, "lora_B"):
             continue
         weight = module.lora_B["default"].weight
-        rows = fused_rows(cast(Any, model).config, weight.shape[0])
+        rows = fused_rows(config, weight.shape[0])
         if rows is None:
-            kind = cast(Any, model).config.model_type
-            log.info("%s fuses queries, keys and values in an order unknown to cft: all three are updated", kind)
+            family = config.model_type
+            log.info("%s fuses queries, keys and values in an order unknown to cft: all three are updated", family)
             return
-        mask = torch.ones_like(weight)
-        for role in untouched:
-            mask[rows[role]] = 0
+        mask = torch.zeros_like(weight)
+        for role in targets.roles:
+            mask[rows[role]] = 1
         weight.register_hook(mask.mul)
 
 
 def fused_rows(config: Any, width: int) -> dict[str, torch.Tensor] | None:
-    """Which output rows of a fused layer compute which role.
+    """The numbers of the rows, of a fused layer of `width` rows, that compute each role.
 
-    Args:
-        config: of the model, for its family and numbers of heads. width: rows of the layer.
-
-    Returns:
-        Row numbers of query, key and value; None for a family whose order is not known here.
+    None for a family whose order of rows is not known here.
     """
     heads, keys = config.num_attention_heads, _key_heads(config)
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -190,14 +173,14 @@ def fused_rows(config: Any, width: int) -> dict[str, torch.Tensor] | None:
 
 
 def _key_heads(config: Any) -> int | None:
-    """Number of key heads in a fused layer; None for a family whose order of rows is not known here."""
+    """Number of key heads in a fused layer; None for an unknown family."""
     family, heads = config.model_type, config.num_attention_heads
     if family in ("gpt2", "mpt", "gpt_neox", "bloom", "persimmon"):
         return heads
     if family == "phi3":
         return config.num_key_value_heads
-    if family == "falcon" and config.new_decoder_architecture:
+    if family not in ("falcon", "gpt_bigcode"):
+        return None
+    if getattr(config, "new_decoder_architecture", False):
         return config.num_kv_heads
-    if family in ("falcon", "gpt_bigcode"):
-        return 1 if config.multi_query else heads
-    return None
+    return 1 if config.multi_query else heads

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import GraniteConfig, GraniteModel
 
+from cft.model.weights import read_tensors
 from cft.system.errors import UserError
 
 # Names with the same meaning in both configurations.
@@ -37,14 +36,18 @@ _SHARED = (
 
 def is_minicpm(folder: Path) -> bool:
     """Whether a model's folder holds a MiniCPM checkpoint."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "minicpm"
+    return _config_of(folder).get("model_type") == "minicpm"
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def granite_config(minicpm: dict) -> GraniteConfig:
     """MiniCPM's configuration in Granite's words.
 
     Raises:
-        UserError: if it has a feature that Granite has not.
+        UserError: if it has a feature that Granite lacks.
     """
     if minicpm.get("rope_scaling"):
         raise UserError("this MiniCPM scales its rotary positions, which is not supported")
@@ -58,40 +61,31 @@ def granite_config(minicpm: dict) -> GraniteConfig:
         rope_parameters={"rope_type": "default", "rope_theta": minicpm.get("rope_theta", 10_000.0)},
         tie_word_embeddings=minicpm.get("tie_word_embeddings", True),
     )
-    config.stands_for = "minicpm"  # tells whoever writes the model elsewhere that its own name means another class
+    config.stands_for = "minicpm"  # an export has to know that the name of this class is not the model's own
     return config
 
 
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """Load a MiniCPM checkpoint's trunk; every tensor but the language-model head's must find its place.
 
-    Args:
-        folder: config.json and one or several *.safetensors, named as Llama names its tensors.
-        dtype: of the weights in memory.
-
     Raises:
         UserError: if a setting or tensor is missing, or a tensor is left over.
     """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        config = granite_config(settings)
+        config = granite_config(_config_of(folder))
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
-    tensors = {}
-    for shard in sorted(folder.glob("*.safetensors")):
-        try:
-            content = load_file(shard)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {shard}: {error}") from error
-        for name, tensor in content.items():
-            if not (name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq")):
-                tensors[name.removeprefix("model.")] = tensor
+    tensors = {
+        name.removeprefix("model."): tensor
+        for shard in sorted(folder.glob("*.safetensors"))
+        for name, tensor in read_tensors(shard).items()
+        if not (name.startswith("lm_head.") or name.endswith("rotary_emb.inv_freq"))
+    }
     # Unlike `.to(dtype)`, this leaves the rotary frequencies in float32: in bfloat16 positions would blur.
-    found: dict[str, Any]
-    trunk, found = cast(Any, GraniteModel).from_pretrained(
+    trunk, keys = cast(Any, GraniteModel).from_pretrained(
         None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    odd = [*found["missing_keys"], *found["unexpected_keys"], *(entry[0] for entry in found["mismatched_keys"])]
+    odd = [*keys["missing_keys"], *keys["unexpected_keys"], *(entry[0] for entry in keys["mismatched_keys"])]
     if odd:
         raise UserError(
             f"{folder} is no whole MiniCPM checkpoint: {len(odd)} tensors are missing, left over or of another shape "

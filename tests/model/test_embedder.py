@@ -13,7 +13,7 @@ from cft.model.contract import Contract
 from cft.model.embedder import Embedder, pool
 from cft.model.lora import add_lora, trainable
 from cft.model.tokenizer import byte_tokenizer
-from cft.model.weights import ADAPTER_FOLDER, save_weights
+from cft.model.weights import ADAPTER_FOLDER
 from cft.system.errors import UserError
 
 EOS = byte_tokenizer().eos_token_id
@@ -127,7 +127,7 @@ def tuned(folder, *, rank: int = 4) -> Embedder:
         for weight in trainable(model).values():
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
     embedder = Embedder(model, base.backbone, base.contract.with_template("{text}!"))
-    embedder.save(folder, save_weights(model, folder / ADAPTER_FOLDER, base.contract.model))
+    embedder.save(folder)
     return embedder
 
 

@@ -8,7 +8,7 @@ from conftest import make_tiny, write_model
 from cft.config.schema import Attention, ModelSettings
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder
-from cft.model.tokenizer import bodies, byte_tokenizer, tokenizer_digest
+from cft.model.tokenizer import byte_tokenizer, prompted_ids, tokenizer_digest
 from cft.system.errors import UserError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,:?!'<>/|_[]"
@@ -199,7 +199,7 @@ def test_a_digest_names_what_a_tokenizer_does():
 
 def test_the_space_for_a_text_is_counted_in_tokens_not_letters():
     tokenizer = byte_level(transformers.GPT2Tokenizer)
-    assert [len(body) for body in bodies(tokenizer, ["in the", "in the inn"], "{text}", 4)] == [3, 4]
+    assert [len(body) for body in prompted_ids(tokenizer, ["in the", "in the inn"], "{text}", 4)] == [3, 4]
 
 
 def test_the_tiny_tokenizer_needs_no_file():

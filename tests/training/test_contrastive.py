@@ -99,7 +99,7 @@ def test_with_dropout_a_chunk_is_the_same_both_times():
     found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=120), seed=7)
     cached = gradients(embedder)
     sequences = embedder.tokenize(texts_of(batch, loss))
-    chunks = list(embedder.chunks(embedder.order(sequences), sequences, 120))
+    chunks = list(embedder.batches(sequences, 120))
     assert len(chunks) == found.chunks > 2
     vectors = torch.empty(len(sequences), 32)
     parts = []
