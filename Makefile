@@ -79,7 +79,7 @@ figure1:  ## data efficiency
 paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run all $(STUDY_ARGS)
 
-# Evidence (docs/study.md): what training changes, with several seeds; the rest with the first of them.
+# Evidence (docs/study.md, docs/study_tables.md): what training changes, with several seeds; the rest with the first of them.
 SEVERAL := table2 table3 table6 study/recipe
 ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation time distilled longer)
 
@@ -89,8 +89,8 @@ study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE S
 	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
 	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
 
-verdicts: install  ## docs/study.md's tables anew out of the records kept beside it: TRIPLETS=FILE STS=FOLDER
-	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study.md outputs=docs/records $(FILES)
+verdicts: install  ## docs/study_tables.md again, from the records beside it: TRIPLETS=FILE STS=FOLDER
+	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study_tables.md outputs=docs/records $(FILES)
 
 bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py

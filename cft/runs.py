@@ -9,8 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from cft.config.schema import Config
 from cft.job.runs import compare_runs, find_run, list_runs, remove_runs
-from cft.study.spec import DEFAULT_OUTPUTS
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
 from cft.system.tables import as_text
@@ -20,7 +20,7 @@ def main() -> None:
     """Run the command line and end with status 0, 1 (a defect) or 2 (the user can mend it)."""
     set_up_console()
     parser = argparse.ArgumentParser(prog="python -m cft.runs", description="List, compare and remove runs.")
-    parser.add_argument("--outputs", default=DEFAULT_OUTPUTS, type=Path, help="the folder of all results")
+    parser.add_argument("--outputs", default=Config.outputs, type=Path, help="the folder of all results")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="trainings and their scores")
     listing.add_argument("filters", nargs="*", metavar="KEY=VALUE", help="any setting, as in lr=5e-4 or model=phi2")

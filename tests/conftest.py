@@ -188,7 +188,7 @@ def paper(tmp_path_factory):
                 found[name] = plan.compose_study(told, given, [], compose_config)
                 found[name].save(plan.study_folder(outputs, found[name].name))
         missing = study_runner.run(
-            list(found.values()), only_failed=False, only_say=False, launcher=None, launcher_overrides=[]
+            list(found.values()), only_failed=False, dry_run=False, launcher=None, launcher_overrides=[]
         )
     finally:
         trainer._step = step

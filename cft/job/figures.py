@@ -1,6 +1,5 @@
 """Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.scores import Evaluation  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
-
-HISTORY = "history.jsonl"
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
 ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
@@ -124,18 +121,6 @@ def clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#eceff2")
     axes.set_axisbelow(True)
-
-
-def history(training: Path) -> list[dict]:
-    """Rows of a finished training's history; empty while it is not finished."""
-    path = training / HISTORY
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def development(training: Path) -> list[tuple[int, float]]:
-    """Steps and development scores of a finished training; empty while it is not finished or has none."""
-    rows = history(training)
-    return [(row["step"], row["spearman"]) for row in rows if row["event"] == "dev" and row["spearman"] is not None]
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

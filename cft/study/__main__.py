@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cft.config.compose import compose_config
 from cft.study import spec
+from cft.study.arguments import add_arguments, outputs_of, split_arguments
 from cft.system.console import USER_ERROR_STATUS, exit_statuses, set_up_console
 from cft.system.errors import UserError
 
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("run", "retry", "plan", "pack"),
         help="retry: only what failed; plan: only say; pack: copy the records that reports are made of",
     )
-    spec.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--seeds", default="", metavar="S,S,...", help="train every cell with each of these seeds")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where pack copies the records to")
     parser.add_argument("--replan", action="store_true", help="take the files as they are now, not the frozen plan")
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def _main(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a study runs its jobs one by one, or side by side with --launcher; torchrun is for cft.run")
-    names, overrides = spec.split_arguments(arguments.what)
+    names, overrides = split_arguments(arguments.what)
     if not names:
         raise UserError(f"name an experiment: {', '.join(spec.available())}, all, or a .yaml file")
     if arguments.command == "pack":
@@ -72,7 +73,7 @@ def _main(arguments: argparse.Namespace) -> int:
         missing = runner.run(
             studies,
             only_failed=arguments.command == "retry",
-            only_say=arguments.command == "plan",
+            dry_run=arguments.command == "plan",
             launcher=arguments.launcher,
             launcher_overrides=launcher_overrides,
         )
@@ -89,14 +90,15 @@ def _pack(names: list[str], arguments: argparse.Namespace, overrides: list[str])
 
     if arguments.to is None:
         raise UserError("name the folder that the records go to: --to FOLDER")
-    outputs = spec.outputs_of(overrides)
+    outputs = outputs_of(overrides)
     studies = []
     for name in names:
-        told = spec.load(name, arguments.scale, overrides, check_inputs=False)
-        if told.layout != "config":
-            frozen = plan.load(plan.study_folder(outputs, f"{told.name}-{told.scale}"))
+        experiment = spec.load(name, arguments.scale, overrides, check_inputs=False)
+        if experiment.layout != "config":
+            study_name = f"{experiment.name}-{experiment.scale}"
+            frozen = plan.load(plan.study_folder(outputs, study_name))
             if frozen is None:
-                raise UserError(f"{told.name}-{told.scale} was never run under {outputs}/: there is nothing to pack")
+                raise UserError(f"{study_name} was never run under {outputs}/: there is nothing to pack")
             studies.append(frozen)
     size = pack.pack(studies, arguments.to)
     many = "study" if len(studies) == 1 else "studies"
@@ -115,15 +117,15 @@ def _study(name: str, arguments: argparse.Namespace, overrides: list[str], seeds
     """A study as it was frozen when it started, or frozen now."""
     from cft.study import plan
 
-    told = spec.load(name, arguments.scale, overrides)
-    fresh = plan.compose_study(told, overrides, seeds, compose_config)
+    experiment = spec.load(name, arguments.scale, overrides)
+    fresh = plan.compose_study(experiment, overrides, seeds, compose_config)
     if not fresh.runs:
         return fresh
     folder = plan.study_folder(fresh.outputs, fresh.name)
     frozen = plan.load(folder)
     changed = plan.differences(frozen, fresh) if frozen else []
     if frozen and changed and not arguments.replan:
-        if any(plan.state_of(frozen.outputs, run).get("state") != plan.DONE for run in frozen.runs):
+        if any(plan.state_of(frozen.outputs, run).state != plan.DONE for run in frozen.runs):
             log.info(
                 "%s: going on with the plan that was frozen when it started; the files or the command line now say "
                 "other things for: %s (--replan takes those)",

@@ -1,6 +1,7 @@
 """What a study found: the scores of its cells with intervals, verdicts on its comparisons, and the overlap audit."""
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, RESAMPLES, Difference, Interval, resample
 from cft.evaluation.pairs import Arrays, Pairs
 from cft.evaluation.scores import Evaluation, load_evaluation, spearman
-from cft.job.costs import Cost, training_cost
+from cft.job.run_folder import Cost, RunFolder
 from cft.study import plan
-from cft.study.plan import DONE, FAILED, Study
+from cft.study.plan import DONE, FAILED, RunState, Study
 from cft.study.spec import Cell
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -21,69 +22,70 @@ FILE_NAME = "verdicts.json"
 
 
 @dataclass(frozen=True)
-class CellFinding:
-    """One cell.
-
-    status: "" where all its runs are done, otherwise why not. stale: the files now say something else than what was
-    run. by_seed: an evaluation a seed. triplets, triplets_before: of the held-out triplets, if there are any, by this
-    embedder and by its untrained model. intervals: by set, and under MEAN of the mean over sets; empty without
-    results. training: folder of its training, if it has one. lr, step: of the training; step 0 is the untrained model.
-    costs: of its trainings up to that step, one a seed, as far as they left records.
-    """
+class CellResult:
+    """What became of one cell."""
 
     cell: Cell
-    status: str
-    stale: bool
-    by_seed: list[Evaluation]
-    triplets: Evaluation | None
-    triplets_before: Evaluation | None
-    intervals: dict[str, Interval]
-    training: Path | None
+    status: str  # empty if all its runs are done, otherwise why not
+    stale: bool  # whether the files now say something else than what was run
+    folders: list[Path]  # of its scores, one a seed; empty unless all its runs are done
+    by_seed: list[Evaluation]  # the scores in those folders
+    triplets: Evaluation | None  # of the held-out triplets, by the first seed; None without any
+    triplets_before: Evaluation | None  # the same by the untrained model
+    intervals: dict[str, Interval]  # by set, and under MEAN of the mean over sets; empty without results
+    training: RunFolder | None  # of the first seed
     lr: float
-    step: int | None
-    costs: list[Cost] = field(default_factory=list)
+    step: int | None  # of the training; 0 is the untrained model
+    costs: list[Cost]  # of the trainings up to that step, one a seed, as far as they left records
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call the cell."""
+        return self.cell.name
 
     @property
     def overall(self) -> list[float]:
         """Mean over the sets, a number a seed."""
-        return [found.mean for found in self.by_seed]
+        return [evaluation.mean for evaluation in self.by_seed]
 
     @property
     def deviation(self) -> float:
         """Population standard deviation over the sets, as in the paper, of the scores' mean over the seeds."""
-        sets = [found.scores for found in self.by_seed]
-        return float(np.std([np.mean([scores[name] for scores in sets]) for name in sets[0]]))
+        by_seed = [list(evaluation.scores.values()) for evaluation in self.by_seed]
+        return float(np.std(np.mean(by_seed, axis=0)))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell against another, by set and on the mean."""
+    """One cell against another."""
 
-    one: str
-    other: str
-    differences: dict[str, Difference]
+    left: str
+    right: str
+    differences: dict[str, Difference]  # left minus right, by set and under MEAN on the mean over sets
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.left} − {self.right}"
 
 
 @dataclass(frozen=True)
 class SetOverlap:
-    """Pairs of a test set that are not its own: shared with other sets, or with sentences seen in training."""
+    """Pairs of a test set that are not its own."""
 
-    pairs: int
-    shared: int
-    one_seen: int
+    pairs: int  # in the set
+    shared: int  # of them in another set too
+    one_seen: int  # of which one sentence stands in the training data
     both_seen: int
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The overlap audit.
-
-    sets: counts by set. scores: by cell, the mean over the sets on all pairs, without the pairs that have a sentence
-    in the training data, and with every distinct pair counted once (in the first set it stands in); None where a set
-    has too few pairs left.
-    """
+    """The overlap audit."""
 
     sets: dict[str, SetOverlap]
+    # By cell, the mean over the sets on all pairs, without the pairs that have a sentence in the training data, and
+    # with every distinct pair counted once, in the first set it stands in; None where a set has too few pairs left.
     scores: dict[str, tuple[float, float | None, float | None]]
 
 
@@ -92,24 +94,29 @@ class Findings:
     """All of a study."""
 
     study: Study
-    cells: list[CellFinding]
-    sets: dict[str, int]
+    cells: list[CellResult]
+    sets: dict[str, int]  # pairs in every test set; empty while nothing is done
     comparisons: list[Comparison] = field(default_factory=list)
     overlap: Overlap | None = None
 
     @property
-    def shown(self) -> list[CellFinding]:
+    def shown(self) -> list[CellResult]:
         """Cells that tables show."""
-        return [found for found in self.cells if not found.cell.hidden]
+        return [cell for cell in self.cells if not cell.cell.hidden]
 
     @property
-    def done(self) -> list[CellFinding]:
+    def done(self) -> list[CellResult]:
         """Shown cells with results."""
-        return [found for found in self.shown if found.by_seed]
+        return [cell for cell in self.shown if cell.by_seed]
+
+    @property
+    def rows(self) -> list[str]:
+        """The test sets, and MEAN if there are several."""
+        return [*self.sets, *([MEAN] if len(self.sets) > 1 else [])]
 
 
 def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Findings:
-    """Read what a study's runs left and work out intervals, verdicts and overlaps.
+    """Read the results of a study's runs and work out intervals, verdicts and overlaps.
 
     Args:
         study: its plan.
@@ -119,69 +126,60 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     Raises:
         UserError: if cells were scored on different pairs.
     """
-    outputs = study.outputs
-    folders: dict[str, list[Path]] = {}
-    cells = []
-    for cell in study.experiment.cells:
-        states = [plan.state_of(outputs, run) for run in study.cells[cell.name]]
-        status = _status(states, outputs)
-        found = [] if status else [load_evaluation(outputs / state["scores"]) for state in states]
-        by_seed = [evaluation for evaluation in found if evaluation is not None]
-        if by_seed:
-            folders[cell.name] = [outputs / state["scores"] for state in states]
-        first = states[0] if states and not status else {}
-        config = study.runs[study.cells[cell.name][0]]
-        step = 0 if cell.base else (config.eval.step or config.train.steps)
-        cells.append(
-            CellFinding(
-                cell=cell,
-                status=status,
-                stale=cell.name in stale,
-                by_seed=by_seed,
-                triplets=load_evaluation(outputs / first["triplets"]) if first.get("triplets") else None,
-                triplets_before=load_evaluation(outputs / first["triplets_before"]) if first.get("triplets") else None,
-                intervals={},
-                training=outputs / first["training"] if first.get("training") else None,
-                lr=config.lr,
-                step=step,
-                costs=_costs([] if status or cell.base else states, outputs, config.train.batch_size, step),
-            )
-        )
-    if not folders:
+    cells = [_read_cell(study, cell, stale=cell.name in stale) for cell in study.experiment.cells]
+    data = {cell.name: pairs.read(cell.folders[0]) for cell in cells if cell.by_seed}
+    if not data:
         return Findings(study, cells, {})
-    data = {name: pairs.read(of_seeds[0]) for name, of_seeds in folders.items()}
     reference = next(iter(data.values()))
     _require_same_pairs(data, reference)
-    comparable = [(one, other) for one, other in study.experiment.comparisons if one in folders and other in folders]
-    intervals, comparisons = _verdicts(study, cells, folders, comparable, reference, resamples)
-    cells = [replace(found, intervals=intervals.get(found.cell.name, {})) for found in cells]
+    intervals, comparisons = _verdicts(study, [cell for cell in cells if cell.by_seed], reference, resamples)
+    cells = [replace(cell, intervals=intervals.get(cell.name, {})) for cell in cells]
     sizes = {name: len(scores) for name, scores in reference.scores.items()}
     return Findings(study, cells, sizes, comparisons, _overlap(cells, data, reference))
 
 
-def _costs(states: list[dict], outputs: Path, batch_size: int, until: int) -> list[Cost]:
-    """What the trainings of a cell took."""
-    folders = [outputs / state["training"] for state in states if state.get("training")]
-    found = [training_cost(folder, batch_size=batch_size, stop_at=until) for folder in folders]
-    return [cost for cost in found if cost is not None]
+def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
+    outputs = study.outputs
+    states = [plan.state_of(outputs, run) for run in study.cells[cell.name]]
+    status = _status(states, outputs)
+    folders = [] if status else [outputs / state.scores for state in states]
+    trainings = [] if status else [RunFolder(outputs / state.training) for state in states if state.training]
+    first = RunState() if status else states[0]
+    config = study.runs[study.cells[cell.name][0]]
+    step = 0 if cell.base else (config.eval.step or config.train.steps)
+    costs = [] if cell.base else [t.cost(batch_size=config.train.batch_size, stop_at=step) for t in trainings]
+    return CellResult(
+        cell=cell,
+        status=status,
+        stale=stale,
+        folders=folders,
+        by_seed=[evaluation for evaluation in map(load_evaluation, folders) if evaluation],
+        triplets=load_evaluation(outputs / first.triplets) if first.triplets else None,
+        triplets_before=load_evaluation(outputs / first.triplets_before) if first.triplets_before else None,
+        intervals={},
+        training=trainings[0] if trainings else None,
+        lr=config.lr,
+        step=step,
+        costs=[cost for cost in costs if cost],
+    )
 
 
-def _status(states: list[dict], outputs: Path) -> str:
+def _status(states: list[RunState], outputs: Path) -> str:
     """Why a cell has no results; empty if it has."""
     for state in states:
-        if state.get("state") == FAILED:
-            return f"failed: {state['cause']}"
-        if state.get("state") != DONE or not plan.is_evaluated(outputs / state["scores"]):
+        if state.state == FAILED:
+            return f"failed: {state.cause}"
+        if state.state != DONE or not plan.is_scored(outputs / state.scores):
             return "missing"
-    return "" if states else "missing"
+    return ""
 
 
 def _require_same_pairs(data: dict[str, Pairs], reference: Pairs) -> None:
     first = next(iter(data))
-    for name, found in data.items():
-        same = list(found.scores) == list(reference.scores) and all(
-            np.array_equal(found.identity[key], reference.identity[key])
-            and np.array_equal(found.scores[key], reference.scores[key])
+    for name, of_cell in data.items():
+        same = list(of_cell.scores) == list(reference.scores) and all(
+            np.array_equal(of_cell.identity[key], reference.identity[key])
+            and np.array_equal(of_cell.scores[key], reference.scores[key])
             for key in reference.scores
         )
         if not same:
@@ -191,90 +189,77 @@ def _require_same_pairs(data: dict[str, Pairs], reference: Pairs) -> None:
 
 
 def _verdicts(
-    study: Study,
-    cells: list[CellFinding],
-    folders: dict[str, list[Path]],
-    comparable: list[tuple[str, str]],
-    reference: Pairs,
-    resamples: int,
+    study: Study, cells: list[CellResult], reference: Pairs, resamples: int
 ) -> tuple[dict[str, dict[str, Interval]], list[Comparison]]:
     """Intervals and differences, out of the study's folder if they were worked out for these very results before."""
-    names = list(folders)
-    known_by = digest([{name: list(map(str, of)) for name, of in folders.items()}, comparable, resamples])
+    names = [cell.name for cell in cells]
+    compared = [(left, right) for left, right in study.experiment.comparisons if left in names and right in names]
+    inputs = digest([{cell.name: list(map(str, cell.folders)) for cell in cells}, compared, resamples])
     path = plan.study_folder(study.outputs, study.name) / FILE_NAME
-    told = read_json(path) if path.exists() else {}
-    if told.get("of") != known_by:
-        by_name = {found.cell.name: found for found in cells}
-        embedders = [[evaluation.cosines for evaluation in by_name[name].by_seed] for name in names]
+    record = read_json(path) if path.exists() else {}
+    if record.get("of") != inputs:
+        embedders = [[evaluation.cosines for evaluation in cell.by_seed] for cell in cells]
         drawn = resample(embedders, reference.scores, reference.identity, resamples=resamples)
-        differences = drawn.differences([(names.index(one), names.index(other)) for one, other in comparable])
-        told = {
-            "of": known_by,
-            "resamples": resamples,
-            "intervals": {
-                name: {key: asdict(drawn.interval(place, key)) for key in drawn.names}
-                for place, name in enumerate(names)
-            },
-            "comparisons": [
-                {"one": one, "other": other, "differences": {key: asdict(value) for key, value in by_set.items()}}
-                for (one, other), by_set in zip(comparable, differences, strict=True)
-            ],
-        }
-        write_json(path, told)
-    order = [*reference.scores, MEAN]
-    intervals = {name: {key: Interval(**by_set[key]) for key in order} for name, by_set in told["intervals"].items()}
-    comparisons = [
-        Comparison(entry["one"], entry["other"], {key: Difference(**entry["differences"][key]) for key in order})
-        for entry in told["comparisons"]
-    ]
-    return intervals, comparisons
+        differences = drawn.differences([(names.index(left), names.index(right)) for left, right in compared])
+        intervals = [{key: drawn.interval(place, key) for key in drawn.names} for place in range(len(names))]
+        entries = [
+            {"one": left, "other": right, "differences": by_set}
+            for (left, right), by_set in zip(compared, differences, strict=True)
+        ]
+        by_name = dict(zip(names, intervals, strict=True))
+        write_json(path, {"of": inputs, "resamples": resamples, "intervals": by_name, "comparisons": entries})
+        record = read_json(path)
+    order = [*reference.scores, MEAN]  # JSON is written with its keys sorted
+    return (
+        {name: {key: Interval(**by_set[key]) for key in order} for name, by_set in record["intervals"].items()},
+        [
+            Comparison(entry["one"], entry["other"], {key: Difference(**entry["differences"][key]) for key in order})
+            for entry in record["comparisons"]
+        ],
+    )
 
 
-def _overlap(cells: list[CellFinding], data: dict[str, Pairs], reference: Pairs) -> Overlap:
+def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pairs) -> Overlap:
     """Count what sets share with one another and with the training data, and score without it."""
-    seen = next((found.seen for found in data.values() if found.seen), None)
-    home: dict[int, str] = {}
-    places: dict[int, set[str]] = {}
+    seen = next((of_cell.seen for of_cell in data.values() if of_cell.seen), None)
+    sets_with: dict[int, list[str]] = {}
     for name, numbers in reference.identity.items():
-        for number in numbers.tolist():
-            home.setdefault(number, name)
-            places.setdefault(number, set()).add(name)
-    counts = {}
-    once, unseen = {}, {}
+        for number in np.unique(numbers).tolist():
+            sets_with.setdefault(number, []).append(name)
+    counts, once, unseen = {}, {}, {}
     for name, numbers in reference.identity.items():
         sentences = seen[name] if seen else np.zeros(len(numbers), dtype=np.uint8)
+        sets = [sets_with[number] for number in numbers.tolist()]
         _, first = np.unique(numbers, return_index=True)
-        own = np.zeros(len(numbers), dtype=bool)
-        own[first] = True
-        own &= np.array([home[number] == name for number in numbers.tolist()])
-        once[name], unseen[name] = own, sentences == 0
+        once[name] = np.isin(np.arange(len(numbers)), first) & np.array([names[0] == name for names in sets])
+        unseen[name] = sentences == 0
         counts[name] = SetOverlap(
             pairs=len(numbers),
-            shared=sum(len(places[number]) > 1 for number in numbers.tolist()),
+            shared=sum(len(names) > 1 for names in sets),
             one_seen=int(np.sum(sentences == 1)),
             both_seen=int(np.sum(sentences == 2)),
         )
-    scores = {}
-    for found in cells:
-        if found.by_seed and not found.cell.hidden:
-            mean = float(np.mean(found.overall))
-            without = _mean_on(found, reference.scores, unseen) if seen else None
-            scores[found.cell.name] = (mean, without, _mean_on(found, reference.scores, once))
+    scores = {
+        cell.name: (
+            float(np.mean(cell.overall)),
+            _mean_on(cell, reference.scores, unseen) if seen else None,
+            _mean_on(cell, reference.scores, once),
+        )
+        for cell in cells
+        if cell.by_seed and not cell.cell.hidden
+    }
     return Overlap(counts, scores)
 
 
-def _mean_on(found: CellFinding, scores: Arrays, kept: Arrays) -> float | None:
+def _mean_on(cell: CellResult, scores: Arrays, kept: Arrays) -> float | None:
     """Mean over sets and seeds on the kept pairs; sets with none left do not count, None if a set cannot be scored."""
     names = [name for name in scores if kept[name].any()]
     try:
-        return float(
-            np.mean(
-                [
-                    spearman(evaluation.cosines[name][kept[name]], scores[name][kept[name]].tolist(), name)
-                    for evaluation in found.by_seed
-                    for name in names
-                ]
-            )
-        )
+        by_set = [
+            spearman(evaluation.cosines[name][kept[name]], scores[name][kept[name]].tolist(), name)
+            for evaluation in cell.by_seed
+            for name in names
+        ]
     except UserError:
         return None
+    return float(np.mean(by_set))

@@ -1,88 +1,105 @@
-"""A study's records, to be kept beside a text: all that its report is made of, and nothing else.
+"""A study's records in one file, to be kept beside a text: all that its report is made of, and nothing else.
 
-    FOLDER/studies/NAME-SCALE/plan.json      the frozen plan
-    FOLDER/studies/runs/DIGEST.json          where each run's results are
-    FOLDER/RUN/...                           scores, the cosine of every pair, history of the training
+    FOLDER/NAME-SCALE.zip
+        studies/NAME-SCALE/plan.json      the frozen plan
+        studies/runs/DIGEST.json          where each run's results are
+        RUN/...                           scores, the cosine of every pair, history of the training
 
 Weights, vectors and logs stay where they are, and so do the human scores: they belong to the test sets. Whoever has
 the test sets gets them back by `restore`, which also makes sure that they are the ones the cosines were ranked by.
 """
 
 import logging
+import os
+import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from cft.config.schema import Config
 from cft.evaluation import pairs
 from cft.evaluation.scores import COSINES, METRICS, load_evaluation, spearman
-from cft.job import figures
 from cft.job.plan import InputCache
 from cft.job.run_folder import RunFolder
-from cft.study import plan as study_plan
-from cft.study.plan import DONE, Study
-from cft.study.spec import DEFAULT_OUTPUTS
+from cft.study import plan
+from cft.study.plan import DONE, RunState, Study
+from cft.system.digest import DIGEST_LENGTH, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import read_arrays, read_json, write_arrays, write_json, write_text
+from cft.system.files import atomic_write, read_json, staging_folder, write_json
 
 log = logging.getLogger(__name__)
 
 # Settings that name files of whoever reads; the study does not change with them.
-PLACES = ("outputs", "data.train", "data.dev", "eval.folder")
+READERS_FILES = ("outputs", "data.train", "data.dev", "eval.folder")
 
-_CONFIG = "config.json"
-_OF_TRAINING = (figures.HISTORY, RunFolder.FINISHED, "environment.json", "data.json")
+_OF_EVALUATION = (METRICS, COSINES)
+_OF_TRAINING = (RunFolder.HISTORY, RunFolder.FINISHED, RunFolder.ENVIRONMENT, RunFolder.DATA)
+UNPACKED = ".unpacked"  # the folder beside the records that they are laid out in
 
 # Points by which a score may differ from the recorded one: other versions of numpy and scipy add up in another order.
 _ROUNDING = 0.001
 
 
 def pack(studies: Iterable[Study], folder: Path) -> int:
-    """Copy the records of finished studies.
+    """Write the records of finished studies, a file each; equal records give equal bytes.
 
     Args:
-        studies: as frozen. folder: made if it is not there; what is in it of other studies stays.
+        studies: as frozen. folder: made if it is missing; files of other studies in it stay.
 
     Returns:
-        Bytes copied.
+        Bytes written.
 
     Raises:
         UserError: if a run is not done, naming it.
     """
-    written: set[Path] = set()
+    size = 0
     for study in studies:
-        for cell, runs in study.cells.items():
-            for run in runs:
-                state = study_plan.state_of(study.outputs, run)
-                if state.get("state") != DONE:
-                    raise UserError(f"cell {cell!r} of {study.name} is not done: finish the study, then pack it")
-                written |= _pack_run(study, run, state, folder)
-        target = study_plan.study_folder(folder, study.name)
-        # Whoever reads it says where it is; where it was packed is no part of it.
-        plan = replace(_without_outputs(moved(study, Path(DEFAULT_OUTPUTS))), packed=True)
-        plan.save(target)
-        written.add(target / study_plan.FILE_NAME)
-        _warn_of_absolute_places(plan)
-    return sum(path.stat().st_size for path in written)
+        path = _file(folder, study.name)
+        with staging_folder(path) as staged:
+            for cell, runs in study.cells.items():
+                for run in runs:
+                    state = plan.state_of(study.outputs, run)
+                    if state.state != DONE:
+                        raise UserError(f"cell {cell!r} of {study.name} is not done: finish the study, then pack it")
+                    _copy_run(study.outputs, state, staged)
+                    _copy(plan.state_file(study.outputs, run), plan.state_file(staged, run))
+            published = _without_outputs(study)
+            published.save(plan.study_folder(staged, study.name))
+            _write_archive(staged, path)
+        _warn_of_absolute_paths(published)
+        size += path.stat().st_size
+    return size
 
 
-def _pack_run(study: Study, run: str, state: dict, folder: Path) -> set[Path]:
-    written = set()
-    for kind in ("scores", "triplets", "triplets_before"):
-        if state[kind] is not None:
-            source, target = study.outputs / state[kind], folder / state[kind]
-            write_text(target / METRICS, (source / METRICS).read_text(encoding="utf-8"))
-            write_arrays(target / COSINES, read_arrays(source / COSINES), compressed=True)
-            written |= {target / METRICS, target / COSINES}
-    if state["training"] is not None:
-        source, target = study.outputs / state["training"], folder / state["training"]
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.zip"
+
+
+def _copy_run(outputs: Path, state: RunState, target: Path) -> None:
+    for evaluation in filter(None, (state.scores, state.triplets, state.triplets_before)):
+        for name in _OF_EVALUATION:
+            _copy(outputs / evaluation / name, target / evaluation / name)
+    if state.training is not None:
+        source, copy = RunFolder(outputs / state.training), RunFolder(target / state.training)
         for name in _OF_TRAINING:
-            if (source / name).exists():
-                write_text(target / name, (source / name).read_text(encoding="utf-8"))
-                written.add(target / name)
-        write_json(target / _CONFIG, read_json(source / _CONFIG) | {"outputs": DEFAULT_OUTPUTS})
-        written.add(target / _CONFIG)
-    write_json(study_plan.state_file(folder, run), state)
-    return written | {study_plan.state_file(folder, run)}
+            if source.file(name).exists():
+                _copy(source.file(name), copy.file(name))
+        write_json(copy.file(copy.CONFIG), read_json(source.file(source.CONFIG)) | {"outputs": Config.outputs})
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _write_archive(folder: Path, path: Path) -> None:
+    with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())  # of 1980, whenever it is packed
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def moved(study: Study, outputs: Path) -> Study:
@@ -91,61 +108,102 @@ def moved(study: Study, outputs: Path) -> Study:
 
 
 def _without_outputs(study: Study) -> Study:
-    """The plan without the folder that it was given on the command line."""
+    """The plan as it is published: without the folder that it was carried out in."""
 
     def elsewhere(overrides: list[str]) -> list[str]:
         return [override for override in overrides if not override.startswith("outputs=")]
 
     cells = [replace(cell, overrides=elsewhere(cell.overrides)) for cell in study.experiment.cells]
-    return replace(study, experiment=replace(study.experiment, cells=cells), overrides=elsewhere(study.overrides))
+    return replace(
+        moved(study, Path(Config.outputs)),
+        experiment=replace(study.experiment, cells=cells),
+        overrides=elsewhere(study.overrides),
+        packed=True,
+    )
 
 
-def _warn_of_absolute_places(study: Study) -> None:
-    named = {override for override in study.overrides if override.partition("=")[2].startswith(("/", "~"))}
-    if named:
+def _warn_of_absolute_paths(study: Study) -> None:
+    absolute = {override for override in study.overrides if override.partition("=")[2].startswith(("/", "~"))}
+    if absolute:
         log.warning(
             "%s: the records name places of this machine (%s); run a study with relative paths where they are to be "
             "published",
             study.name,
-            ", ".join(sorted(named)),
+            ", ".join(sorted(absolute)),
         )
 
 
-def restore(study: Study, overrides: list[str]) -> None:
-    """Put the human scores beside packed cosines again, out of the reader's own files.
+def unpack(folder: Path, name: str) -> Study | None:
+    """A study out of its records, which are laid out in a hidden folder beside them.
 
     Args:
-        study: as packed. overrides: as on the command line; those of PLACES say where the files are.
+        folder: of the records. name: of the study.
+
+    Returns:
+        The study with its results, to which `restore` adds the human scores; None if there are no records of it.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = _file(folder, name)
+    if not path.exists():
+        return None
+    target = folder / UNPACKED / f"{name}-{sha256_of_file(path)[:DIGEST_LENGTH]}"
+    if not target.exists():
+        with staging_folder(target) as staged:
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(staged)  # never outside of it
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise UserError(f"cannot read {path}: {error}; pack the study again") from error
+            os.replace(staged, target)
+    study = plan.load(plan.study_folder(target, name))
+    if study is None:
+        raise UserError(f"{path} holds no records of {name}; pack the study again")
+    return moved(study, target)
+
+
+def restore(study: Study, overrides: list[str]) -> None:
+    """Put the human scores beside unpacked cosines again, out of the reader's own files.
+
+    Args:
+        study: as unpacked. overrides: as on the command line; those of READERS_FILES say where the files are.
 
     Raises:
         UserError: if files are missing, or are not those that the study was made on.
     """
-    given = {key: value for key, _, value in (override.partition("=") for override in overrides) if key in PLACES}
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     inputs = InputCache()
+    described: dict[tuple[int, int], Path] = {}
     for run, config in study.runs.items():
-        state = study_plan.state_of(study.outputs, run)
-        folder = study.outputs / state["scores"]
+        state = plan.state_of(study.outputs, run)
+        folder = study.outputs / state.scores
         if (folder / pairs.FILE_NAME).exists():
             continue
         evaluation, training = config.eval, config.data
         if evaluation.folder is not None:
-            evaluation = replace(evaluation, folder=_wanted(study, given, "eval.folder", "the test sets' folder"))
-        if training.train is not None and state["training"] is not None:
-            training = replace(training, train=_wanted(study, given, "data.train", "the triplets' file"), dev=None)
+            evaluation = replace(evaluation, folder=_reader_file(study, given, "eval.folder", "the test sets' folder"))
+        if training.train is not None and state.training is not None:
+            training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=None)
         sets = inputs.sets(evaluation)
-        found = load_evaluation(folder)
-        assert found is not None
-        for name, cosines in found.cosines.items():
+        stored = load_evaluation(folder)
+        assert stored is not None
+        for name, cosines in stored.cosines.items():
             scores = [pair.score for pair in sets[name]]
-            if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - found.scores[name]) > _ROUNDING:
+            if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - stored.scores[name]) > _ROUNDING:
                 raise UserError(
                     f"{evaluation.folder or 'the data'}: the pairs of {name} are not those that {study.name} was "
                     f"scored on, or {folder / COSINES} was changed"
                 )
-        pairs.write_once(folder, sets, inputs.data(training) if state["training"] is not None else None)
+        data = inputs.data(training) if state.training is not None else None
+        same = described.setdefault((id(sets), id(data)), folder)  # the cache hands out the same objects
+        if same == folder:
+            pairs.write_once(folder, sets, data)
+        else:
+            _copy(same / pairs.FILE_NAME, folder / pairs.FILE_NAME)
 
 
-def _wanted(study: Study, given: dict[str, str], key: str, what: str) -> str:
+def _reader_file(study: Study, given: dict[str, str], key: str, what: str) -> str:
     if key not in given:
         raise UserError(f"{study.name} is kept without the human scores: name {what} by {key}=..., to put them back")
     return given[key]

@@ -30,48 +30,48 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
         UserError: naming the line, for a mark without an end or a part that the report does not have; if the page has
             no mark of a report.
     """
-    kept: list[str] = []
-    inside: str | None = None
-    missing = set(reports)
-    said: set[str] = set()
+    lines: list[str] = []
+    mark: str | None = None  # whose end is still to come
+    unmarked = set(reports)
+    captions: set[str] = set()  # that the page has already, among all its other lines
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        mark = _BEGIN.fullmatch(line.strip())
-        if inside is not None and mark:
-            raise UserError(f"{page}:{number}: {inside} has no line {_END} before the next mark")
-        if mark and mark[1] in reports:
-            inside = mark[0]
-            missing.discard(mark[1])
-            wanted = [name.strip() for name in mark[2].split(",")]
-            kept += [line, "", _parts(reports[mark[1]], wanted, page, number, said), ""]
-        elif inside is None:
-            kept.append(line)
-            said.add(line.strip("*"))
+        begin = _BEGIN.fullmatch(line.strip())
+        if mark is not None and begin:
+            raise UserError(f"{page}:{number}: {mark} has no line {_END} before the next mark")
+        if begin and begin[1] in reports:
+            mark, name = begin[0], begin[1]
+            unmarked.discard(name)
+            parts = _parts(reports[name], begin[2].split(","), captions, where=f"{page}:{number}")
+            lines += [line, "", to_markdown(Document(reports[name].title, parts), page.parent)]
+        elif mark is None:
+            lines.append(line)
+            captions.add(line.strip("*"))
         elif line.strip() == _END:
-            inside = None
-            kept.append(line)
-    if inside is not None:
-        raise UserError(f"{page}: {inside} has no line {_END} after it")
-    if missing:
-        name = min(missing)
+            mark = None
+            lines.append(line)
+    if mark is not None:
+        raise UserError(f"{page}: {mark} has no line {_END} after it")
+    if unmarked:
+        name = min(unmarked)
         raise UserError(f"{page} has no mark for {name}, as in: <!-- {name}: sentences, scores --> and, below, {_END}")
-    return "\n".join(kept) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _parts(report: Document, wanted: list[str], page: Path, number: int, said: set[str]) -> str:
-    known: dict[str, Block] = {}
+def _parts(report: Document, names: list[str], captions: set[str], *, where: str) -> list[Block]:
+    """Parts of a report by name, without captions that the page has already; the others are added to those."""
+    parts: dict[str, Block] = {}
     for block in report.blocks:
         if isinstance(block, Table) or (isinstance(block, Text) and block.name):
-            known[block.name] = block
+            parts[block.name] = block
         elif isinstance(block, Picture):
-            known[block.svg.stem] = block
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"{page}:{number}: the report has no part {name!r}; it has {', '.join(known)}")
-    chosen = []
-    for name in wanted:
-        block = known[name]
+            parts[block.svg.stem] = block
+    chosen: list[Block] = []
+    for name in map(str.strip, names):
+        if name not in parts:
+            raise UserError(f"{where}: the report has no part {name!r}; it has {', '.join(parts)}")
+        block = parts[name]
         if isinstance(block, Table):
-            block = replace(block, caption="" if block.caption in said else block.caption)
-            said.add(block.caption)
+            block = replace(block, caption="" if block.caption in captions else block.caption)
+            captions.add(block.caption)
         chosen.append(block)
-    return to_markdown(Document(report.title, chosen), page.parent).rstrip("\n")
+    return chosen

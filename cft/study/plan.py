@@ -1,7 +1,7 @@
 """A study as it was when it started: every cell's whole configuration, in one file that later edits do not touch.
 
     OUTPUTS/studies/NAME-SCALE/plan.json    the frozen plan
-    OUTPUTS/studies/runs/DIGEST.json        what became of one run: done (and where its results are) or failed (and why)
+    OUTPUTS/studies/runs/DIGEST.json        the state of one run: done (and where its results are) or failed (and why)
 
 A run is one job's configuration. Runs are named by their content, so that studies which share one share its state,
 and the job itself finds trainings and evaluations that any earlier job has done.
@@ -18,46 +18,54 @@ from cft.job.plan import Plan
 from cft.study.spec import Cell, Experiment
 from cft.system.digest import digest, from_plain
 from cft.system.errors import UserError
-from cft.system.files import read_json, write_json
+from cft.system.files import read_json, read_record, write_json
 
 FILE_NAME = "plan.json"
 DONE, FAILED = "done", "failed"
 
-Compose = Callable[[list[str]], Config]
-
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment with its runs.
-
-    overrides: for all jobs, as given on the command line. seeds: of every trained cell; none leaves the configured
-    one. cells: digests of a cell's runs, one a seed. runs: configurations by their digest, in the order of the cells.
-    packed: these are records alone, without what they were made of (study_pack).
-    """
+    """An experiment with its runs."""
 
     experiment: Experiment
-    overrides: list[str]
-    seeds: list[int]
-    cells: dict[str, list[str]]
-    runs: dict[str, Config]
-    packed: bool = False
+    overrides: list[str]  # for all jobs, as given on the command line
+    seeds: list[int]  # that every trained cell is trained with; none for the configured one
+    cells: dict[str, list[str]]  # names of a cell's runs, one a seed
+    runs: dict[str, Config]  # by name, in the order of the cells
+    packed: bool = False  # whether these are records alone, without what they were made of (cft/study/pack.py)
 
     @property
     def name(self) -> str:
-        """Of the study's folder."""
+        """Name of the study's folder."""
         return f"{self.experiment.name}-{self.experiment.scale}"
 
     @property
     def outputs(self) -> Path:
-        """Where all its results are."""
+        """Folder of all its results."""
         return Path(next(iter(self.runs.values())).outputs)
 
     def save(self, folder: Path) -> None:
-        """Freeze."""
+        """Freeze the plan."""
         write_json(folder / FILE_NAME, asdict(self))
 
 
-def compose_study(experiment: Experiment, overrides: list[str], seeds: list[int], compose: Compose) -> Study:
+@dataclass(frozen=True)
+class RunState:
+    """What became of a run. Folders are relative to the outputs."""
+
+    state: str = ""  # DONE or FAILED; empty if the run never ended
+    cause: str = ""  # of the failure
+    scores: str = ""  # folder of the scores on the test sets
+    training: str | None = None  # None where nothing is trained
+    embedder: str | None = None  # the step of the training that is scored
+    triplets: str | None = None  # folder of the cosines of held-out triplets; None without any
+    triplets_before: str | None = None  # the same of the untrained model
+
+
+def compose_study(
+    experiment: Experiment, overrides: list[str], seeds: list[int], compose: Callable[[list[str]], Config]
+) -> Study:
     """Work out every cell's configuration.
 
     Raises:
@@ -72,10 +80,10 @@ def compose_study(experiment: Experiment, overrides: list[str], seeds: list[int]
                 config = compose([*cell.overrides, *([] if seed is None else [f"seed={seed}"])])
             except UserError as error:
                 raise UserError(f"cell {cell.name!r} of {experiment.name}: {error}") from error
-            config.logger.group = config.logger.group or f"{experiment.name}-{experiment.scale}"
+            group = config.logger.group or f"{experiment.name}-{experiment.scale}"
             name = run_digest(config)
             cells[cell.name].append(name)
-            runs.setdefault(name, config)
+            runs.setdefault(name, replace(config, logger=replace(config.logger, group=group)))
     return Study(experiment, list(overrides), list(seeds), cells, runs)
 
 
@@ -93,99 +101,93 @@ def load(folder: Path) -> Study | None:
     path = folder / FILE_NAME
     if not path.exists():
         return None
-    told = read_json(path)
+    plan = read_json(path)
     try:
-        laid = told["experiment"]
         experiment = Experiment(
             **{
-                **laid,
-                "cells": [Cell(**cell) for cell in laid["cells"]],
-                "comparisons": [(one, other) for one, other in laid["comparisons"]],
-                "rows": [tuple(row) for row in laid["rows"]],
+                **plan["experiment"],
+                "cells": [Cell(**cell) for cell in plan["experiment"]["cells"]],
+                "comparisons": [(left, right) for left, right in plan["experiment"]["comparisons"]],
+                "rows": [tuple(row) for row in plan["experiment"]["rows"]],
             }
         )
         # JSON is written with its keys sorted; the experiment keeps the order of the cells
-        cells = {cell.name: told["cells"][cell.name] for cell in experiment.cells}
-        order = [name for names in cells.values() for name in names]
-        runs = {name: from_plain(Config, told["runs"][name]) for name in order}
-        return Study(experiment, told["overrides"], told["seeds"], cells, runs, told.get("packed", False))
-    except (KeyError, TypeError, UserError) as error:
+        cells = {cell.name: plan["cells"][cell.name] for cell in experiment.cells}
+        runs = {name: from_plain(Config, plan["runs"][name]) for names in cells.values() for name in names}
+        return Study(experiment, plan["overrides"], plan["seeds"], cells, runs, plan.get("packed", False))
+    except (TypeError, UserError) as error:  # a key too many, or one too few
         raise UserError(f"{path} is not a plan of this version of cft ({error}); remove it to plan anew") from error
 
 
 def study_folder(outputs: Path, name: str) -> Path:
-    """Where a study's plan and report are kept."""
+    """Folder of a study's plan and report."""
     return outputs / "studies" / name
 
 
 def state_file(outputs: Path, run: str) -> Path:
-    """Where what became of a run is noted."""
+    """File of a run's state."""
     return outputs / "studies" / "runs" / f"{run}.json"
 
 
-def state_of(outputs: Path, run: str) -> dict:
-    """What became of a run; {} if it never ended."""
+def state_of(outputs: Path, run: str) -> RunState:
+    """What became of a run."""
     path = state_file(outputs, run)
-    return read_json(path) if path.exists() else {}
+    return read_record(path, RunState) if path.exists() else RunState()
 
 
 def note_done(plan: Plan, run: str) -> None:
-    """Note that a run ended well, and where its results are."""
-    write_json(state_file(plan.outputs, run), {"state": DONE, **places(plan)})
+    """Record that a run ended well, and where its results are."""
+    owner = plan.result if plan.data else plan.base_folder
+    folders = {
+        "training": plan.folder if plan.data else None,
+        "embedder": plan.result if plan.data else None,
+        "scores": plan.scores_folder(owner),
+        "triplets": plan.triplets_folder(owner) if plan.holdout else None,
+        "triplets_before": plan.triplets_folder(plan.base_folder) if plan.holdout else None,
+    }
+    relative = {kind: folder and folder.relative_to(plan.outputs) for kind, folder in folders.items()}
+    write_json(state_file(plan.outputs, run), {"state": DONE, **relative})
 
 
 def note_failed(outputs: Path, run: str, cause: str) -> None:
-    """Note that a run failed, and why."""
+    """Record that a run failed, and why."""
     write_json(state_file(outputs, run), {"state": FAILED, "cause": cause})
-
-
-def places(plan: Plan) -> dict[str, str | None]:
-    """Folders of a run's results, relative to the outputs."""
-    owner = plan.result if plan.data else plan.base_folder
-
-    def within(path: Path) -> str:
-        return str(path.relative_to(plan.outputs))
-
-    return {
-        "training": within(plan.folder) if plan.data else None,
-        "embedder": within(plan.result) if plan.data else None,
-        "scores": within(plan.scores_folder(owner)),
-        "triplets": within(plan.triplets_folder(owner)) if plan.holdout else None,
-        "triplets_before": within(plan.triplets_folder(plan.base_folder)) if plan.holdout else None,
-    }
 
 
 def is_done(plan: Plan) -> bool:
     """Whether nothing of a run is left to do."""
-    return (not plan.data or plan.is_trained) and all(is_evaluated(folder) for folder in evaluations(plan))
+    return (not plan.data or plan.is_trained) and all(evaluations(plan).values())
 
 
-def evaluations(plan: Plan) -> list[Path]:
+def scores_folders(plan: Plan) -> list[Path]:
     """Folders of the scores that a run needs: of the base model and, where it trains, of the result."""
-    owners = [plan.base_folder, plan.result] if plan.data else [plan.base_folder]
-    found = [plan.scores_folder(owner) for owner in owners]
-    return found + ([plan.triplets_folder(owner) for owner in owners] if plan.holdout else [])
+    return [plan.scores_folder(owner) for owner in _embedders(plan)]
 
 
-def is_evaluated(folder: Path) -> bool:
-    """Whether an evaluation is whole; one on scored pairs has a record of them beside it."""
-    if not (folder / METRICS).exists():
-        return False
-    return folder.name.startswith("triplets-") or (folder / pairs.FILE_NAME).exists()
+def evaluations(plan: Plan) -> dict[Path, bool]:
+    """Folders of all evaluations that a run needs, each with whether the evaluation is complete."""
+    complete = {folder: is_scored(folder) for folder in scores_folders(plan)}
+    if plan.holdout:
+        for folder in map(plan.triplets_folder, _embedders(plan)):
+            complete[folder] = (folder / METRICS).exists()
+    return complete
 
 
-def seconds_of(folder: Path) -> float | None:
-    """How long an evaluation took; None if it has not been made."""
-    path = folder / METRICS
-    return read_json(path).get("seconds") if path.exists() else None
+def _embedders(plan: Plan) -> list[Path]:
+    return [plan.base_folder, plan.result] if plan.data else [plan.base_folder]
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether an evaluation on scored pairs is complete, with the record of its pairs."""
+    return (folder / METRICS).exists() and (folder / pairs.FILE_NAME).exists()
 
 
 def differences(old: Study, new: Study) -> list[str]:
     """Names of cells that two plans of a study give other configurations, or that only one of them has."""
 
-    def told(study: Study, cell: str) -> list[str] | None:
+    def digests(study: Study, cell: str) -> list[str] | None:
         # Named anew: a plan of an older version lacks settings that came since, which then have their defaults.
         return [run_digest(study.runs[run]) for run in study.cells[cell]] if cell in study.cells else None
 
     names = [*new.cells, *(name for name in old.cells if name not in new.cells)]
-    return [name for name in names if told(old, name) != told(new, name)]
+    return [name for name in names if digests(old, name) != digests(new, name)]

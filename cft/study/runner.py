@@ -5,7 +5,7 @@ import logging
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cft.config.schema import Config
@@ -17,7 +17,7 @@ from cft.study.plan import DONE, FAILED, Study
 from cft.system.console import report_error
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
-from cft.system.files import write_json
+from cft.system.files import read_json, write_json
 from cft.training import checkpoint
 from cft.training.trainer import RowCallback
 
@@ -28,44 +28,54 @@ _STEPS_BEFORE_ESTIMATE = 5
 
 
 @dataclass
-class _Work:
-    """All runs of some studies.
-
-    runs: configurations by name. titles: what to call a run. plans: of the runs that can be planned. broken: why the
-    others cannot. inputs: what the plans loaded.
-    """
+class _Worklist:
+    """All runs of some studies, each once."""
 
     outputs: Path
-    runs: dict[str, Config] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
-    plans: dict[str, Plan] = field(default_factory=dict)
-    broken: dict[str, UserError] = field(default_factory=dict)
-    inputs: InputCache = field(default_factory=InputCache)
+    runs: dict[str, Config] = field(default_factory=dict)  # by name
+    titles: dict[str, str] = field(default_factory=dict)  # what messages call a run
+    plans: dict[str, Plan] = field(default_factory=dict)  # of the runs that can be planned
+    broken: dict[str, UserError] = field(default_factory=dict)  # why the others cannot
+    inputs: InputCache = field(default_factory=InputCache)  # what the plans loaded
+
+    @property
+    def trainings(self) -> dict[Path, list[str]]:
+        """Folders of trainings, with the names of the runs that share them."""
+        sharing: dict[Path, list[str]] = {}
+        for name, plan in self.plans.items():
+            if plan.data:
+                sharing.setdefault(plan.folder, []).append(name)
+        return sharing
+
+    @property
+    def evaluations(self) -> dict[Path, bool]:
+        """Folders of evaluations, with whether each is complete."""
+        return {folder: done for plan in self.plans.values() for folder, done in study_plan.evaluations(plan).items()}
 
 
 def run(
-    studies: list[Study], *, only_failed: bool, only_say: bool, launcher: str | None, launcher_overrides: list[str]
+    studies: list[Study], *, only_failed: bool, dry_run: bool, launcher: str | None, launcher_overrides: list[str]
 ) -> int:
     """Do what is left of some studies.
 
     Args:
         studies: as frozen, all under the same outputs.
         only_failed: leave out what never started.
-        only_say: what is planned and what of it is done.
-        launcher: a choice of Hydra's group hydra/launcher; None runs here, one after the other.
+        dry_run: only say what is planned and what of it is done.
+        launcher: a choice of Hydra's group hydra/launcher; None runs in this process, one after the other.
         launcher_overrides: `hydra.launcher.KEY=VALUE`.
 
     Returns:
-        How many cells are missing in the end; of a plan, how many runs cannot be planned.
+        How many cells are missing in the end; of a dry run, how many runs cannot be planned.
     """
     work = _gather(studies)
     todo = _announce(studies, work)
-    if only_say:
+    if dry_run:
         for name, error in work.broken.items():
             report_error(UserError(f"{work.titles[name]} cannot run: {error}"))
         return len(work.broken)
     if only_failed:
-        todo = [name for name in todo if study_plan.state_of(work.outputs, name).get("state") == FAILED]
+        todo = [name for name in todo if study_plan.state_of(work.outputs, name).state == FAILED]
         log.info("to be retried: %d", len(todo))
     if launcher and todo:
         _launch(todo, work, launcher, launcher_overrides)
@@ -74,9 +84,9 @@ def run(
     return _conclude(studies, work)
 
 
-def _gather(studies: list[Study]) -> _Work:
-    """Every run once, and its plan."""
-    work = _Work(studies[0].outputs)
+def _gather(studies: list[Study]) -> _Worklist:
+    """Every run once, and its plan; runs that share a training keep the same steps of it."""
+    work = _Worklist(studies[0].outputs)
     for study in studies:
         for cell, names in study.cells.items():
             for name in names:
@@ -87,67 +97,66 @@ def _gather(studies: list[Study]) -> _Work:
             work.plans[name] = make_plan(config, work.inputs)
         except UserError as error:
             work.broken[name] = error
-    for folder in {plan.folder for plan in work.plans.values() if plan.data}:
-        # whoever trains first keeps the steps that the others are going to ask for
-        sharing = [plan for plan in work.plans.values() if plan.data and plan.folder == folder]
-        wanted = {step for plan in sharing for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
-        for plan in sharing:
-            plan.config.train.keep = sorted(wanted)
+    for names in work.trainings.values():
+        # whichever trains first keeps the steps that the others are going to ask for
+        plans = [work.plans[name] for name in names]
+        kept = sorted({step for p in plans for step in (*p.config.train.keep, p.stop_at) if step < p.steps})
+        for name, plan in zip(names, plans, strict=True):
+            config = replace(plan.config, train=replace(plan.config.train, keep=kept))
+            work.runs[name], work.plans[name] = config, replace(plan, config=config)
     return work
 
 
-def _announce(studies: list[Study], work: _Work) -> list[str]:
+def _announce(studies: list[Study], work: _Worklist) -> list[str]:
     """Say what is planned and what of it is done; returns the runs that are left."""
-    plans = list(work.plans.values())
-    trainings = {plan.folder for plan in plans if plan.data}
-    scored = {folder for plan in plans for folder in study_plan.evaluations(plan)}
-    todo = [run for run in work.runs if run in work.broken or not study_plan.is_done(work.plans[run])]
-    for run in work.runs:
-        if run not in todo:
-            study_plan.note_done(work.plans[run], run)
-    trained = sum(all(p.is_trained for p in plans if p.data and p.folder == folder) for folder in trainings)
-    cells = sum(len(study.cells) for study in studies)
+    todo = [name for name in work.runs if name in work.broken or not study_plan.is_done(work.plans[name])]
+    for name in work.runs:
+        if name not in todo:
+            study_plan.note_done(work.plans[name], name)
+    trainings, evaluations = work.trainings, work.evaluations
     log.info(
         "%s: %d cells in %d runs, %d of them done; %d trainings, %d of them done; %d evaluations, %d of them done%s",
         ", ".join(study.name for study in studies),
-        cells,
+        sum(len(study.cells) for study in studies),
         len(work.runs),
         len(work.runs) - len(todo),
         len(trainings),
-        trained,
-        len(scored),
-        sum(map(study_plan.is_evaluated, scored)),
+        sum(all(work.plans[name].is_trained for name in names) for names in trainings.values()),
+        len(evaluations),
+        sum(evaluations.values()),
         f"; not counted: {len(work.broken)} runs that cannot start" if work.broken else "",
     )
     return todo
 
 
 class _Estimate:
-    """Seconds a step and an evaluation have taken here, and what is left of both."""
+    """Seconds that a step and an evaluation have taken in this process, and what is left of both."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: _Worklist) -> None:
         self._work = work
         self._steps: list[float] = []
 
-    def watch(self, row: dict) -> None:
+    def on_row(self, row: dict) -> None:
         """Take note of a step's time; after the first few, say what is left."""
         if row["event"] != "step":
             return
         self._steps.append(row["seconds"])
         if len(self._steps) == _STEPS_BEFORE_ESTIMATE:
-            self.say(done_here=len(self._steps))
+            self.say(steps_done=len(self._steps))
 
-    def say(self, done_here: int = 0) -> None:
+    def say(self, steps_done: int = 0) -> None:
         """Say how long the rest will take, as far as it can be known."""
+        plans = self._work.plans.values()
         goals: dict[Path, int] = {}
-        for plan in self._work.plans.values():
+        for plan in plans:
             if plan.data and not plan.is_trained:
                 goals[plan.folder] = max(goals.get(plan.folder, 0), plan.stop_at)
-        steps = max(0, sum(goal - checkpoint.step_of(folder) for folder, goal in goals.items()) - done_here)
-        folders = {folder for plan in self._work.plans.values() for folder in study_plan.evaluations(plan)}
-        on_pairs = [folder for folder in folders if not folder.name.startswith("triplets-")]  # those take the time
-        left = sum(not (folder / METRICS).exists() for folder in on_pairs)
-        times = [seconds for seconds in map(study_plan.seconds_of, on_pairs) if seconds is not None]
+        steps = max(0, sum(goal - checkpoint.step_of(folder) for folder, goal in goals.items()) - steps_done)
+        # those of the held-out triplets take next to no time
+        metrics = {folder / METRICS for plan in plans for folder in study_plan.scores_folders(plan)}
+        evaluated = [read_json(path) for path in metrics if path.exists()]
+        times = [record["seconds"] for record in evaluated if record.get("seconds") is not None]
+        left = len(metrics) - len(evaluated)
         usual = self._steps[1:] or self._steps
         if steps and not usual:
             return
@@ -161,33 +170,32 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{max(minutes, 1)} min"
 
 
-def _run_in_sequence(todo: list[str], work: _Work) -> None:
+def _run_in_sequence(todo: list[str], work: _Worklist) -> None:
     """One run after the other in this process; a run that fails is reported at once and the others go on."""
     estimate = _Estimate(work)
-    for number, run in enumerate(todo, start=1):
-        log.info("\n# %d of %d, %s", number, len(todo), work.titles[run])
-        if carry_out(run, work.runs[run], work.inputs, estimate.watch) and number < len(todo):
+    for number, name in enumerate(todo, start=1):
+        log.info("\n# %d of %d, %s", number, len(todo), work.titles[name])
+        if carry_out(name, work.runs[name], work.inputs, estimate.on_row) and number < len(todo):
             estimate.say()
 
 
-def carry_out(name: str, config: Config, inputs: InputCache | None = None, watch: RowCallback | None = None) -> bool:
-    """Do one run and note what became of it.
+def carry_out(name: str, config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> bool:
+    """Do one run and record its state.
 
     Args:
-        name: of the run. config: its configuration. inputs, watch: as `job.run` takes them.
+        name: of the run. config: its configuration. inputs, on_row: as `cft.job.runner.run` takes them.
 
     Returns:
-        Whether it ended well; if not, the cause has been reported and noted.
+        Whether it ended well; if not, the cause has been reported and recorded.
     """
     inputs = inputs or InputCache()
-    outputs = Path(config.outputs)
     try:
         plan = make_plan(config, inputs)
-        runner.run(config, inputs, watch)
+        runner.run(config, inputs, on_row)
     except Exception as error:  # whatever it is, the other cells must go on
         report_error(error)
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        study_plan.note_failed(outputs, name, cause)
+        study_plan.note_failed(Path(config.outputs), name, cause)
         return False
     finally:
         gc.collect()
@@ -195,43 +203,42 @@ def carry_out(name: str, config: Config, inputs: InputCache | None = None, watch
     return True
 
 
-def _groups(todo: list[str], plans: dict[str, Plan]) -> list[list[str]]:
+def _groups(todo: list[str], work: _Worklist) -> list[list[str]]:
     """Runs that must not go in parallel, together: those that share a training."""
+    training_of = {name: str(folder) for folder, names in work.trainings.items() for name in names}
     groups: dict[str, list[str]] = {}
-    for run in todo:
-        plan = plans.get(run)
-        shared = str(plan.folder) if plan and plan.data else run
-        groups.setdefault(shared, []).append(run)
+    for name in todo:
+        groups.setdefault(training_of.get(name, name), []).append(name)
     return list(groups.values())
 
 
-def _launch(todo: list[str], work: _Work, launcher: str, launcher_overrides: list[str]) -> None:
+def _launch(todo: list[str], work: _Worklist, launcher: str, launcher_overrides: list[str]) -> None:
     """Hand the runs to one of Hydra's launchers, in groups that share no training."""
     folder = study_plan.study_folder(work.outputs, "launched")
     path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
-    groups = _groups(todo, work.plans)
-    write_json(path, {"groups": groups, "runs": {run: to_plain(work.runs[run]) for run in todo}})
+    groups = _groups(todo, work)
+    write_json(path, {"groups": groups, "runs": {name: to_plain(work.runs[name]) for name in todo}})
     log.info("%d groups of runs go to hydra/launcher=%s", len(groups), launcher)
     if launcher.startswith("submitit"):
         log.info("what they print goes to %s", folder / ".submitit")
-    numbers = ",".join(str(number) for number in range(len(groups)))
+    numbers = ",".join(map(str, range(len(groups))))
     command = [sys.executable, "-m", "cft.study.worker", "-m", f"runs='{path.resolve()}'", f"group={numbers}"]
     command += [f"hydra/launcher={launcher}", f"hydra.sweep.dir='{folder.resolve()}'", *launcher_overrides]
     if subprocess.run(command, check=False).returncode:
         log.info("the launcher ended with an error; what its jobs finished is kept")
 
 
-def _conclude(studies: list[Study], work: _Work) -> int:
+def _conclude(studies: list[Study], work: _Worklist) -> int:
     """Say which cells are missing and why; returns how many."""
-    failed = 0
-    for study in studies:
-        for cell, runs in study.cells.items():
-            for run in runs:
-                state = study_plan.state_of(work.outputs, run)
-                if state.get("state") == DONE:
-                    continue
-                failed += 1
-                log.info("%s: %s is missing: %s", study.name, cell, state.get("cause", "it never ended"))
-    if failed:
+    missing = [
+        (study.name, cell, state.cause or "it never ended")
+        for study in studies
+        for cell, names in study.cells.items()
+        for state in (study_plan.state_of(work.outputs, name) for name in names)
+        if state.state != DONE
+    ]
+    for study_name, cell, cause in missing:
+        log.info("%s: %s is missing: %s", study_name, cell, cause)
+    if missing:
         log.info("after mending the cause: the same command with `retry` in the place of `run`")
-    return failed
+    return len(missing)

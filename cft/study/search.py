@@ -8,21 +8,24 @@ from typing import Any
 from cft.config.compose import compose_config
 from cft.config.schema import Config, EvalSource
 from cft.config.sweeps import Dimension, search_space
-from cft.study.spec import outputs_of
+from cft.evaluation.pairs import overlapping
+from cft.job import figures, runner
+from cft.job.plan import InputCache
+from cft.job.run_folder import RunFolder
+from cft.study.arguments import outputs_of
+from cft.study.document import Block, Document, Heading, Picture, Table, Text, to_markdown
 from cft.system.console import report_error
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json, write_json, write_text
-from cft.system.tables import Row, as_markdown
+from cft.system.tables import Row
 from cft.system.text import shorten
+from cft.training.trainer import plan_steps
 
 log = logging.getLogger("cft.search")
 
-
 SPACE_FILE = "space.json"
 
-
-# A trial's attribute: why it failed.
-_PROBLEM = "problem"
+_PROBLEM = "problem"  # a trial's attribute: why it failed
 
 
 def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune: bool = True) -> list[Row]:
@@ -30,7 +33,8 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
 
     Args:
         name: of its folder. overrides: fixed settings, and settings with several values or an interval.
-        trials: in all. seed: of the proposals. prune: whether to give up trainings that fall behind.
+        trials: in all, those of earlier calls included. seed: of the proposals. prune: whether to give up trainings
+            that fall behind.
 
     Returns:
         The trials, the best first, under a header.
@@ -48,14 +52,13 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
         raise UserError(f"--trials {trials}: must be 1 or more")
     folder = outputs_of(fixed) / "searches" / name
     _require_same_search(folder, sorted(overrides))
-    from cft.job.plan import InputCache
-
     inputs = InputCache()
-    _check_development(compose_config([*fixed, *_first(space)]), inputs)
-    with exclusive_lock(folder):  # trials that are under way in nobody's hands are those of killed calls
+    lowest = [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
+    _check_development(compose_config([*fixed, *lowest]), inputs)
+    with exclusive_lock(folder):  # so trials that are still running are those of killed calls
         write_json(folder / SPACE_FILE, sorted(overrides))
         study = _study(folder, space, seed, prune=prune)
-        left = _give_back_interrupted(study, trials)
+        left = _requeue_interrupted(study, trials)
         if left > 0:
             study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
         table = ranking(study, space)
@@ -73,14 +76,8 @@ def _require_same_search(folder: Path, overrides: list[str]) -> None:
         )
 
 
-def _first(space: list[Dimension]) -> list[str]:
-    return [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
-
-
-def _check_development(config: Config, inputs: Any) -> None:
+def _check_development(config: Config, inputs: InputCache) -> None:
     """Refuse to choose by nothing, or by pairs of the test sets."""
-    from cft.evaluation.pairs import overlapping
-
     data = inputs.data(config.data)
     if not data.dev or not config.train.eval_every:
         raise UserError(
@@ -89,12 +86,12 @@ def _check_development(config: Config, inputs: Any) -> None:
         )
     if config.eval.source is not EvalSource.sts:
         return
-    seen = overlapping(data.dev, inputs.sets(config.eval))
-    if seen:
+    shared = overlapping(data.dev, inputs.sets(config.eval))
+    if shared:
         raise UserError(
-            f"{len(seen)} of {len(data.dev)} development pairs stand in the test sets "
-            f"({', '.join(sorted(set(seen)))}): settings chosen by them would be chosen by the test; leave those pairs "
-            "out of data.dev"
+            f"{len(shared)} of {len(data.dev)} development pairs stand in the test sets "
+            f"({', '.join(sorted(set(shared)))}): settings chosen by them would be chosen by the test; leave those "
+            "pairs out of data.dev"
         )
 
 
@@ -105,7 +102,7 @@ def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> A
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise UserError("cft.search needs Optuna: pip install 'cft[optuna]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is told here, without a traceback
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # failures are reported below, without a traceback
     study = optuna.create_study(
         study_name=folder.name,
         storage=JournalStorage(JournalFileBackend(str(folder / "journal.jsonl"))),  # JSON lines; nothing is pickled
@@ -122,7 +119,7 @@ def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> A
     return study
 
 
-def _give_back_interrupted(study: Any, trials: int) -> int:
+def _requeue_interrupted(study: Any, trials: int) -> int:
     """Have trials of killed calls made again, from their checkpoints; returns how many trials are left to make."""
     from optuna.trial import TrialState
 
@@ -133,12 +130,9 @@ def _give_back_interrupted(study: Any, trials: int) -> int:
     return trials - len(done) - sum(_PROBLEM in trial.user_attrs for trial in study.trials)
 
 
-def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) -> float:
+def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: InputCache) -> float:
     """Train under proposed settings; returns the development score of the last step."""
     import optuna
-
-    from cft.job import figures, runner
-    from cft.training.trainer import plan_steps
 
     chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
     log.info("\n# trial %d: %s", trial.number, " ".join(chosen))
@@ -146,7 +140,7 @@ def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) ->
     config = compose_config([*fixed, *chosen])
     last = plan_steps(config.train, len(inputs.data(config.data).triplets))
 
-    def watch(row: dict) -> None:
+    def on_row(row: dict) -> None:
         if row["event"] == "dev" and row["spearman"] is not None:
             trial.report(row["spearman"], row["step"])
             if row["step"] < last and trial.should_prune():
@@ -154,7 +148,7 @@ def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) ->
                 raise optuna.TrialPruned
 
     try:
-        folder = runner.train_only(config, inputs, watch)
+        folder = runner.train_only(config, inputs, on_row)
     except UserError as error:  # a loss that is not finite, say: this trial failed, and the search goes on
         report_error(error)
         trial.set_user_attr(_PROBLEM, str(error).splitlines()[0])
@@ -163,7 +157,7 @@ def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: Any) ->
         trial.study.enqueue_trial(trial.params)
         raise
     trial.set_user_attr("run", folder.name)
-    return figures.development(folder)[-1][1]
+    return RunFolder(folder).development_scores()[-1][1]
 
 
 def _proposed(trial: Any, dimension: Dimension) -> str:
@@ -180,49 +174,37 @@ def ranking(study: Any, space: list[Dimension]) -> list[Row]:
 
     keys = [dimension.key for dimension in space]
     table: list[Row] = [("trial", *keys, "development Spearman", "run")]
-    done = study.get_trials(states=[TrialState.COMPLETE])
-    for trial in sorted(done, key=lambda trial: -trial.value):
-        score = f"{trial.value:.2f}"
-        table.append((str(trial.number), *_shown(trial, keys), score, trial.user_attrs.get("run", "")))
+
+    def add(trial: Any, score: str, run: str = "") -> None:
+        values = [trial.params.get(key, "") for key in keys]
+        shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        table.append((str(trial.number), *shown, score, run))
+
+    for trial in sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: -trial.value):
+        add(trial, f"{trial.value:.2f}", trial.user_attrs.get("run", ""))
     for trial in study.get_trials(states=[TrialState.PRUNED]):
         step, score = max(trial.intermediate_values.items())
-        table.append((str(trial.number), *_shown(trial, keys), f"{score:.2f} at step {step}, given up", ""))
-    failed = [trial for trial in study.trials if _PROBLEM in trial.user_attrs]
-    table += [
-        (str(trial.number), *_shown(trial, keys), f"failed: {shorten(trial.user_attrs[_PROBLEM], 60)}", "")
-        for trial in failed
-    ]
+        add(trial, f"{score:.2f} at step {step}, given up")
+    for trial in study.trials:
+        if _PROBLEM in trial.user_attrs:
+            add(trial, f"failed: {shorten(trial.user_attrs[_PROBLEM], 60)}")
     return table
-
-
-def _shown(trial: Any, keys: list[str]) -> list[str]:
-    values = [trial.params.get(key, "") for key in keys]
-    return [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
 
 
 def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
     """Write the table and the pictures, and say what to do with the best."""
     from optuna.trial import TrialState
 
-    from cft.job import figures
-
     done = study.get_trials(states=[TrialState.COMPLETE])
     if not done:
         raise UserError(f"no trial came to its end: {'; '.join(row[-2] for row in table[1:]) or 'none was made'}")
-    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], _logged(space))
-    pictures = figures.save(drawn, folder, "search")
+    by_order = {dimension.key: dimension.log for dimension in space}
+    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], by_order)
+    picture, _ = figures.save(drawn, folder, "search")
     best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
-    text = [
-        f"# {study.study_name}",
-        "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at.",
-        as_markdown(table),
-        f"![each trial's score, and the score by setting]({pictures[0].with_suffix('.png').name})",
-        f"best: `{best}`",
-    ]
-    write_text(folder / "report.md", "\n\n".join(text) + "\n")
+    about = "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at."
+    blocks: list[Block] = [Heading(study.study_name, 1), Text([about]), Table("trials", "", table)]
+    blocks += [Picture("each trial's score, and the score by setting", picture), Text([f"best: `{best}`"])]
+    write_text(folder / "report.md", to_markdown(Document(study.study_name, blocks), folder))
     log.info("\nbest: %s  (%.2f)\nwritten: %s, search.png", best, study.best_value, folder / "report.md")
     log.info("each run of the table is an embedder; score one on test sets by the same settings with python -m cft.run")
-
-
-def _logged(space: list[Dimension]) -> dict[str, bool]:
-    return {dimension.key: dimension.log for dimension in space}

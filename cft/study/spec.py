@@ -4,11 +4,9 @@ A file in experiments/ says what to run; a file in experiments/scales/ says with
 two are put together here into cells, each with the command-line overrides of its job.
 """
 
-import argparse
 import itertools
 import string
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ import yaml
 from cft.system.errors import UserError
 from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean
-
-DEFAULT_OUTPUTS = "outputs"
 
 LAYOUTS = {
     "config": "a row a setting: what the configuration says, beside the paper's value; nothing is run",
@@ -34,39 +30,30 @@ _SCALE_KEYS = {"about", "overrides", "values", "wants"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One embedder to be scored.
+    """One embedder to be scored."""
 
-    name: what tables call it. overrides: of its job, those of the scale included. base: the untrained model is
-    scored. hidden: only there to be compared with; no table shows it. paper: the paper's Spearman x 100 by set, under
-    "overall" its mean and deviation.
-    """
-
-    name: str
-    overrides: list[str]
-    base: bool = False
-    hidden: bool = False
-    paper: dict[str, Any] = field(default_factory=dict)
+    name: str  # what tables call it
+    overrides: list[str]  # of its job, those of the scale included
+    base: bool = False  # whether the untrained model is scored
+    hidden: bool = False  # whether it is there only to be compared with, and no table shows it
+    paper: dict[str, Any] = field(default_factory=dict)  # Spearman x 100 by set; "overall": [mean, deviation]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure at one scale.
-
-    comparisons: pairs of cell names; the first is asked whether it differs from the second. rows: of the layout
-    "config", a configuration key with its label and the paper's value each.
-    """
+    """One table or figure at one scale."""
 
     name: str
     scale: str
     title: str
     question: str
-    source: str
-    layout: str
+    source: str  # of the paper's numbers
+    layout: str  # of LAYOUTS
     cells: list[Cell]
-    comparisons: list[tuple[str, str]]
+    comparisons: list[tuple[str, str]]  # names of cells; does the first differ from the second?
     paper_note: str = ""
     about_scale: str = ""
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    rows: list[tuple[str, str, str]] = field(default_factory=list)  # of "config": key, label and the paper's value
 
 
 def folder() -> Path:
@@ -81,8 +68,8 @@ def available() -> list[str]:
 
 def available_beside() -> list[str]:
     """Names of the package's other experiments, as study/recipe."""
-    found = (path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml"))
-    return sorted(name.as_posix() for name in found if name.parent.name != "scales")
+    names = (path.relative_to(folder()).with_suffix("") for path in folder().glob("*/*.yaml"))
+    return sorted(name.as_posix() for name in names if name.parent.name != "scales")
 
 
 def scales() -> list[str]:
@@ -94,7 +81,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     """Read an experiment and lay it out at a scale.
 
     Args:
-        name: one of `known()` or `further()`, or the path of a user's own file.
+        name: one of `available()` or `available_beside()`, or the path of a user's own file.
         scale: one of `scales()`, or the path of a user's own file.
         overrides: for all jobs, after everything the files say.
         check_inputs: refuse if a file that the scale wants is not among the overrides.
@@ -102,27 +89,26 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    path, scale_path = (
-        _find(name, folder(), [*available(), *available_beside()], "experiment"),
-        _find(scale, folder() / "scales", scales(), "scale"),
-    )
-    told, laid = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)
-    values = {str(key): value for key, value in (laid.get("values") or {}).items()}
-    if check_inputs:
-        _require_inputs(laid, scale_path, overrides or [], told)
-    layout = told.get("layout", "overall")
+    path = _find(name, folder(), [*available(), *available_beside()], "experiment")
+    scale_path = _find(scale, folder() / "scales", scales(), "scale")
+    content, at_scale = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)
+    if check_inputs and content.get("layout") != "config":
+        _require_inputs(at_scale, scale_path, overrides or [])
+    layout = content.get("layout", "overall")
     if layout not in LAYOUTS:
         raise UserError(f"{path}: layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     for key in ("title", "question"):
-        if not told.get(key):
+        if not content.get(key):
             raise UserError(f"{path}: {key} is missing")
 
-    fill = _Fill(path, values)
-    common = [fill(entry) for entry in laid.get("overrides") or []]
-    paper = {fill(str(key)): value for key, value in (told.get("paper") or {}).items()}
+    fill = _Fill(path, {str(key): value for key, value in (at_scale.get("values") or {}).items()})
+    common = [fill(entry) for entry in at_scale.get("overrides") or []]
     cells: list[Cell] = []
-    for entry in told.get("cells") or []:
-        cells += _cells(entry, fill, common, overrides or [], paper, scale_path.stem)
+    for entry in content.get("cells") or []:
+        _require_cell(entry, path)
+        if scale_path.stem in entry.get("scales", [scale_path.stem]):
+            cells += _cells(entry, fill, common, overrides or [])
+    paper = {fill(str(key)): value for key, value in (content.get("paper") or {}).items()}
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -132,15 +118,15 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     return Experiment(
         name=path.stem,
         scale=scale_path.stem,
-        title=fill(told["title"]),
-        question=fill(told["question"]),
-        source=fill(told.get("source", "")),
+        title=fill(content["title"]),
+        question=fill(content["question"]),
+        source=fill(content.get("source", "")),
         layout=layout,
-        cells=cells,
-        comparisons=_comparisons(told, fill, names, path),
-        paper_note=fill(told.get("paper_note", "")),
-        about_scale=laid.get("about", ""),
-        rows=[(str(key), str(label), str(value)) for key, label, value in told.get("rows") or []],
+        cells=[replace(cell, paper=paper.get(cell.name, {})) for cell in cells],
+        comparisons=_comparisons(content, fill, names),
+        paper_note=fill(content.get("paper_note", "")),
+        about_scale=at_scale.get("about", ""),
+        rows=[(str(key), str(label), str(value)) for key, label, value in content.get("rows") or []],
     )
 
 
@@ -151,29 +137,10 @@ def common_overrides(scale: str, overrides: list[str]) -> list[str]:
         UserError: if the scale is unknown or cannot be read.
     """
     path = _find(scale, folder() / "scales", scales(), "scale")
-    laid = _read(path, _SCALE_KEYS)
-    fill = _Fill(path, laid.get("values") or {})
-    wanted = [f"{key}=FILE" for key in laid.get("wants") or {}]
-    return _last_wins([*wanted, *map(fill, laid.get("overrides") or []), *overrides])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name studies; `split_arguments` reads them."""
-    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
-    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
-
-
-def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of experiments ("all" is each of the paper's), and overrides."""
-    names = [entry for entry in what if "=" not in entry]
-    names = list(itertools.chain.from_iterable(available() if name == "all" else [name] for name in names))
-    return names, [entry for entry in what if "=" in entry]
-
-
-def outputs_of(overrides: list[str]) -> Path:
-    """The folder that `outputs=` names."""
-    given = [entry.split("=", 1)[1] for entry in overrides if entry.startswith("outputs=")]
-    return Path(given[-1] if given else DEFAULT_OUTPUTS)
+    at_scale = _read(path, _SCALE_KEYS)
+    fill = _Fill(path, at_scale.get("values") or {})
+    wanted = [f"{key}=FILE" for key in at_scale.get("wants") or {}]
+    return _last_wins([*wanted, *map(fill, at_scale.get("overrides") or []), *overrides])
 
 
 @dataclass(frozen=True)
@@ -189,37 +156,24 @@ class _Fill:
         except (KeyError, ValueError) as error:
             raise UserError(f"{self.path}: {text!r} asks for a value {error} that the scale does not give") from error
 
-    def with_values(self, values: dict[str, Any]) -> "_Fill":
-        return _Fill(self.path, {**self.values, **values})
 
-
-def _cells(
-    entry: dict, fill: _Fill, common: list[str], last: list[str], paper: dict[str, Any], scale: str
-) -> list[Cell]:
-    """One entry of a file: a cell, or one for every combination of what `each` lists."""
+def _require_cell(entry: dict, path: Path) -> None:
     unknown = sorted(set(entry) - _CELL_KEYS)
     if unknown or not entry.get("name"):
         fault = f"knows no key {unknown[0]!r}" if unknown else "has no name"
-        raise UserError(f"{fill.path}: the cell {entry.get('name', entry)!r} {fault}; keys: {', '.join(_CELL_KEYS)}")
-    if scale not in entry.get("scales", [scale]):
-        return []
+        raise UserError(f"{path}: the cell {entry.get('name', entry)!r} {fault}; keys: {', '.join(_CELL_KEYS)}")
+
+
+def _cells(entry: dict, fill: _Fill, common: list[str], last: list[str]) -> list[Cell]:
+    """One entry of a file: a cell, or one for every combination of what `each` lists."""
     each = {name: _listed(values, fill) for name, values in (entry.get("each") or {}).items()}
-    base = bool(entry.get("base", False))
+    base, hidden = bool(entry.get("base", False)), bool(entry.get("hidden", False))
+    untrained = ["train.steps=0", "train.keep=[]"] if base else []
     cells = []
     for combination in itertools.product(*each.values()):
-        filled = fill.with_values(dict(zip(each, combination, strict=True)))
+        filled = replace(fill, values=fill.values | dict(zip(each, combination, strict=True)))
         own = [filled(override) for override in entry.get("overrides") or []]
-        untrained = ["train.steps=0", "train.keep=[]"] if base else []
-        name = filled(entry["name"])
-        cells.append(
-            Cell(
-                name=name,
-                overrides=_last_wins([*common, *own, *last, *untrained]),
-                base=base,
-                hidden=bool(entry.get("hidden", False)),
-                paper=paper.get(name, {}),
-            )
-        )
+        cells.append(Cell(filled(entry["name"]), _last_wins([*common, *own, *last, *untrained]), base, hidden))
     return cells
 
 
@@ -237,23 +191,22 @@ def _last_wins(overrides: list[str]) -> list[str]:
     return list({override.split("=", 1)[0]: override for override in overrides}.values())
 
 
-def _comparisons(told: dict, fill: _Fill, names: list[str], path: Path) -> list[tuple[str, str]]:
-    """What is compared: the pairs listed whose cells exist at this scale, and every shown cell with the baseline."""
-    found = [(fill(one), fill(other)) for one, other in told.get("comparisons") or []]
-    if told.get("baseline"):
-        baseline = fill(told["baseline"])
+def _comparisons(content: dict, fill: _Fill, names: list[str]) -> list[tuple[str, str]]:
+    """The pairs listed, and every cell with the baseline, as far as the cells exist at this scale."""
+    compared = [(fill(left), fill(right)) for left, right in content.get("comparisons") or []]
+    if content.get("baseline"):
+        baseline = fill(content["baseline"])
         if baseline not in names:
-            raise UserError(f"{path}: baseline {baseline!r} is not a cell; cells: {', '.join(names)}")
-        found += [(name, baseline) for name in names if name != baseline]
-    return [(one, other) for one, other in found if one in names and other in names]
+            raise UserError(f"{fill.path}: baseline {baseline!r} is not a cell; cells: {', '.join(names)}")
+        compared += [(name, baseline) for name in names if name != baseline]
+    return [(left, right) for left, right in compared if left in names and right in names]
 
 
-def _require_inputs(laid: dict, path: Path, overrides: list[str], told: dict) -> None:
-    """A scale that trains on files says which keys must be given."""
+def _require_inputs(at_scale: dict, path: Path, overrides: list[str]) -> None:
+    """Refuse a scale that trains on files which nobody named."""
     given = {override.split("=", 1)[0] for override in overrides}
-    missing = {key: why for key, why in (laid.get("wants") or {}).items() if key not in given}
-    if missing and told.get("layout") != "config":
-        lines = [f"  {key}=...  {why}" for key, why in missing.items()]
+    lines = [f"  {key}=...  {why}" for key, why in (at_scale.get("wants") or {}).items() if key not in given]
+    if lines:
         raise UserError("\n".join([f"scale {path.stem} needs to be told:", *lines]))
 
 
@@ -272,12 +225,12 @@ def _find(name: str, home: Path, names: list[str], what: str) -> Path:
 
 def _read(path: Path, keys: set[str]) -> dict:
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not a YAML file that can be read: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: must be keys and values, of {', '.join(sorted(keys))}")
-    unknown = sorted(set(told) - keys)
+    unknown = sorted(set(content) - keys)
     if unknown:
         raise UserError(f"{path}: knows no key {unknown[0]!r}; keys: {', '.join(sorted(keys))}")
-    return told
+    return content

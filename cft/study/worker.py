@@ -6,12 +6,13 @@ python -m cft.study.worker -m runs=FILE group=0,1,2 hydra/launcher=joblib
 import logging
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
+from omegaconf import MISSING
 
 from cft.config.schema import Config
 from cft.system.console import set_up_console
@@ -22,25 +23,21 @@ from cft.system.files import read_json
 
 @dataclass
 class Settings:
-    """runs: a file of runs and groups, as `cft.study.runner` writes it. group: which of the groups to do."""
+    """Settings of the worker, and of Hydra: what it logs and writes goes nowhere."""
 
-    runs: str = "???"
-    group: int = 0
+    runs: str = MISSING  # a file of runs and groups, as `cft.study.runner` writes it
+    group: int = 0  # which of the groups to do
+    defaults: list = field(
+        default_factory=lambda: [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+    )
+    hydra: dict = field(default_factory=lambda: {"output_subdir": None, "sweep": {"subdir": "."}})
+
+
+ConfigStore.instance().store(name="study_worker", node=Settings)
 
 
 class _GroupFailed(CompactHydraException):
     """Tells the launcher that runs failed whose causes have been reported already."""
-
-
-ConfigStore.instance().store(
-    name="study_worker",
-    node={
-        "defaults": [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
-        "runs": "???",
-        "group": 0,
-        "hydra": {"output_subdir": None, "sweep": {"subdir": "."}},
-    },
-)
 
 
 @hydra.main(config_path=None, config_name="study_worker", version_base="1.3")
@@ -52,11 +49,11 @@ def work(settings: Settings) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     from cft.study import runner  # after the device is chosen: torch looks at the variable once
 
-    told = read_json(Path(settings.runs))
+    launched = read_json(Path(settings.runs))
     failed = 0
-    for name in told["groups"][settings.group]:
+    for name in launched["groups"][settings.group]:
         logging.getLogger("cft").info("\n# group %d, run %s", settings.group, name)
-        failed += not runner.carry_out(name, from_plain(Config, told["runs"][name]))
+        failed += not runner.carry_out(name, from_plain(Config, launched["runs"][name]))
     if failed:
         raise _GroupFailed(f"{failed} runs of group {settings.group} failed; the causes are given above")
 

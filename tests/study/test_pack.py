@@ -1,7 +1,9 @@
 """A study's records kept apart from what they were made of, and reported from there."""
 
+import io
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from cft.evaluation import pairs
 from cft.evaluation.scores import COSINES, METRICS
 from cft.study import pack, plan, report
 from cft.system.errors import UserError
-from cft.system.files import read_arrays, write_arrays
 
 
 @pytest.fixture
@@ -19,6 +20,17 @@ def packed(paper, tmp_path):
     folder = tmp_path / "records"
     pack.pack([paper.studies["table6"]], folder)
     return folder
+
+
+def files_of(path) -> dict[str, bytes]:
+    """What a file of records holds, by name."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def tables_of(document) -> list:
@@ -34,29 +46,57 @@ def test_a_report_from_records_alone_equals_the_one_from_outputs(paper, packed):
 
 
 def test_records_hold_no_weights_no_sentences_and_no_human_scores(paper, packed):
-    kept = {path.name for path in packed.rglob("*") if path.is_file()}
+    assert [path.name for path in packed.iterdir()] == ["table6-smoke.zip"]
+    files = files_of(packed / "table6-smoke.zip")
+    kept = {name.split("/")[-1] for name in files}
     assert kept == {
         *("plan.json", METRICS, COSINES, "history.jsonl", "training.json"),
         *("environment.json", "config.json", "data.json"),
-        *(path.name for path in (packed / "studies" / "runs").iterdir()),
+        *(f"{name}.json" for name in paper.studies["table6"].runs),
     }
-    names = {entry for path in packed.rglob("*.npz") for entry in read_arrays(path)}
+    names = {entry for name, content in files.items() if name.endswith(".npz") for entry in arrays_of(content)}
     assert names == {"set/scenes", "positives", "negatives"}
-    for path in packed.rglob("*.json*"):
-        assert str(paper.outputs) not in path.read_text() and str(packed) not in path.read_text(), path
+    for name, content in files.items():
+        assert str(paper.outputs).encode() not in content and str(packed).encode() not in content, name
+
+
+def test_records_packed_twice_are_the_same_file(paper, packed, tmp_path):
+    pack.pack([paper.studies["table6"]], tmp_path / "again")
+    assert (tmp_path / "again" / "table6-smoke.zip").read_bytes() == (packed / "table6-smoke.zip").read_bytes()
 
 
 def test_cosines_that_do_not_give_the_recorded_score_are_refused(packed):
-    path = next(packed.glob("tiny-*/evaluations/scenes-*/cosines.npz"))
-    arrays = read_arrays(path)
-    write_arrays(path, arrays | {"set/scenes": np.sort(arrays["set/scenes"])})
+    path = packed / "table6-smoke.zip"
+    report.write(["table6"], "smoke", [f"outputs={packed}"])
+    files = files_of(path)
+    name = next(name for name in files if re.fullmatch(r"tiny-[^/]*/evaluations/scenes-[^/]*/cosines\.npz", name))
+    arrays, spoilt = arrays_of(files[name]), io.BytesIO()
+    np.savez(spoilt, **arrays | {"set/scenes": np.sort(arrays["set/scenes"])})
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, content in (files | {name: spoilt.getvalue()}).items():
+            archive.writestr(entry, content)
     with pytest.raises(UserError, match="the pairs of scenes are not those that table6-smoke was scored on, or .*npz"):
         report.write(["table6"], "smoke", [f"outputs={packed}"])
 
 
+def test_a_damaged_file_of_records_is_named(packed):
+    path = packed / "table6-smoke.zip"
+    whole = path.read_bytes()
+    for content in (b"", whole[:1000], whole[:60] + bytes(200) + whole[260:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="cannot read .*table6-smoke.zip: .*pack the study again"):
+            pack.unpack(packed, "table6-smoke")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../outside.txt", "not a record")
+    with pytest.raises(UserError, match="table6-smoke.zip holds no records of table6-smoke"):
+        pack.unpack(packed, "table6-smoke")
+    assert not list(packed.parent.rglob("outside.txt")) or list(packed.rglob("outside.txt")), (
+        "nothing leaves the folder"
+    )
+
+
 def test_records_of_files_want_those_files(packed):
-    frozen = plan.load(packed / "studies" / "table6-smoke")
-    frozen = pack.moved(frozen, packed)
+    frozen = pack.unpack(packed, "table6-smoke")
     for config in frozen.runs.values():
         config.eval.folder, config.data.train = "sts", "nli.csv"
     with pytest.raises(UserError, match="kept without the human scores: name the test sets' folder by eval.folder="):
@@ -67,7 +107,7 @@ def test_records_of_files_want_those_files(packed):
 
 
 def test_a_study_that_is_not_done_cannot_be_packed(paper, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "state_of", lambda outputs, run: {"state": "failed", "cause": "x"})
+    monkeypatch.setattr(plan, "state_of", lambda outputs, run: plan.RunState("failed", "x"))
     with pytest.raises(UserError, match="of table6-smoke is not done: finish the study, then pack it"):
         pack.pack([paper.studies["table6"]], tmp_path)
 
@@ -88,7 +128,8 @@ def test_packing_from_the_command_line(paper, commands, tmp_path):
     assert "name the folder that the records go to: --to FOLDER" in run("table6").err
     told = run("table6", "table1", "--to", str(tmp_path / "r"))
     assert told.status == 0 and re.search(r"1 study, 0\.\d MB of records in ", told.out), told.err
-    assert json.loads((tmp_path / "r" / "studies" / "table6-smoke" / "plan.json").read_text())["packed"] is True
+    files = files_of(tmp_path / "r" / "table6-smoke.zip")
+    assert json.loads(files["studies/table6-smoke/plan.json"])["packed"] is True
     other = commands.run(
         "cft.study", "pack", "table6", "--scale", "smoke", f"outputs={tmp_path}", "--to", str(tmp_path)
     )

@@ -84,7 +84,7 @@ def test_missing_failed_and_stale_cells_are_marked(paper, tmp_path):
     assert table[3][1].endswith("(stale)")
     text = to_text(Document("t", sections.blocks(found, tmp_path)))
     assert "failed: the disk is full" in text and "lr 5e-5: stale" in text
-    shutil.rmtree(outputs / plan.state_of(outputs, third)["scores"])
+    shutil.rmtree(outputs / plan.state_of(outputs, third).scores)
     assert [cell.status for cell in collect(study, []).cells][2] == "missing", "the results are gone"
 
 

@@ -26,7 +26,7 @@ def studies(outputs: Path, names: list[str], *overrides: str, seeds: tuple[int, 
 
 
 def run(found, *, only_failed: bool = False) -> int:
-    return runner.run(found, only_failed=only_failed, only_say=False, launcher=None, launcher_overrides=[])
+    return runner.run(found, only_failed=only_failed, dry_run=False, launcher=None, launcher_overrides=[])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_paper_is_run_once_and_trainings_are_shared(paper):
         ("figure1", "step 6"),
     ]
     runs = {paper.studies[name].cells[cell][0] for name, cell in cells}
-    folders = {plan.state_of(paper.outputs, run)["scores"] for run in runs}
+    folders = {plan.state_of(paper.outputs, run).scores for run in runs}
     assert len(folders) == 1, "one training stands in four tables"
 
 
@@ -88,7 +88,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, steps):
     found = studies(tmp_path, ["table4"])
     assert run(found) == 0
     assert len(steps) <= 3 * (3 - finished), "what was finished is not trained again"
-    assert all(plan.state_of(tmp_path, name)["state"] == "done" for name in found[0].runs)
+    assert all(plan.state_of(tmp_path, name).state == "done" for name in found[0].runs)
 
 
 USER_STUDY = """
