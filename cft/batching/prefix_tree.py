@@ -175,6 +175,7 @@ def tree_attention(
     Raises:
         UserError: if the model asks for a feature that this attention does not compute.
     """
+    # So many parameters because transformers calls it with them.
     if layout is None:
         raise UserError(
             f"{type(module).__name__} did not hand the batch layout on to its attention, so prefix-tree batches "

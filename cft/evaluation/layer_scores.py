@@ -50,17 +50,17 @@ def score_layers(embedder: Embedder, sets: dict[str, list[ScoredPair]]) -> Layer
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     ids = dict(zip(texts, embedder.tokenize(texts), strict=True))
     sequences = [ids[left] + ids[right] for left, right in pairs]
-    batches = []
+    parts, order = [], []
     with (
         in_mode(embedder.model, training=False),
         torch.inference_mode(),
         tqdm(total=len(pairs), desc="probing", unit="pair", leave=False) as bar,
     ):
-        # sorted pairs share prefixes with their neighbours
-        for chunk in embedder.chunks(range(len(pairs)), sequences, _TOKEN_BUDGET):
-            batches.append(_cosines(embedder, [pairs[index] for index in chunk], ids))
-            bar.update(len(chunk))
-    cosines = np.concatenate(batches, axis=-1)  # (layers, poolings, pairs)
+        for batch in embedder.batches(sequences, _TOKEN_BUDGET):
+            parts.append(_cosines(embedder, [pairs[index] for index in batch], ids))
+            order += batch
+            bar.update(len(batch))
+    cosines = np.concatenate(parts, axis=-1)[..., np.argsort(order)]  # (layers, poolings, pairs)
     if embedder.contract.attention is Attention.causal:
         # the first state sees no later token: equal for texts that begin alike, and ranked by rounding alone
         cosines[:, list(Pooling).index(Pooling.first)] = np.nan
