@@ -1,21 +1,23 @@
 """A study's report: put together, rendered, written in every format."""
 
 from pathlib import Path
+from typing import Literal
 
 from cft.config.compose import compose_config, flatten
 from cft.study import spec
 from cft.study.document import Block, Document, Heading, Table, Text, to_html, to_markdown, to_text
+from cft.study.page import fill
 from cft.study.spec import Experiment
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import write_text
 from cft.system.tables import Row, as_csv, as_latex
 
-FORMATS = ("text", "markdown", "csv", "latex")
+Format = Literal["text", "markdown", "csv", "latex"]
 
 
-def render(document: Document, form: str) -> str:
-    """A report in one of FORMATS; csv and latex hold its tables alone."""
+def render(document: Document, form: Format) -> str:
+    """A report in a format; csv and latex hold its tables alone."""
     if form == "text":
         return to_text(document)
     if form == "markdown":
@@ -25,13 +27,20 @@ def render(document: Document, form: str) -> str:
     return "\n".join(as_latex(table.rows, table.caption) for table in document.tables())
 
 
-def write(names: list[str], scale: str, overrides: list[str]) -> tuple[Document, Path]:
+def write(names: list[str], scale: str, overrides: list[str], *, into: Path | None = None) -> tuple[Document, Path]:
     """Write the reports of some studies, and of several one page for all; otherwise as `write_each`.
+
+    Args:
+        names, scale, overrides: as `write_each` takes them. into: a page that marks which parts of them it holds.
 
     Returns:
         The report, and the HTML page that holds it.
     """
-    return _joined(write_each(names, scale, overrides), scale, overrides)
+    reports = write_each(names, scale, overrides)
+    joined = _joined(reports, scale, overrides)
+    if into:
+        write_text(into, fill(into, {name: document for name, (document, _) in reports.items()}))
+    return joined
 
 
 def write_each(names: list[str], scale: str, overrides: list[str]) -> dict[str, tuple[Document, Path]]:

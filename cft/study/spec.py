@@ -4,10 +4,8 @@ A file in experiments/ says what to run; a file in experiments/scales/ says with
 two are put together here into cells, each with the command-line overrides of its job.
 """
 
-import argparse
 import itertools
 import string
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,19 +153,6 @@ def common_overrides(scale: str, overrides: list[str]) -> list[str]:
     fill = _Fill(path, laid.get("values") or {})
     wanted = [f"{key}=FILE" for key in laid.get("wants") or {}]
     return _last_wins([*wanted, *map(fill, laid.get("overrides") or []), *overrides])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name studies; `split_arguments` reads them."""
-    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
-    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
-
-
-def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of experiments ("all" is each of the paper's), and overrides."""
-    names = [entry for entry in what if "=" not in entry]
-    names = list(itertools.chain.from_iterable(available() if name == "all" else [name] for name in names))
-    return names, [entry for entry in what if "=" in entry]
 
 
 def outputs_of(overrides: list[str]) -> Path:
