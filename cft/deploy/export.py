@@ -14,6 +14,8 @@ from cft.system.hub import may_be_repository
 if TYPE_CHECKING:
     import numpy as np
 
+    from cft.model.embedder import Embedder
+
 
 # Largest change of a coordinate of a unit vector (float32) that merging's rounding explains.
 _TOLERANCE = 1e-5
@@ -53,10 +55,8 @@ def export(options: ExportOptions) -> str:
         scratch.mkdir()
         if options.format == "peft":
             lines = _write_adapter(run, scratch, options)
-        elif options.adapter == "keep":
-            lines = _write_kept(run, scratch, options)
         else:
-            lines = _write_merged(scratch, options)
+            lines = _write_model(run, scratch, options)
         _copy_card(run, scratch, options.format)
         os.rename(scratch, options.output)
     return "\n".join([f"written: {options.output}", *lines])
@@ -104,59 +104,53 @@ def _describe_base(base: str) -> str:
     return base if may_be_repository(base) else f"{base}, which others must have too"
 
 
-def _write_kept(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
-    """The adapter beside its base model's name: sentence-transformers has PEFT put it on."""
-    from cft.deploy import portable
-
+def _check_base(embedder: "Embedder", options: ExportOptions) -> None:
+    """Refuse to keep an adapter beside a base model that sentence-transformers would not find or not hold."""
     if options.format != "sentence-transformers":
         raise UserError(
             f"adapter=keep goes with format=sentence-transformers; format={options.format} has another meaning"
         )
-    embedder = load_embedder(options.run, prompt=options.prompt)
     base = embedder.contract.model
     if not may_be_repository(base) and not Path(base).expanduser().is_dir():
         raise UserError(f"the base model {base} is neither a folder nor on the hub, where others find it: merge it")
     trunk: Any = embedder.backbone.trunk
     if getattr(trunk.config, "stands_for", None):
         raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
-    portable.check_portable(embedder)
-    _write_adapter(run, scratch, options)
-    portable.portable_tokenizer(embedder).save_pretrained(scratch)
-    portable.check_tokens(embedder, scratch)
-    portable.write_modules(scratch, embedder)
-    expected = embedder.encode(portable.SAMPLES)
-    return [
-        f"an adapter on {base}, which sentence-transformers loads with it",
-        *_check_vectors(scratch, expected, _TOLERANCE, options.output),
-    ]
 
 
-def _write_merged(scratch: Path, options: ExportOptions) -> list[str]:
-    """The whole model with its adapter merged in; returns how it was checked and how it is loaded."""
+def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
+    """What transformers or sentence-transformers load; returns how it was checked and how it is loaded."""
     from cft.deploy import portable
 
     embedder = load_embedder(options.run, prompt=options.prompt)
+    contract, output, tolerance = embedder.contract, options.output, _TOLERANCE
+    if options.adapter == "keep":
+        _check_base(embedder, options)
+    portable.check_portable(embedder)
     expected = embedder.encode(portable.SAMPLES)
-    tokenizer = portable.portable_tokenizer(embedder)
-    portable.words_before(embedder)  # refused before anything is merged
-    trunk, drift = portable.merge_adapter(embedder)
-    if drift > _TOLERANCE and embedder.contract.dtype == "float32":
-        raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
-    portable.write_transformers(scratch, trunk, tokenizer)
+    portable.portable_tokenizer(embedder).save_pretrained(scratch)
+    if options.adapter == "keep":
+        _write_adapter(run, scratch, options)
+        lines = [f"an adapter on {contract.model}, which sentence-transformers loads with it"]
+    else:
+        trunk, drift = portable.merge_adapter(embedder)
+        if drift > tolerance and contract.dtype == "float32":
+            raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
+        tolerance = max(2 * drift, tolerance)
+        trunk.save_pretrained(scratch)
+        lines = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
+        if contract.dtype != "float32":
+            lines.append(f"(it was trained on {contract.dtype} weights, whose rounding is part of that)")
+        lines.append("its tokenizer, loaded again, gives the same tokens")
     portable.check_tokens(embedder, scratch)
-    lines = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
-    if embedder.contract.dtype != "float32":
-        lines.append(f"(it was trained on {embedder.contract.dtype} weights, whose rounding is part of that)")
-    lines.append("its tokenizer, loaded again, gives the same tokens")
     if options.format == "merged":
-        output = options.output
         return [
             *lines,
-            f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1",
+            f"pooling is the caller's: {contract.pooling.value}, over the real tokens, then length 1",
             f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',
         ]
     portable.write_modules(scratch, embedder)
-    return lines + _check_vectors(scratch, expected, max(2 * drift, _TOLERANCE), options.output)
+    return lines + _check_vectors(scratch, expected, tolerance, output)
 
 
 def _check_vectors(scratch: Path, expected: "np.ndarray", tolerance: float, output: Path) -> list[str]:
@@ -170,7 +164,7 @@ def _check_vectors(scratch: Path, expected: "np.ndarray", tolerance: float, outp
     difference = portable.sentence_transformers_difference(scratch, expected)
     if difference is not None and difference > tolerance:
         raise UserError(f"sentence-transformers makes other vectors of it (off by {difference:.1e}): it is not written")
-    outcome = f"sentence-transformers gives the same vectors to {difference:.1e}"
-    if difference is None:
-        outcome = "not tried in sentence-transformers: it is not installed here (pip install sentence-transformers)"
+    outcome = "not tried in sentence-transformers: it is not installed here (pip install sentence-transformers)"
+    if difference is not None:
+        outcome = f"sentence-transformers gives the same vectors to {difference:.1e}"
     return [outcome, f'  vectors = SentenceTransformer("{output}").encode(["a text"])']

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftModel
 
 from cft.config.schema import PLACEHOLDER, Attention, Quantization
@@ -41,11 +40,7 @@ def merge_adapter(embedder: Embedder) -> tuple[Any, float]:
 
     Returns:
         The trunk, and the largest change of a coordinate of a unit vector that merging made on `SAMPLES`.
-
-    Raises:
-        UserError: if the embedder is something that transformers cannot hold in one piece.
     """
-    check_portable(embedder)
     contract, backbone = embedder.contract, embedder.backbone
     before = embedder.encode(SAMPLES)
     trunk: Any = embedder.model.float()
@@ -76,6 +71,7 @@ def check_portable(embedder: Embedder) -> None:
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"
         )
+    words_before(embedder)
 
 
 def portable_tokenizer(embedder: Embedder) -> Any:
@@ -154,13 +150,6 @@ def check_tokens(embedder: Embedder, folder: Path) -> None:
             raise UserError(
                 f"the exported tokenizer gives {text[:40]!r} other tokens than this embedder has: it cannot be exported"
             )
-
-
-def write_transformers(folder: Path, trunk: Any, tokenizer: Any) -> None:
-    """Write what `AutoModel` and `AutoTokenizer` load."""
-    with torch.no_grad():
-        trunk.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def write_modules(folder: Path, embedder: Embedder) -> None:
