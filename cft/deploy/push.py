@@ -41,6 +41,9 @@ def push(options: PushOptions) -> str:
         UserError: if there is no such embedder, it could not be used elsewhere, a file holds a secret, or the hub
             refuses.
     """
+    from cft.job.card import FILE_NAME as CARD
+    from cft.job.card import for_reader
+
     if not may_be_repository(options.repo):
         raise UserError(f"repo={options.repo}: must be OWNER/NAME, as the hub names repositories")
     run = find_embedder(options.run)
@@ -51,7 +54,11 @@ def push(options: PushOptions) -> str:
         for name in _FROM_RUN:
             if (run / name).exists():
                 shutil.copy(run / name, staged / name)
-        _name_repository(run, staged, options)
+        card = staged / CARD
+        if not card.exists():
+            raise UserError(f"{run} has no model card ({CARD}): run its training's command again, which writes it")
+        text = for_reader(card.read_text(encoding="utf-8"), library=options.format, place=options.repo)
+        card.write_text(text, encoding="utf-8")
         if options.format == "peft":
             _require_public_base(staged)
         look_over(staged)
@@ -67,17 +74,6 @@ def _refuse_links(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise UserError(f"nothing was sent: {path} is a link to {os.readlink(path)}; put the file itself there")
-
-
-def _name_repository(run: Path, staged: Path, options: PushOptions) -> None:
-    """Let the card's example load from the repository."""
-    from cft.job.card import FILE_NAME, for_reader
-
-    path = staged / FILE_NAME
-    if not path.exists():
-        raise UserError(f"{run} has no model card ({FILE_NAME}): run its training's command again, which writes it")
-    card = for_reader(path.read_text(encoding="utf-8"), library=options.format, place=options.repo)
-    path.write_text(card, encoding="utf-8")
 
 
 def _require_public_base(staged: Path) -> None:
