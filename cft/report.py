@@ -15,7 +15,7 @@ from cft.study.report import Format, render, write
 from cft.system.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions(StudyOptions):
     """Show studies beside the paper's numbers."""
 

@@ -73,7 +73,8 @@ class _Word:
             return self.name.upper(), self.help
         choices = f" ({' or '.join(self.choices)})" if self.choices else ""
         default = next((word for word, value in self.choices.items() if value == self.default), self.default)
-        return f"{self.name}=", self.help + choices + ("" if self.required else f" [{default or 'none'}]")
+        default = "none" if default in (None, "", []) else default
+        return f"{self.name}=", self.help + choices + ("" if self.required else f" [{default}]")
 
 
 class CommandLine(Generic[Options]):

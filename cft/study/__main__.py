@@ -35,7 +35,7 @@ class RunOptions(StudyOptions):
     seeds: Annotated[list[int], "train every cell with each of these, as in 1,2,3"]
     to: Annotated[Path | None, "the folder that pack copies the records to"] = None
     replan: Annotated[bool, "take the files as they are now, not the frozen plan"] = False
-    launcher: Annotated[str | None, "run cells through joblib, submitit_local or submitit_slurm of Hydra"] = None
+    launcher: Annotated[str | None, "run cells through a Hydra launcher: joblib, submitit_local, submitit_slurm"] = None
 
 
 def main() -> None:

@@ -178,6 +178,21 @@ def test_a_list_of_names_comes_behind_the_command_of_a_study():
     assert options.to == Path("x")
 
 
+def test_a_report_is_named_and_formatted_by_dashes_too():
+    options = report.COMMAND.read(
+        ["table4", "--scale", "smoke", "--format", "latex", "lr=1e-4", "--into", "page.md", "all"]
+    )
+    assert options.experiments == ["table4", "all"] and options.names[:2] == ["table4", "table1"]
+    assert (options.scale, options.format, options.into) == ("smoke", "latex", Path("page.md"))
+    assert options.overrides == ["lr=1e-4"]
+
+
+def test_runs_are_filtered_by_any_setting_and_removed_without_asking():
+    options = runs.COMMAND.read(["--outputs", "o", "list", "lr=5e-4", "model=smollm2"])
+    assert (options.command, options.runs, options.outputs) == ("list", ["lr=5e-4", "model=smollm2"], Path("o"))
+    assert runs.COMMAND.read(["remove", "a", "--yes"]).yes is True and options.yes is False
+
+
 def test_a_search_has_a_seed_of_its_proposals_beside_the_trainings():
     options = search.COMMAND.read(["s", "--seed", "1", "seed=2", "lora.rank=2,4", "--no-pruning", "--trials", "3"])
     assert options.proposal_seed == 1 and options.overrides == ["seed=2", "lora.rank=2,4"]
