@@ -1,19 +1,21 @@
 """Contrastive fine-tuning of small causal language models into text embedders (arXiv 2408.00690)."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cft.deploy.mteb import MtebEncoder
     from cft.model.embedder import Embedder
 
-__all__ = ["Embedder", "__version__"]
+__all__ = ["Embedder", "MtebEncoder", "__version__"]
 
 __version__ = "0.1.0"
 
+_HOMES = {"Embedder": "cft.model.embedder", "MtebEncoder": "cft.deploy.mteb"}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the embedder when it is asked for: the command line's help must not wait for torch."""
-    if name == "Embedder":
-        from cft.model.embedder import Embedder
-
-        return Embedder
+    """Import a class when it is asked for: the command line's help must not wait for torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'cft' has no attribute {name!r}")

@@ -4,28 +4,21 @@ Texts are embedded in blocks, each kept beside the output until all are done; a 
 where it was. The output comes last, whole.
 """
 
-import shutil
-import sys
+from cft.config.command_line import CommandLine
+from cft.deploy.encode import EncodeOptions, encode_file
 
-from cft.deploy.encode import _PIPE, COMMAND, _count, _file, encode_file
-from cft.system.console import exit_statuses, set_up_console
+COMMAND = CommandLine(
+    "cft.encode", EncodeOptions, example="run=outputs/smollm2-files-1a2b3c4d5e6f texts.txt vectors.npy"
+)
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C)."""
-    set_up_console()
-    with exit_statuses("the same command goes on where it was"):
-        values = COMMAND.read(sys.argv[1:])
-        with _file(values["input"], ".txt") as source, _file(values["output"], ".npy") as target:
-            if values["input"] == _PIPE:
-                with source.open("wb") as stream:
-                    shutil.copyfileobj(sys.stdin.buffer, stream)
-            rows, skipped = encode_file(values, source, target)
-            if values["output"] == _PIPE:
-                with target.open("rb") as stream:
-                    shutil.copyfileobj(stream, sys.stdout.buffer)
-            left_out = f", {_count(skipped, 'row')} left out" if skipped else ""
-            sys.stderr.write(f"{_count(rows, 'text')} embedded{left_out}: {values['output']}\n")
+    """Run the command line."""
+    COMMAND.run(_encode, "the same command goes on where it was")
+
+
+def _encode(options: EncodeOptions) -> None:
+    encode_file(options)  # says what it did on stderr: stdout may take the vectors
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Write a finished embedder for other libraries: `python -m cft.export run=RUN format=sentence-transformers FOLDER`."""
 
-import sys
+from cft.config.command_line import CommandLine
+from cft.deploy.export import ExportOptions, export
 
-from cft.deploy.export import COMMAND, export
-from cft.system.console import exit_statuses, set_up_console
+COMMAND = CommandLine("cft.export", ExportOptions, example="run=outputs/smollm2-files-1a2b3c4d5e6f my-embedder")
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C)."""
-    set_up_console()
-    with exit_statuses("the same command starts over"):
-        values = COMMAND.read(sys.argv[1:])
-        sys.stdout.write(export(values) + "\n")
+    """Run the command line."""
+    COMMAND.run(export)
 
 
 if __name__ == "__main__":

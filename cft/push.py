@@ -1,20 +1,19 @@
 """Send a finished embedder to the Hugging Face hub: `python -m cft.push run=RUN repo=OWNER/NAME [dry_run=true]`.
 
-Only files that are listed here are sent, and each text among them is searched for secrets and paths of this machine
-first.
+Only files of a fixed list are sent, and each text among them is searched for secrets and paths of this machine first.
 """
 
-import sys
+from cft.config.command_line import CommandLine
+from cft.deploy.push import PushOptions, push
 
-from cft.deploy.push import COMMAND, push
-from cft.system.console import exit_statuses, set_up_console
+COMMAND = CommandLine(
+    "cft.push", PushOptions, example="run=outputs/smollm2-files-1a2b3c4d5e6f repo=me/my-embedder dry_run=true"
+)
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C)."""
-    set_up_console()
-    with exit_statuses("the same command starts over"):
-        sys.stdout.write(push(COMMAND.read(sys.argv[1:])) + "\n")
+    """Run the command line."""
+    COMMAND.run(push)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,42 @@
-"""Show studies beside the paper: `python -m cft.report EXPERIMENT... [--scale SCALE] [KEY=VALUE ...]`.
+"""Show studies beside the paper: `python -m cft.report EXPERIMENT... [scale=SCALE] [KEY=VALUE ...]`.
 
 Every report is also written into the study's folder: Markdown, one self-contained HTML page, CSV, LaTeX, SVG and PNG.
-`--into PAGE.md` writes parts of it into a page that says where (cft/study/page.py).
+`into=PAGE.md` also writes parts of it into a page that marks their places (cft/study/page.py).
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cft.study.arguments import add_arguments, split_arguments
-from cft.study.report import FORMATS, render, write
-from cft.system.console import exit_statuses, set_up_console
+from cft.config.command_line import CommandLine
+from cft.study.arguments import StudyOptions
+from cft.study.report import Format, render, write
 from cft.system.errors import UserError
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(StudyOptions):
+    """Show studies beside the paper's numbers."""
+
+    format: Annotated[Format, "what is printed; all are written"] = "text"
+    into: Annotated[Path | None, "a page (.md) that marks which parts of reports it holds"] = None
+
+
+COMMAND = CommandLine("cft.report", ReportOptions, example="table4 table6 scale=small format=latex")
+
+
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect) or 2 (the user can mend it)."""
-    set_up_console()
-    parser = argparse.ArgumentParser(
-        prog="python -m cft.report", description="Show studies beside the paper's numbers."
-    )
-    add_arguments(parser)
-    parser.add_argument("--format", choices=FORMATS, default="text", help="what is printed; all are written")
-    parser.add_argument("--into", type=Path, metavar="PAGE.md", help="also write parts into a page that marks them")
-    arguments = parser.parse_intermixed_args()
-    with exit_statuses("the same command writes the report anew"):
-        names, overrides = split_arguments(arguments.what)
-        if arguments.into and not arguments.into.is_file():
-            raise UserError(f"--into {arguments.into}: there is no such page")
-        document, page = write(names, arguments.scale, overrides, into=arguments.into)
-    sys.stdout.write(render(document, arguments.format))
-    if arguments.format == "text":
+    """Run the command line."""
+    COMMAND.run(_report, "the same command writes the report anew")
+
+
+def _report(options: ReportOptions) -> None:
+    if options.into and not options.into.is_file():
+        raise UserError(f"--into {options.into}: there is no such page")
+    document, page = write(options.names, options.scale, options.overrides, into=options.into)
+    sys.stdout.write(render(document, options.format))
+    if options.format == "text":
         sys.stdout.write(
             f"\nwritten: {page} (one page, opens without a network), with .md, .csv, .tex, .svg and .png beside\n"
         )

@@ -5,42 +5,49 @@ python -m cft.runs compare RUN RUN                 settings that differ, beside 
 python -m cft.runs remove RUN...                   delete trainings with all their scores
 """
 
-import argparse
-import sys
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from cft.config.schema import Config
-from cft.job.runs import compare_runs, find_run, list_runs, remove_runs
-from cft.system.console import exit_statuses, set_up_console
+from cft.config.command_line import CommandLine
 from cft.system.errors import UserError
 from cft.system.tables import as_text
 
 
+@dataclass(frozen=True)
+class RunsOptions:
+    """List trainings and their scores, compare two with verdicts, or remove trainings with all their scores."""
+
+    command: Annotated[Literal["list", "compare", "remove"], "list, compare or remove"]
+    runs: Annotated[list[str], "a folder, or the end of its name; to list, settings such as lr=5e-4 or model=phi2"]
+    _: KW_ONLY
+    outputs: Annotated[Path, "the folder of all results"] = Path("outputs")
+    yes: Annotated[bool, "remove without asking"] = False
+
+
+COMMAND = CommandLine("cft.runs", RunsOptions, example="list lr=5e-4 model=smollm2")
+
+
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect) or 2 (the user can mend it)."""
-    set_up_console()
-    parser = argparse.ArgumentParser(prog="python -m cft.runs", description="List, compare and remove runs.")
-    parser.add_argument("--outputs", default=Config.outputs, type=Path, help="the folder of all results")
-    commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="trainings and their scores")
-    listing.add_argument("filters", nargs="*", metavar="KEY=VALUE", help="any setting, as in lr=5e-4 or model=phi2")
-    comparing = commands.add_parser("compare", help="two runs: settings and scores, with verdicts")
-    comparing.add_argument("runs", nargs=2, metavar="RUN", help="a folder, or the end of its name")
-    removing = commands.add_parser("remove", help="delete trainings with all their scores")
-    removing.add_argument("runs", nargs="+", metavar="RUN", help="a folder, or the end of its name")
-    removing.add_argument("--yes", action="store_true", help="do not ask")
-    arguments = parser.parse_args()
-    with exit_statuses("the same command starts over"):
-        if arguments.command == "list":
-            table = list_runs(arguments.outputs, arguments.filters)
-            if len(table) == 1:
-                raise UserError(f"no training under {arguments.outputs}{' that fits' if arguments.filters else ''}")
-            sys.stdout.write(as_text(table) + "\n")
-        elif arguments.command == "compare":
-            one, other = (find_run(arguments.outputs, name) for name in arguments.runs)
-            sys.stdout.write(compare_runs(one, other) + "\n")
-        else:
-            remove_runs([find_run(arguments.outputs, name) for name in arguments.runs], sure=arguments.yes)
+    """Run the command line."""
+    COMMAND.run(_carry_out)
+
+
+def _carry_out(options: RunsOptions) -> str | None:
+    from cft.job.runs import compare_runs, find_run, list_runs, remove_runs
+
+    if options.command == "list":
+        table = list_runs(options.outputs, options.runs)
+        if len(table) == 1:
+            raise UserError(f"no training under {options.outputs}{' that fits' if options.runs else ''}")
+        return as_text(table)
+    if not options.runs or (options.command == "compare" and len(options.runs) != 2):
+        raise UserError(f"{options.command}: name {'two runs' if options.command == 'compare' else 'the runs'}")
+    folders = [find_run(options.outputs, name) for name in options.runs]
+    if options.command == "compare":
+        return compare_runs(*folders)
+    remove_runs(folders, sure=options.yes)
+    return None
 
 
 if __name__ == "__main__":

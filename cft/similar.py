@@ -1,18 +1,19 @@
 """The texts of a file that are most like a query: `python -m cft.similar run=RUN "a query" FILE`."""
 
-import sys
-
-from cft.deploy.similar import COMMAND, nearest
-from cft.system.console import exit_statuses, set_up_console
+from cft.config.command_line import CommandLine
+from cft.deploy.similar import SimilarOptions, nearest
 from cft.system.tables import as_text
+
+COMMAND = CommandLine(
+    "cft.similar",
+    SimilarOptions,
+    example='run=outputs/smollm2-files-1a2b3c4d5e6f "how do I reset my password" faq.csv column=question',
+)
 
 
 def main() -> None:
-    """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C)."""
-    set_up_console()
-    with exit_statuses("the same command starts over"):
-        values = COMMAND.read(sys.argv[1:])
-        sys.stdout.write(as_text(nearest(values)) + "\n")
+    """Run the command line."""
+    COMMAND.run(lambda options: as_text(nearest(options)))
 
 
 if __name__ == "__main__":

@@ -6,5 +6,6 @@ __all__ = [
     "rules",  # what no job could run with
     "compose",  # YAML and overrides to a Config
     "sweeps",  # what a search chooses from
+    "command_line",  # KEY=VALUE into the dataclasses of the small commands
     "reference",  # the page of all settings
 ]

@@ -1,1 +1,10 @@
 """A finished embedder in use: load, encode, search, export, push, MTEB."""
+
+__all__ = [
+    "encode",  # a file's texts as vectors
+    "export",  # a folder for sentence-transformers, transformers or PEFT
+    "load",  # an embedder by a folder or a name
+    "mteb",  # what the package mteb evaluates
+    "push",  # to the Hugging Face hub
+    "similar",  # a file's texts nearest to a query
+]

@@ -1,17 +1,17 @@
-"""Vectors of the texts of a file, written whole and resumed where they stopped."""
+"""Vectors of a file's texts, written whole and resumed where they stopped."""
 
 import contextlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cft.data.files import BadRows, Skipped, stream_texts
-from cft.deploy.load import DEVICE, PROMPT, RUN, load_embedder
-from cft.system.arguments import Command, Key
+from cft.data.files import Skipped, stream_texts
+from cft.deploy.load import TextFileOptions, load_embedder
 from cft.system.digest import digest, sha256_of_file
 from cft.system.disk import require_free
 from cft.system.errors import UserError
@@ -20,37 +20,26 @@ from cft.system.files import atomic_write, exclusive_lock, read_json, write_json
 if TYPE_CHECKING:
     from cft.model.embedder import Embedder
 
-
-_BLOCK = 2_000
-
-
-_OUTPUTS = (".npy", ".parquet")
-
-
+_BLOCK = 2_000  # texts embedded between two writes to disk
+_ENDINGS = (".npy", ".parquet")
 _PIPE = "-"
+_MOST_TOLD = 10  # rows that are left out and named
 
 
-COLUMN = Key("the column that holds the texts, in files that have columns", default="text")
+@dataclass(frozen=True)
+class EncodeOptions(TextFileOptions):
+    """Embed every text of a file, in the file's order: unit vectors, float32."""
+
+    input: Annotated[
+        str, "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz), .parquet, or - for lines on stdin"
+    ]
+    output: Annotated[str, ".npy (rows, D), .parquet (text, vector), or - for .npy on stdout"]
+    _: KW_ONLY
+    overwrite: Annotated[bool, "replace an output that exists"] = False
 
 
-ON_BAD_ROW = Key("what to do with a row that holds no text", default="raise", choices=("raise", "skip"))
-
-
-@contextlib.contextmanager
-def _file(name: str, ending: str) -> Iterator[Path]:
-    """A place of the command as a file; what goes through a pipe is kept in one for the while."""
-    if name != _PIPE:
-        yield Path(name).expanduser()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / f"pipe{ending}"
-
-
-def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int, int]:
-    """Embed a file.
-
-    Args:
-        values: of the command's keys. source, target: its places, as files.
+def encode_file(options: EncodeOptions) -> tuple[int, int]:
+    """Embed a file, or what comes through a pipe; progress goes to stderr.
 
     Returns:
         How many texts were embedded, and how many rows were left out.
@@ -58,96 +47,132 @@ def encode_file(values: dict[str, str], source: Path, target: Path) -> tuple[int
     Raises:
         UserError: naming the file and row, before anything is embedded.
     """
-    if target.suffix not in _OUTPUTS:
-        raise UserError(f"{target}: the output must end in {' or '.join(_OUTPUTS)}, or be -")
-    if target.exists() and values["overwrite"] != "true":
-        raise UserError(f"{target} exists; name another output, or set overwrite=true")
-    if target.parent != Path() and not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
-
-    def texts() -> Iterator[str | Skipped]:
-        return stream_texts(source, column=values["column"], on_bad_row=BadRows(values["on_bad_row"]))
-
-    count = skipped = 0
-    for row in texts():  # all rows are looked at before the first is embedded: a bad one may be the last
-        if isinstance(row, Skipped):
-            skipped += 1
-            sys.stderr.write(f"skipped {row.where}: {row.reason}\n" if skipped <= 10 else "")
-        else:
-            count += 1
-
-    def good() -> Iterator[str]:
-        return (row for row in texts() if isinstance(row, str))
-
-    embedder = load_embedder(values)
-    parts = target.with_name(f".{target.name}.parts")
-    with exclusive_lock(parts):
-        _same_work(parts, [embedder.contract, sha256_of_file(source), values["column"], values["on_bad_row"], _BLOCK])
-        _embed(embedder, good(), count, parts)
-        if embedder.at_limit:
-            limit = embedder.contract.max_length
-            told = f"{_count(embedder.at_limit, 'text')} reached the {limit} tokens that this embedder reads at most"
-            sys.stderr.write(f"{told}: what is behind them was left out\n")
-        _write(target, parts, count, good())
-    shutil.rmtree(parts)
+    with _file_for(options.input, ".txt") as source, _file_for(options.output, ".npy") as target:
+        if options.input == _PIPE:
+            with source.open("wb") as stream:
+                shutil.copyfileobj(sys.stdin.buffer, stream)
+        count, skipped = _encode(options, source, target)
+        if options.output == _PIPE:
+            with target.open("rb") as stream:
+                shutil.copyfileobj(stream, sys.stdout.buffer)
+    left_out = f", {_counted(skipped, 'row')} left out" if skipped else ""
+    sys.stderr.write(f"{_counted(count, 'text')} embedded{left_out}: {options.output}\n")
     return count, skipped
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _same_work(parts: Path, facts: list[Any]) -> None:
-    """Drop blocks that belong to other texts or another embedder."""
-    told = parts / "work.json"
-    if not told.exists() or read_json(told, str) != digest(facts):
-        for path in parts.glob("*.npy"):
-            path.unlink()
-        write_json(told, digest(facts))
+@contextlib.contextmanager
+def _file_for(name: str, ending: str) -> Iterator[Path]:
+    """The file of that name; a temporary one for a pipe."""
+    if name != _PIPE:
+        yield Path(name).expanduser()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / f"pipe{ending}"
 
 
-def _embed(embedder: "Embedder", texts: Iterator[str], count: int, parts: Path) -> None:
+def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, int]:
+    _check_output(target, overwrite=options.overwrite)
+
+    def rows() -> Iterator[str | Skipped]:
+        return stream_texts(source, column=options.column, on_bad_row=options.on_bad_row)
+
+    def texts() -> Iterator[str]:
+        return (row for row in rows() if isinstance(row, str))
+
+    count, skipped = _count(rows())  # every row is checked before the first is embedded: a bad one may be the last
+    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
+    facts = [embedder.contract, sha256_of_file(source), options.column, options.on_bad_row.value, _BLOCK]
+    blocks = target.with_name(f".{target.name}.parts")
+    with exclusive_lock(blocks):
+        _remove_other_work(blocks, digest(facts))
+        _embed(embedder, texts(), count, blocks)
+        if embedder.at_limit:
+            sys.stderr.write(
+                f"{_counted(embedder.at_limit, 'text')} reached the {embedder.contract.max_length} tokens that this "
+                "embedder reads at most: what is behind them was left out\n"
+            )
+        _write(target, blocks, count, texts())
+    shutil.rmtree(blocks)
+    return count, skipped
+
+
+def _check_output(target: Path, *, overwrite: bool) -> None:
+    if target.suffix not in _ENDINGS:
+        raise UserError(f"{target}: the output must end in {' or '.join(_ENDINGS)}, or be -")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; name another output, or set overwrite=true")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+
+
+def _count(rows: Iterator[str | Skipped]) -> tuple[int, int]:
+    """How many rows are texts, and how many are left out; the first of the latter are named."""
+    count = skipped = 0
+    for row in rows:
+        if isinstance(row, Skipped):
+            skipped += 1
+            if skipped <= _MOST_TOLD:
+                sys.stderr.write(f"skipped {row.where}: {row.reason}\n")
+        else:
+            count += 1
+    return count, skipped
+
+
+def _remove_other_work(blocks: Path, name: str) -> None:
+    """Remove blocks of other texts or of another embedder."""
+    path = blocks / "work.json"
+    if not path.exists() or read_json(path, str) != name:
+        for block in blocks.glob("*.npy"):
+            block.unlink()
+        write_json(path, name)
+
+
+def _block_files(blocks: Path, count: int) -> list[Path]:
+    return [blocks / f"{number:06}.npy" for number in range(-(-count // _BLOCK))]
+
+
+def _embed(embedder: "Embedder", texts: Iterator[str], count: int, blocks: Path) -> None:
     """Embed what is not embedded yet, block by block."""
     import numpy as np
     from tqdm import tqdm
 
-    kept = sum(_part(parts, number).exists() for number in range(-(-count // _BLOCK)))
-    if kept:
-        sys.stderr.write(f"{_count(min(kept * _BLOCK, count), 'text')} of {count:,} were embedded before\n")
+    paths = _block_files(blocks, count)
+    done = sum(path.exists() for path in paths)
+    if done:
+        sys.stderr.write(f"{_counted(min(done * _BLOCK, count), 'text')} of {count:,} were embedded before\n")
     with tqdm(total=count, desc="embedding", unit="text", disable=not sys.stderr.isatty()) as bar:
-        for number in range(-(-count // _BLOCK)):
+        for number, path in enumerate(paths):
             block = list(islice(texts, _BLOCK))
-            path = _part(parts, number)
             if not path.exists():
                 vectors = embedder.encode(block)
-                if number == kept:  # the blocks to come and, before they go, the file that is put together of them
-                    to_come = 2 * count - kept * _BLOCK
-                    require_free(parts, to_come * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
+                if number == done:  # room for the blocks to come and for the file that is made of all
+                    rows = 2 * count - done * _BLOCK
+                    require_free(blocks, rows * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
                 with atomic_write(path) as scratch, scratch.open("wb") as stream:
                     np.save(stream, vectors, allow_pickle=False)
             bar.update(len(block))
 
 
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number:06}.npy"
-
-
-def _write(target: Path, parts: Path, count: int, texts: Iterator[str]) -> None:
-    """Put the blocks together; one at a time is in memory."""
+def _write(target: Path, blocks: Path, count: int, texts: Iterator[str]) -> None:
+    """Write the output, one block in memory at a time."""
     import numpy as np
 
-    blocks = (np.load(_part(parts, number), allow_pickle=False) for number in range(-(-count // _BLOCK)))
+    vectors = (np.load(path, allow_pickle=False) for path in _block_files(blocks, count))
     with atomic_write(target) as scratch:
         if target.suffix == ".npy":
-            _write_npy(scratch, blocks, count)
+            _write_npy(scratch, vectors, count)
         else:
-            _write_parquet(scratch, blocks, texts)
+            _write_parquet(scratch, vectors, texts)
 
 
-def _write_npy(scratch: Path, blocks: Iterator[Any], count: int) -> None:
+def _write_npy(path: Path, blocks: Iterator[Any], count: int) -> None:
     import numpy as np
 
-    with scratch.open("wb") as stream:
+    with path.open("wb") as stream:
         for number, block in enumerate(blocks):
             if number == 0:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (count, block.shape[1])}
@@ -155,35 +180,15 @@ def _write_npy(scratch: Path, blocks: Iterator[Any], count: int) -> None:
             stream.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
 
 
-def _write_parquet(scratch: Path, blocks: Iterator[Any], texts: Iterator[str]) -> None:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
+def _write_parquet(path: Path, blocks: Iterator[Any], texts: Iterator[str]) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
 
-    writer = None
-    for block in blocks:
-        vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(block.reshape(-1)), block.shape[1])
-        columns = [arrow.array(list(islice(texts, len(block))), type=arrow.large_string()), vectors]
-        table = arrow.Table.from_arrays(columns, names=["text", "vector"])
-        writer = writer or parquet.ParquetWriter(scratch, table.schema)
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
-
-
-COMMAND = Command(
-    "cft.encode",
-    "Embed every text of a file, in the file's order: unit vectors, float32.",
-    keys={
-        "run": RUN,
-        "column": COLUMN,
-        "prompt": PROMPT,
-        "device": DEVICE,
-        "on_bad_row": ON_BAD_ROW,
-        "overwrite": Key("replace an output that exists", default="false", choices=("true", "false")),
-    },
-    places={
-        "input": "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz), .parquet, or - for lines on stdin",
-        "output": ".npy (rows, D), .parquet (text, vector), or - for .npy on stdout",
-    },
-    example="run=outputs/smollm2-files-1a2b3c4d5e6f texts.txt vectors.npy",
-)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for block in blocks:
+            vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.reshape(-1)), block.shape[1])
+            column = pyarrow.array(list(islice(texts, len(block))), type=pyarrow.large_string())
+            table = pyarrow.table({"text": column, "vector": vectors})
+            writer = writer or stack.enter_context(ParquetWriter(path, table.schema))
+            writer.write_table(table)

@@ -2,11 +2,11 @@
 
 import os
 import shutil
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cft.deploy.load import PROMPT, RUN, find_embedder, load_embedder
-from cft.system.arguments import Command, Key
+from cft.deploy.load import EmbedderOptions, find_embedder, load_embedder
 from cft.system.errors import UserError
 from cft.system.files import staging_folder, write_text
 from cft.system.hub import may_be_repository
@@ -17,11 +17,28 @@ if TYPE_CHECKING:
     from cft.model.embedder import Embedder
 
 
-# Merging rounds; more than this is no rounding (unit vectors, float32).
-_TOLERATED = 1e-5
+# Largest change of a coordinate of a unit vector (float32) that merging's rounding explains.
+_TOLERANCE = 1e-5
 
 
-def export(values: dict[str, str]) -> str:
+@dataclass(frozen=True)
+class ExportOptions(EmbedderOptions):
+    """Write a finished embedder for other libraries, and check there that it gives the same vectors."""
+
+    output: Annotated[Path, "a folder that does not exist yet"]
+    _: KW_ONLY
+    format: Annotated[
+        Literal["sentence-transformers", "merged", "peft"],
+        "sentence-transformers: for SentenceTransformer(FOLDER); merged: for AutoModel, without pooling; peft: the "
+        "adapter alone, for PeftModel on its base model",
+    ] = "sentence-transformers"
+    adapter: Annotated[
+        Literal["merge", "keep"],
+        "for sentence-transformers: merge it into the model, or keep it beside the base model's name",
+    ] = "merge"
+
+
+def export(options: ExportOptions) -> str:
     """Write the folder, whole or not at all.
 
     Returns:
@@ -30,53 +47,52 @@ def export(values: dict[str, str]) -> str:
     Raises:
         UserError: if the embedder cannot be had, or not in that form.
     """
-    target = Path(values["output"]).expanduser()
-    if target.exists():
-        raise UserError(f"{target} exists; name another folder")
-    folder = find_embedder(values["run"])
-    with staging_folder(target) as half:
-        scratch = half / "export"
+    if options.output.exists():
+        raise UserError(f"{options.output} exists; name another folder")
+    run = find_embedder(options.run)
+    with staging_folder(options.output) as staging:
+        scratch = staging / "export"
         scratch.mkdir()
-        if values["format"] == "peft":
-            said = _write_adapter(folder, scratch, values["prompt"])
-        elif values.get("adapter") == "keep":
-            said = _write_kept(load_embedder(values), folder, scratch, values["format"])
+        if options.format == "peft":
+            lines = _write_adapter(run, scratch, options)
         else:
-            said = _write_merged(load_embedder(values), scratch, modules=values["format"] == "sentence-transformers")
-        _copy_card(folder, scratch, values["format"])
-        os.rename(scratch, target)
-    return f"written: {target}\n{said}".replace("FOLDER", str(target))
+            lines = _write_model(run, scratch, options)
+        _copy_card(run, scratch, options.format)
+        os.rename(scratch, options.output)
+    return "\n".join([f"written: {options.output}", *lines])
 
 
-def _copy_card(folder: Path, scratch: Path, form: str) -> None:
-    """The run's model card, its example in the words of whoever loads the export."""
-    from cft.job.card import FILE_NAME, for_library
+def _copy_card(run: Path, scratch: Path, form: str) -> None:
+    """The run's model card, with an example for the library that loads the export."""
+    from cft.job.card import FILE_NAME, for_reader
 
-    if (folder / FILE_NAME).exists():
-        write_text(scratch / FILE_NAME, for_library((folder / FILE_NAME).read_text(encoding="utf-8"), form))
+    if (run / FILE_NAME).exists():
+        write_text(scratch / FILE_NAME, for_reader((run / FILE_NAME).read_text(encoding="utf-8"), library=form))
 
 
-def _write_adapter(folder: Path, scratch: Path, prompt: str) -> str:
-    from cft.model import contract
+def _write_adapter(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
+    """The adapter alone with its contract; returns how it is loaded."""
+    from cft.model.contract import Contract
     from cft.model.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
 
-    promised = contract.Contract.load(folder)
-    if not (folder / ADAPTER_FOLDER / ADAPTER_WEIGHTS).exists():
-        raise UserError(f"{folder} was trained whole (lora=none): there is no adapter; choose format=merged")
+    contract = Contract.load(run)
+    if not (run / ADAPTER_FOLDER / ADAPTER_WEIGHTS).exists():
+        raise UserError(f"{run} was trained whole (lora=none): there is no adapter; choose format=merged")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        shutil.copy(folder / ADAPTER_FOLDER / name, scratch / name)
-    (promised.with_template(prompt) if prompt else promised).save(scratch)
-    suffix = ", ".join(map(str, promised.suffix_ids))
-    return (
-        f"an adapter for {_base_in_words(promised.model)}\n"
-        '  embedder = Embedder.load("FOLDER")  # cft does the rest\n'
-        '  model = PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "FOLDER")  # PEFT does not:\n'
-        f"  append the token {suffix or '(none)'} to each text, take the state that pooling={promised.pooling.value} "
-        "names, and normalise it (contract.json)"
-    )
+        shutil.copy(run / ADAPTER_FOLDER / name, scratch / name)
+    (contract.with_template(options.prompt) if options.prompt else contract).save(scratch)
+    suffix = ", ".join(map(str, contract.suffix_ids)) or "(none)"
+    model = f'PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "{options.output}")'
+    return [
+        f"an adapter for {_describe_base(contract.model)}",
+        f'  embedder = Embedder.load("{options.output}")  # cft does the rest',
+        f"  model = {model}  # PEFT does not:",
+        f"  append the token {suffix} to each text, take the state that pooling={contract.pooling.value} "
+        "names, and normalise it (contract.json)",
+    ]
 
 
-def _base_in_words(base: str) -> str:
+def _describe_base(base: str) -> str:
     """Which model that is, and where others find it."""
     from cft.config.schema import ModelSettings
     from cft.model.sources import fetch
@@ -88,87 +104,67 @@ def _base_in_words(base: str) -> str:
     return base if may_be_repository(base) else f"{base}, which others must have too"
 
 
-def _write_kept(embedder: "Embedder", folder: Path, scratch: Path, form: str) -> str:
-    """The adapter beside its base model's name, for sentence-transformers, which asks PEFT to put it on."""
-    from cft.deploy import portable
-
-    if form != "sentence-transformers":
-        raise UserError(f"adapter=keep goes with format=sentence-transformers; format={form} has another meaning")
+def _check_base(embedder: "Embedder", options: ExportOptions) -> None:
+    """Refuse to keep an adapter beside a base model that sentence-transformers would not find or not hold."""
+    if options.format != "sentence-transformers":
+        raise UserError(
+            f"adapter=keep goes with format=sentence-transformers; format={options.format} has another meaning"
+        )
     base = embedder.contract.model
     if not may_be_repository(base) and not Path(base).expanduser().is_dir():
         raise UserError(f"the base model {base} is neither a folder nor on the hub, where others find it: merge it")
     trunk: Any = embedder.backbone.trunk
     if getattr(trunk.config, "stands_for", None):
         raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
+
+
+def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
+    """What transformers or sentence-transformers load; returns how it was checked and how it is loaded."""
+    from cft.deploy import portable
+
+    embedder = load_embedder(options.run, prompt=options.prompt)
+    contract, output, tolerance = embedder.contract, options.output, _TOLERANCE
+    if options.adapter == "keep":
+        _check_base(embedder, options)
     portable.check_portable(embedder)
-    _write_adapter(folder, scratch, embedder.contract.template)
-    portable.tokenizer_of(embedder).save_pretrained(scratch)
+    expected = embedder.encode(portable.SAMPLES)
+    portable.portable_tokenizer(embedder).save_pretrained(scratch)
+    if options.adapter == "keep":
+        _write_adapter(run, scratch, options)
+        lines = [f"an adapter on {contract.model}, which sentence-transformers loads with it"]
+    else:
+        trunk, drift = portable.merge_adapter(embedder)
+        if drift > tolerance and contract.dtype == "float32":
+            raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
+        tolerance = max(2 * drift, tolerance)
+        trunk.save_pretrained(scratch)
+        lines = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
+        if contract.dtype != "float32":
+            lines.append(f"(it was trained on {contract.dtype} weights, whose rounding is part of that)")
+        lines.append("its tokenizer, loaded again, gives the same tokens")
     portable.check_tokens(embedder, scratch)
+    if options.format == "merged":
+        return [
+            *lines,
+            f"pooling is the caller's: {contract.pooling.value}, over the real tokens, then length 1",
+            f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',
+        ]
     portable.write_modules(scratch, embedder)
-    said = [f"an adapter on {base}, which sentence-transformers loads with it"]
-    said += _tried(scratch, embedder.encode(portable.SAMPLES), _TOLERATED)
-    return "\n".join(said)
+    return lines + _check_vectors(scratch, expected, tolerance, output)
 
 
-def _tried(scratch: Path, expected: "np.ndarray", allowed: float) -> list[str]:
-    """What sentence-transformers makes of a folder, in words.
+def _check_vectors(scratch: Path, expected: "np.ndarray", tolerance: float, output: Path) -> list[str]:
+    """How far sentence-transformers' vectors are from the embedder's, in words.
 
     Raises:
-        UserError: if its vectors are others.
+        UserError: if they are others.
     """
     from cft.deploy import portable
 
-    found = portable.difference_there(scratch, expected)
-    if found is not None and found > allowed:
-        raise UserError(f"sentence-transformers makes other vectors of it (off by {found:.1e}): it is not written")
-    said = "not tried in sentence-transformers: it is not installed here (pip install sentence-transformers)"
-    if found is not None:
-        said = f"sentence-transformers gives the same vectors to {found:.1e}"
-    return [said, '  vectors = SentenceTransformer("FOLDER").encode(["a text"])']
-
-
-def _write_merged(embedder: "Embedder", scratch: Path, *, modules: bool) -> str:
-    from cft.deploy import portable
-
-    expected = embedder.encode(portable.SAMPLES)
-    tokenizer = portable.tokenizer_of(embedder)
-    portable.prompt_before(embedder)  # refused before anything is merged
-    trunk, drift = portable.merged(embedder)
-    if drift > _TOLERATED and embedder.contract.dtype == "float32":
-        raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
-    portable.write_transformers(scratch, trunk, tokenizer)
-    portable.check_tokens(embedder, scratch)
-    said = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
-    if embedder.contract.dtype != "float32":
-        said.append(f"(it was trained on {embedder.contract.dtype} weights, whose rounding is part of that)")
-    said.append("its tokenizer, loaded again, gives the same tokens")
-    if not modules:
-        said.append(f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1")
-        said.append('  model, tokenizer = AutoModel.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")')
-    else:
-        portable.write_modules(scratch, embedder)
-        said += _tried(scratch, expected, max(2 * drift, _TOLERATED))
-    return "\n".join(said)
-
-
-COMMAND = Command(
-    "cft.export",
-    "Write a finished embedder for other libraries, and check there that it gives the same vectors.",
-    keys={
-        "run": RUN,
-        "format": Key(
-            "sentence-transformers: for SentenceTransformer(FOLDER); merged: for AutoModel, without pooling; peft: the "
-            "adapter alone, for PeftModel on its base model",
-            default="sentence-transformers",
-            choices=("sentence-transformers", "merged", "peft"),
-        ),
-        "adapter": Key(
-            "for sentence-transformers: merge it into the model, or keep it beside the base model's name",
-            default="merge",
-            choices=("merge", "keep"),
-        ),
-        "prompt": PROMPT,
-    },
-    places={"output": "a folder that does not exist yet"},
-    example="run=outputs/smollm2-files-1a2b3c4d5e6f my-embedder",
-)
+    difference = portable.sentence_transformers_difference(scratch, expected)
+    if difference is not None and difference > tolerance:
+        raise UserError(f"sentence-transformers makes other vectors of it (off by {difference:.1e}): it is not written")
+    outcome = "not tried in sentence-transformers: it is not installed here (pip install sentence-transformers)"
+    if difference is not None:
+        outcome = f"sentence-transformers gives the same vectors to {difference:.1e}"
+    return [outcome, f'  vectors = SentenceTransformer("{output}").encode(["a text"])']

@@ -1,22 +1,38 @@
-"""What commands that use a finished embedder share: finding it by a folder or a name, and loading it."""
+"""A finished embedder, found by a folder or a name, and loaded."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from cft.data.files import BadRows
 from cft.model.contract import FILE_NAME as CONTRACT
-from cft.system.arguments import Key
 from cft.system.errors import UserError
 from cft.system.text import did_you_mean
 
 if TYPE_CHECKING:
     from cft.model.embedder import Embedder
 
-_MOST_TOLD = 6
+_MOST_LISTED = 6  # embedders in an error message
 
-RUN = Key("the embedder: a run's folder, or the end of its name under outputs/")
-PROMPT = Key("words around every text, as in 'query: {text}'; none takes the one it was trained under", default="")
-DEVICE = Key("where it runs", default="auto", choices=("auto", "cpu", "cuda"))
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderOptions:
+    """Which embedder, under which prompt."""
+
+    run: Annotated[str, "the embedder: a run's folder, or the end of its name under outputs/"]
+    prompt: Annotated[str, "words around every text, as in 'query: {text}'; none takes those of its training"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFileOptions(EmbedderOptions):
+    """How a file's texts are read, and where they are embedded."""
+
+    column: Annotated[str, "the column that holds the texts, in files that have columns"] = "text"
+    on_bad_row: Annotated[BadRows, "what to do with a row that holds no text"] = BadRows.RAISE
+    device: Annotated[Device, "where it runs"] = "auto"
 
 
 def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
@@ -25,20 +41,20 @@ def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
     Raises:
         UserError: if there is none, or several, naming those that are there.
     """
-    given = Path(name).expanduser()
-    if (given / CONTRACT).exists():
-        return given
-    whole, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
-    there = [*whole, *kept]
-    found = [folder for folder in there if str(folder).endswith(name)] if name else []
-    if len(found) == 1:
-        return found[0]
-    listed = found or there
-    names = ", ".join(map(str, listed[:_MOST_TOLD])) or f"none under {outputs}"
-    names += f" and {len(listed) - _MOST_TOLD} more" if len(listed) > _MOST_TOLD else ""
-    problem = "several embedders end so" if found else "no finished embedder"
-    ends = [folder.name[-len(name) :] for folder in whole if not found]
-    guess = did_you_mean(name, ends, show="run={}".format, cutoff=0.8)
+    path = Path(name).expanduser()
+    if (path / CONTRACT).exists():
+        return path
+    final, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
+    folders = [*final, *kept]
+    matches = [folder for folder in folders if str(folder).endswith(name)] if name else []
+    if len(matches) == 1:
+        return matches[0]
+    listed = matches or folders
+    names = ", ".join(map(str, listed[:_MOST_LISTED])) or f"none under {outputs}"
+    names += f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    problem = "several embedders end so" if matches else "no finished embedder"
+    endings = [folder.name[-len(name) :] for folder in final if not matches]
+    guess = did_you_mean(name, endings, show="run={}".format, cutoff=0.8)
     raise UserError(f"run={name}: {problem}; there: {names}{guess}")
 
 
@@ -46,15 +62,18 @@ def _newest_first(contracts: Iterable[Path]) -> list[Path]:
     return sorted((path.parent for path in contracts), key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def load_embedder(values: dict[str, str]) -> "Embedder":
-    """The embedder that `run=`, `prompt=` and `device=` name.
+def load_embedder(run: str, *, prompt: str = "", device: Device = "auto") -> "Embedder":
+    """Load a finished embedder.
+
+    Args:
+        run: as `find_embedder` takes it. prompt: words around every text; none takes those of its training.
 
     Raises:
         UserError: if it cannot be had, or a prompt has no place for the text.
     """
-    folder = find_embedder(values["run"])
+    folder = find_embedder(run)
     from cft.job.start import choose_device
     from cft.model.embedder import Embedder
 
-    embedder = Embedder.load(folder, device=choose_device(values.get("device", "auto")))
-    return embedder.with_template(values["prompt"]) if values.get("prompt") else embedder
+    embedder = Embedder.load(folder, device=choose_device(device))
+    return embedder.with_template(prompt) if prompt else embedder

@@ -1,8 +1,7 @@
 """An embedder in the form that the `mteb` package evaluates.
 
 import mteb
-from cft import Embedder
-from cft.mteb import MtebEncoder
+from cft import Embedder, MtebEncoder
 
 mteb.evaluate(MtebEncoder(Embedder.load("outputs/...")), tasks=mteb.get_tasks(tasks=["Banking77Classification"]))
 """
@@ -18,37 +17,36 @@ from cft.system.hub import last_part
 
 
 class MtebEncoder:
-    """What MTEB asks of an encoder; prompts are the embedder's own (`with_template`), not MTEB's."""
+    """MTEB's encoder interface around an embedder; prompts are the embedder's (`with_template`), not MTEB's."""
 
     def __init__(self, embedder: Embedder, name: str | None = None) -> None:
         """Wrap an embedder.
 
         Args:
-            embedder: trained or not. name: OWNER/NAME for MTEB's tables; None makes one up.
+            embedder: trained or not. name: OWNER/NAME for MTEB's tables; by default cft/ and the model's name.
         """
         self._embedder = embedder
         self._name = name or f"cft/{last_part(embedder.contract.model)}"
 
-    def encode(self, inputs: Any, **told: Any) -> np.ndarray:
+    def encode(self, inputs: Any, **task: Any) -> np.ndarray:
         """Vectors (texts, D) of length 1.
 
         Args:
-            inputs: batches with the key "text", as MTEB gives them.
-            told: which task and split it is, and how MTEB would encode; nothing here depends on it.
+            inputs: batches with the key "text". task: MTEB's task, split and encoding options, which change nothing.
         """
         return self._embedder.encode([text for batch in inputs for text in batch["text"]])
 
-    def similarity(self, one: Any, other: Any) -> torch.Tensor:
+    def similarity(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n, m) of unit vectors (n, D) and (m, D)."""
-        return torch.as_tensor(one) @ torch.as_tensor(other).T
+        return torch.as_tensor(left) @ torch.as_tensor(right).T
 
-    def similarity_pairwise(self, one: Any, other: Any) -> torch.Tensor:
+    def similarity_pairwise(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n,) of unit vectors (n, D) and (n, D)."""
-        return (torch.as_tensor(one) * torch.as_tensor(other)).sum(dim=-1)
+        return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=-1)
 
     @property
     def mteb_model_meta(self) -> Any:
-        """Name, version and size; the version is the contract's, so that MTEB never mixes up two embedders."""
+        """Name, revision and size; the revision is the contract's digest, so two embedders are never mixed up."""
         from mteb.models.model_meta import ModelMeta
 
         contract = self._embedder.contract

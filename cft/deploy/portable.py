@@ -1,7 +1,7 @@
-"""A finished embedder in the form that other libraries load: its weights in one piece, and a tokenizer that adds EOS
-and the prompt's words behind the text.
+"""A finished embedder in the form that other libraries load: weights in one piece, and a tokenizer that appends EOS and
+the prompt's words behind the text.
 
-What cannot be said in that form is refused: it would give other vectors there, silently.
+What that form cannot hold is refused: other libraries would silently make other vectors of it.
 """
 
 import copy
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from peft import PeftModel
 
 from cft.config.schema import PLACEHOLDER, Attention, Quantization
@@ -19,14 +18,14 @@ from cft.model.tokenizer import prompted_ids
 from cft.system.errors import UserError, first_line
 from cft.system.files import write_json
 
-# What stands for the words behind a text in a tokenizer's own template.
-_BEHIND = "behind"
+_BEHIND = "behind"  # the words behind a text, in the template of a tokenizer's post-processor
 
-_JOINED = (
+_SHARED_TOKENS = (
     "has words behind the text that share tokens with it, for which other libraries have no place: begin them with a "
     "blank, or export under another prompt, as in prompt='{text}', and put the words around each text yourself"
 )
 
+# Texts whose tokens and vectors must be the same in other libraries.
 SAMPLES = (
     "A man is playing a flute.",
     "x",
@@ -36,29 +35,25 @@ SAMPLES = (
 )
 
 
-def merged(embedder: Embedder) -> tuple[Any, float]:
-    """The trunk with its adapter merged in, in float32, under its own attention; the embedder is used up.
+def merge_adapter(embedder: Embedder) -> tuple[Any, float]:
+    """Merge the adapter into the trunk, in float32, under the trunk's own attention; the embedder is used up.
 
     Returns:
         The trunk, and the largest change of a coordinate of a unit vector that merging made on `SAMPLES`.
-
-    Raises:
-        UserError: if the embedder is something that transformers cannot hold in one piece.
     """
-    check_portable(embedder)
     contract, backbone = embedder.contract, embedder.backbone
     before = embedder.encode(SAMPLES)
     trunk: Any = embedder.model.float()
     if isinstance(trunk, PeftModel):
         trunk = trunk.merge_and_unload()
-    found = Embedder(trunk, backbone, contract).encode(SAMPLES)
+    after = Embedder(trunk, backbone, contract).encode(SAMPLES)
     trunk.set_attn_implementation(backbone.batching.own_attention)
     trunk.config.use_cache = True
-    return trunk, float(np.abs(found - before).max())
+    return trunk, float(np.abs(after - before).max())
 
 
 def check_portable(embedder: Embedder) -> None:
-    """Refuse an embedder that other libraries would turn into another one.
+    """Refuse an embedder that other libraries cannot hold.
 
     Raises:
         UserError: saying why.
@@ -76,12 +71,13 @@ def check_portable(embedder: Embedder) -> None:
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"
         )
+    words_before(embedder)
 
 
-def tokenizer_of(embedder: Embedder) -> Any:
-    """A copy of the tokenizer that puts the contract's special tokens around every text by itself.
+def portable_tokenizer(embedder: Embedder) -> Any:
+    """A copy of the tokenizer that itself puts the contract's special tokens around every text.
 
-    The prompt's words behind the text are among them: other libraries have a place for words before it alone.
+    It also appends the prompt's words behind the text: other libraries have a place only for words before it.
 
     Raises:
         UserError: if the tokenizer has no fast form, or the words behind a text are no tokens of their own.
@@ -92,14 +88,14 @@ def tokenizer_of(embedder: Embedder) -> Any:
     tokenizer = copy.deepcopy(embedder.backbone.tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(f"{type(tokenizer).__name__} is written in Python: it cannot be told to append EOS in a file")
-    named = {number: tokenizer.convert_ids_to_tokens(number) for number in (*contract.prefix_ids, *contract.suffix_ids)}
-    pieces = [named[number] for number in contract.prefix_ids] + ["$A"]
-    special: list[Any] = [(token, number) for number, token in named.items()]
-    behind = _behind(embedder)
+    tokens = {id: tokenizer.convert_ids_to_tokens(id) for id in (*contract.prefix_ids, *contract.suffix_ids)}
+    pieces = [tokens[id] for id in contract.prefix_ids] + ["$A"]
+    special: list[Any] = [(token, id) for id, token in tokens.items()]
+    behind = _ids_behind(embedder)
     if behind:
         pieces.append(_BEHIND)
         special.append({"id": _BEHIND, "ids": behind, "tokens": tokenizer.convert_ids_to_tokens(behind)})
-    pieces += [named[number] for number in contract.suffix_ids]
+    pieces += [tokens[id] for id in contract.suffix_ids]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pieces, special_tokens=special)
     tokenizer.chat_template = None  # sentence-transformers would make a conversation of every text
     tokenizer.padding_side = tokenizer.truncation_side = "right"
@@ -107,27 +103,27 @@ def tokenizer_of(embedder: Embedder) -> Any:
     # Special tokens that stand in a text are words, now and after it is loaded again.
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or named[contract.suffix_ids[-1]]
+        tokenizer.pad_token = tokenizer.eos_token or tokens[contract.suffix_ids[-1]]
     return tokenizer
 
 
-def _behind(embedder: Embedder) -> list[int]:
-    """Tokens of the prompt's words behind the text."""
+def _ids_behind(embedder: Embedder) -> list[int]:
+    """Token ids of the prompt's words behind the text."""
     contract, tokenizer = embedder.contract, embedder.backbone.tokenizer
     without = contract.template.partition(PLACEHOLDER)[0] + PLACEHOLDER
-    cut, whole = (
+    start, full = (
         prompted_ids(tokenizer, ["some words"], template, contract.room)[0] for template in (without, contract.template)
     )
-    if whole[: len(cut)] != cut:
-        raise UserError(f"the prompt {contract.template!r} {_JOINED}")
-    return whole[len(cut) :]
+    if full[: len(start)] != start:
+        raise UserError(f"the prompt {contract.template!r} {_SHARED_TOKENS}")
+    return full[len(start) :]
 
 
-def prompt_before(embedder: Embedder) -> str:
-    """The words before a text.
+def words_before(embedder: Embedder) -> str:
+    """The prompt's words before a text.
 
     Raises:
-        UserError: if there is a special token among them.
+        UserError: if they hold a special token.
     """
     before = embedder.contract.template.partition(PLACEHOLDER)[0]
     special = [token for token in embedder.backbone.tokenizer.all_special_tokens if token and token in before]
@@ -137,50 +133,42 @@ def prompt_before(embedder: Embedder) -> str:
 
 
 def check_tokens(embedder: Embedder, folder: Path) -> None:
-    """Hold the tokenizer in a folder, loaded as others load it, to the embedder's own tokens.
+    """Check that the tokenizer in a folder, loaded by transformers, gives the embedder's own tokens.
 
     Raises:
-        UserError: if a text has other tokens there.
+        UserError: if it gives a sample other tokens.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    before = prompt_before(embedder)
+    before = words_before(embedder)
     for text, expected in zip(SAMPLES, embedder.tokenize(SAMPLES), strict=True):
-        found = tokenizer(before + text, truncation=True, max_length=embedder.contract.max_length)["input_ids"]
-        if tuple(found) != expected:
+        ids = tokenizer(before + text, truncation=True, max_length=embedder.contract.max_length)["input_ids"]
+        if tuple(ids) != expected:
             if not embedder.contract.template.endswith(PLACEHOLDER):
-                raise UserError(f"the prompt {embedder.contract.template!r} {_JOINED}")
+                raise UserError(f"the prompt {embedder.contract.template!r} {_SHARED_TOKENS}")
             raise UserError(
                 f"the exported tokenizer gives {text[:40]!r} other tokens than this embedder has: it cannot be exported"
             )
 
 
-def write_transformers(folder: Path, trunk: Any, tokenizer: Any) -> None:
-    """A folder that `AutoModel` and `AutoTokenizer` load."""
-    with torch.no_grad():
-        trunk.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def write_modules(folder: Path, embedder: Embedder) -> None:
-    """What makes a transformers folder one that `SentenceTransformer` loads: pooling, normalisation, prompt, length."""
+    """Write what `SentenceTransformer` needs beside a transformers folder: pooling, normalisation, prompt, length."""
     contract = embedder.contract
     trunk: Any = embedder.backbone.trunk
-    names = ("Transformer", "Pooling", "Normalize")
-    places = ("", "1_Pooling", "2_Normalize")
+    folders = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
-        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{name}"}
-        for number, (name, place) in enumerate(zip(names, places, strict=True))
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (name, path) in enumerate(folders.items())
     ]
-    chosen = POOLING_NAMES[contract.pooling]
-    ways = (*POOLING_NAMES.values(), "max_tokens")
-    pooling: dict[str, Any] = {f"pooling_mode_{way}": way == chosen for way in ways}
+    mode = POOLING_NAMES[contract.pooling]
+    modes = (*POOLING_NAMES.values(), "max_tokens")
+    pooling: dict[str, Any] = {f"pooling_mode_{each}": each == mode for each in modes}
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
     write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
     (folder / "2_Normalize").mkdir(exist_ok=True)
-    before = prompt_before(embedder)
+    before = words_before(embedder)
     write_json(
         folder / "config_sentence_transformers.json",
         {
@@ -191,8 +179,11 @@ def write_modules(folder: Path, embedder: Embedder) -> None:
     )
 
 
-def difference_there(folder: Path, expected: np.ndarray) -> float | None:
-    """Largest difference of a coordinate to what sentence-transformers makes of the folder; None without it.
+def sentence_transformers_difference(folder: Path, expected: np.ndarray) -> float | None:
+    """Largest difference of a coordinate between sentence-transformers' vectors of `SAMPLES` and the expected ones.
+
+    Returns:
+        The difference, or None if sentence-transformers is not installed.
 
     Raises:
         UserError: if it cannot load the folder.
@@ -203,7 +194,7 @@ def difference_there(folder: Path, expected: np.ndarray) -> float | None:
         return None
     try:
         model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-        found = model.encode(list(SAMPLES))
+        vectors = model.encode(list(SAMPLES))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"sentence-transformers cannot load what was made of it ({first_line(error)})") from error
-    return float(np.abs(found - expected).max())
+    return float(np.abs(vectors - expected).max())

@@ -1,26 +1,37 @@
-"""A finished embedder sent to the hub, looked over first."""
+"""A finished embedder sent to the hub, searched for secrets and paths first."""
 
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from cft.deploy.export import export
-from cft.deploy.load import PROMPT, RUN, find_embedder
+from cft.deploy.export import ExportOptions, export
+from cft.deploy.load import EmbedderOptions, find_embedder
 from cft.system import secrets
-from cft.system.arguments import Command, Key
 from cft.system.errors import UserError, first_line
 from cft.system.hub import may_be_repository
 from cft.system.tables import Row, as_text
 
-# Beside what the export writes.
-_FROM_RUN = ("training.png", "history.jsonl")
-
-
+_FROM_RUN = ("training.png", "history.jsonl")  # beside what the export writes
 _TEXTS = (".md", ".json", ".jsonl", ".txt")
 
 
-def push(values: dict[str, str]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(EmbedderOptions):
+    """Send a finished embedder, with its model card, to a repository on the Hugging Face hub."""
+
+    repo: Annotated[str, "OWNER/NAME on the hub; made if it is not there"]
+    format: Annotated[
+        Literal["peft", "sentence-transformers"],
+        "peft: the adapter and its contract; sentence-transformers: the whole merged model",
+    ] = "peft"
+    private: Annotated[bool, "who may see a repository that is made"] = True
+    dry_run: Annotated[bool, "only list what would be sent"] = False
+
+
+def push(options: PushOptions) -> str:
     """Gather what is to be sent, look it over, and send it.
 
     Returns:
@@ -30,33 +41,32 @@ def push(values: dict[str, str]) -> str:
         UserError: if there is no such embedder, it could not be used elsewhere, a file holds a secret, or the hub
             refuses.
     """
-    repository = values["repo"]
-    if not may_be_repository(repository):
-        raise UserError(f"repo={repository}: must be OWNER/NAME, as the hub names repositories")
-    folder = find_embedder(values["run"])
-    _refuse_links(folder)
+    from cft.job.card import FILE_NAME as CARD
+    from cft.job.card import for_reader
+
+    if not may_be_repository(options.repo):
+        raise UserError(f"repo={options.repo}: must be OWNER/NAME, as the hub names repositories")
+    run = find_embedder(options.run)
+    _refuse_links(run)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "files"
-        export({**values, "output": str(staged)})
+        export(ExportOptions(run=str(run), output=staged, format=options.format, prompt=options.prompt))
         for name in _FROM_RUN:
-            if (folder / name).exists():
-                shutil.copy(folder / name, staged / name)
-        if not (staged / "README.md").exists():
-            raise UserError(
-                f"{folder} has no model card (README.md): run its training's command again, which writes it"
-            )
-        card = (staged / "README.md").read_text(encoding="utf-8")
-        (staged / "README.md").write_text(
-            card.replace('"FOLDER")  # this folder', f'"{repository}")'), encoding="utf-8"
-        )
-        if values["format"] == "peft":
+            if (run / name).exists():
+                shutil.copy(run / name, staged / name)
+        card = staged / CARD
+        if not card.exists():
+            raise UserError(f"{run} has no model card ({CARD}): run its training's command again, which writes it")
+        text = for_reader(card.read_text(encoding="utf-8"), library=options.format, place=options.repo)
+        card.write_text(text, encoding="utf-8")
+        if options.format == "peft":
             _require_public_base(staged)
         look_over(staged)
-        listed = _listed(staged)
-        if values["dry_run"] == "true":
-            return f"{listed}\n\nnothing was sent (dry_run=true); all of it would go to {repository}"
-        _send(staged, repository, private=values["private"] == "true")
-    return f"{listed}\n\nsent to https://huggingface.co/{repository}"
+        table = _file_table(staged)
+        if options.dry_run:
+            return f"{table}\n\nnothing was sent (dry_run=true); all of it would go to {options.repo}"
+        _send(staged, options.repo, private=options.private)
+    return f"{table}\n\nsent to https://huggingface.co/{options.repo}"
 
 
 def _refuse_links(folder: Path) -> None:
@@ -85,7 +95,7 @@ def look_over(folder: Path) -> None:
         UserError: naming the file and what it holds, but not the secret itself.
     """
     for path in sorted(folder.rglob("*")):
-        # A tokenizer's words are anybody's: no pattern says anything about them.
+        # The words of a tokenizer's vocabulary say nothing about this machine.
         if path.suffix not in _TEXTS or path.name in ("tokenizer.json", "vocab.json"):
             continue
         text = path.read_text(encoding="utf-8")
@@ -95,12 +105,10 @@ def look_over(folder: Path) -> None:
             raise UserError(f"nothing was sent: {path.relative_to(folder)} holds {problems[0]}")
 
 
-def _listed(folder: Path) -> str:
-    table: list[Row] = [("file", "bytes")]
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    table += [(str(path.relative_to(folder)), f"{path.stat().st_size:,}") for path in paths]
-    table.append(("together", f"{sum(path.stat().st_size for path in paths):,}"))
-    return as_text(table)
+def _file_table(folder: Path) -> str:
+    sizes = {path.relative_to(folder): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    table: list[Row] = [("file", "bytes"), *((str(path), f"{size:,}") for path, size in sizes.items())]
+    return as_text([*table, ("together", f"{sum(sizes.values()):,}")])
 
 
 def _send(folder: Path, repository: str, *, private: bool) -> None:
@@ -116,22 +124,3 @@ def _send(folder: Path, repository: str, *, private: bool) -> None:
             f"the hub did not take it ({reason}); log in with `hf auth login`, or set HF_TOKEN, with a token that may "
             "write"
         ) from error
-
-
-COMMAND = Command(
-    "cft.push",
-    "Send a finished embedder, with its model card, to a repository on the Hugging Face hub.",
-    keys={
-        "run": RUN,
-        "repo": Key("OWNER/NAME on the hub; made if it is not there"),
-        "format": Key(
-            "peft: the adapter and its contract; sentence-transformers: the whole merged model",
-            default="peft",
-            choices=("peft", "sentence-transformers"),
-        ),
-        "prompt": PROMPT,
-        "private": Key("who may see a repository that is made", default="true", choices=("true", "false")),
-        "dry_run": Key("only list what would be sent", default="false", choices=("true", "false")),
-    },
-    example="run=outputs/smollm2-files-1a2b3c4d5e6f repo=me/my-embedder dry_run=true",
-)

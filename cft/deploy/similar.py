@@ -1,67 +1,58 @@
-"""The texts of a file that are nearest to a query."""
+"""Search: the texts of a file that are nearest to a query."""
 
 import heapq
 import sys
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cft.data.files import BadRows, Skipped, stream_texts
-from cft.deploy.encode import COLUMN, ON_BAD_ROW
-from cft.deploy.load import DEVICE, PROMPT, RUN, load_embedder
-from cft.system.arguments import Command, Key, whole_number
+from cft.config.command_line import Rules
+from cft.data.files import Skipped, stream_texts
+from cft.deploy.load import TextFileOptions, load_embedder
 from cft.system.errors import UserError
 from cft.system.tables import Row
 from cft.system.text import shorten
 
-_SHOWN = 100
+_LONGEST_SHOWN = 100  # characters of a text in the table
 
 
-def nearest(values: dict[str, str]) -> list[Row]:
+@dataclass(frozen=True)
+class SimilarOptions(TextFileOptions):
+    """Show the texts of a file that are nearest to a query, by cosine. A file's vectors are kept for the next query."""
+
+    query: Annotated[str, "a text"]
+    corpus: Annotated[Path, "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz) or .parquet"]
+    _: KW_ONLY
+    top: Annotated[int, "how many texts"] = 10
+    query_prompt: Annotated[str, "words around the query, if they differ from prompt="] = ""
+    vector_cache_gb: Annotated[int, "disk for vectors of all files, in gigabytes; 0 keeps none", Rules(least=0)] = 2
+
+
+def nearest(options: SimilarOptions) -> list[Row]:
     """A row a text, the nearest first: its cosine with the query, its row in the file, the text.
 
     Raises:
-        UserError: for whatever the user can mend.
+        UserError: if the query is empty, a text cannot be read, or the embedder cannot be had.
     """
-    top = whole_number("top", values["top"])
-    kept = whole_number("vector_cache_gb", values["vector_cache_gb"], least=0)
-    if not values["query"].strip():
+    if not options.query.strip():
         raise UserError("the query is empty")
-    rows = stream_texts(
-        Path(values["corpus"]).expanduser(), column=values["column"], on_bad_row=BadRows(values["on_bad_row"])
-    )
-    place_of: dict[str, int] = {}
+    rows = stream_texts(options.corpus, column=options.column, on_bad_row=options.on_bad_row)
+    first_row: dict[str, int] = {}  # of each distinct text
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Skipped):
-            place_of.setdefault(row, number)
-    embedder = load_embedder(values)
+            first_row.setdefault(row, number)
+    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
 
     from cft.evaluation.vector_cache import CachedEncoder
     from cft.job.plan import RECIPE
 
-    texts = list(place_of)
-    progress = "embedding" if sys.stderr.isatty() else None
-    vectors = CachedEncoder(embedder, gigabytes=kept, version=RECIPE).encode(texts, progress=progress)
-    asking = embedder.with_template(values["query_prompt"]) if values["query_prompt"] else embedder
-    cosines = vectors @ asking.encode([values["query"]])[0]
-    best = heapq.nlargest(top, range(len(texts)), key=lambda i: cosines[i])
+    texts = list(first_row)
+    encoder = CachedEncoder(embedder, gigabytes=options.vector_cache_gb, version=RECIPE)
+    vectors = encoder.encode(texts, progress="embedding" if sys.stderr.isatty() else None)
+    query_embedder = embedder.with_template(options.query_prompt) if options.query_prompt else embedder
+    cosines = vectors @ query_embedder.encode([options.query])[0]
     table: list[Row] = [("cosine", "row", "text")]
-    return table + [
-        (f"{cosines[i]:.4f}", str(place_of[texts[i]]), shorten(" ".join(texts[i].split()), _SHOWN)) for i in best
-    ]
-
-
-COMMAND = Command(
-    "cft.similar",
-    "Show the texts of a file that are nearest to a query, by cosine. A file's vectors are kept for the next query.",
-    keys={
-        "run": RUN,
-        "top": Key("how many texts", default="10"),
-        "column": COLUMN,
-        "prompt": PROMPT,
-        "query_prompt": Key("words around the query, if they differ from prompt=", default=""),
-        "device": DEVICE,
-        "on_bad_row": ON_BAD_ROW,
-        "vector_cache_gb": Key("disk for vectors of all files, in whole gigabytes; 0 keeps none", default="2"),
-    },
-    places={"query": "a text", "corpus": "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz) or .parquet"},
-    example='run=outputs/smollm2-files-1a2b3c4d5e6f "how do I reset my password" faq.csv column=question',
-)
+    for i in heapq.nlargest(options.top, range(len(texts)), key=lambda i: cosines[i]):
+        text = shorten(" ".join(texts[i].split()), _LONGEST_SHOWN)
+        table.append((f"{cosines[i]:.4f}", str(first_row[texts[i]]), text))
+    return table

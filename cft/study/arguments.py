@@ -1,25 +1,26 @@
-"""What commands about studies are given: names of experiments, a scale, and overrides for all their jobs."""
+"""Words that name studies on the command line."""
 
-import argparse
-import itertools
-from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cft.config.schema import Config
-from cft.study import spec
+from cft.study.spec import available
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name studies; `split_arguments` reads them."""
-    parser.add_argument("what", nargs="+", metavar="EXPERIMENT|KEY=VALUE", help="experiments, then overrides for all")
-    parser.add_argument("--scale", default="paper", help="paper (default), small, smoke, or a .yaml file")
+@dataclass(frozen=True)
+class StudyOptions:
+    """Which studies, at which scale."""
 
+    experiments: Annotated[list[str], "names, all for each of the paper's, or .yaml files of your own"]
+    _: KW_ONLY
+    overrides: Annotated[list[str], "settings of all jobs, as for cft.run"]
+    scale: Annotated[str, "paper, small, smoke, or a .yaml file"] = "paper"
 
-def split_arguments(what: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names of experiments ("all" is each of the paper's), and overrides."""
-    names = [entry for entry in what if "=" not in entry]
-    names = list(itertools.chain.from_iterable(spec.available() if name == "all" else [name] for name in names))
-    return names, [entry for entry in what if "=" in entry]
+    @property
+    def names(self) -> list[str]:
+        """Names of the experiments, "all" replaced by each of the paper's."""
+        return [each for name in self.experiments for each in (available() if name == "all" else [name])]
 
 
 def outputs_of(overrides: list[str]) -> Path:

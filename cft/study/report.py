@@ -1,6 +1,7 @@
 """A study's report: put together, rendered, written in every format."""
 
 from pathlib import Path
+from typing import Literal
 
 from cft.config.compose import compose_config, flatten
 from cft.study import spec
@@ -13,11 +14,11 @@ from cft.system.errors import UserError
 from cft.system.files import write_text
 from cft.system.tables import Row, as_csv, as_latex
 
-FORMATS = ("text", "markdown", "csv", "latex")
+Format = Literal["text", "markdown", "csv", "latex"]
 
 
-def render(document: Document, form: str) -> str:
-    """A report in one of FORMATS; csv and latex hold its tables alone."""
+def render(document: Document, form: Format) -> str:
+    """A report in a format; csv and latex hold its tables alone."""
     if form == "text":
         return to_text(document)
     if form == "markdown":
@@ -31,8 +32,10 @@ def write(names: list[str], scale: str, overrides: list[str], *, into: Path | No
     """Write the reports of some studies, and of several one page for all.
 
     Args:
-        names: of experiments. scale: of all. overrides: as given when they were run. into: a page that marks which
-            parts of the reports it holds; they are written anew.
+        names: of experiments.
+        scale: of all.
+        overrides: as given when they were run.
+        into: a page that marks which parts of the reports it holds; they are written anew.
 
     Returns:
         The report, and the HTML page that holds it.

@@ -11,9 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cft import encode as encode_command
+from cft import similar as similar_command
 from cft.deploy import encode, load, similar
 from cft.model.embedder import Embedder
-from cft.system.arguments import Command, Key, whole_number
 from cft.system.errors import UserError
 
 TEXTS = ["a cat sleeps", "two birds, singing", "a cat sleeps", "Émile 🎻 plays"]
@@ -24,12 +25,8 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CFT_CACHE", str(tmp_path / "cache"))
 
 
-def told(trained, source, target, *more: str) -> dict[str, str]:
-    return encode.COMMAND.read([f"run={trained}", *more, str(source), str(target)])
-
-
 def embed(trained, source, target, *more: str) -> tuple[int, int]:
-    return encode.encode_file(told(trained, source, target, *more), source, target)
+    return encode.encode_file(encode_command.COMMAND.read([f"run={trained}", *more, str(source), str(target)]))
 
 
 def write(folder, ending: str, column: str = "text"):
@@ -107,7 +104,7 @@ def test_blocks_of_other_texts_are_not_taken(tmp_path, trained, monkeypatch):
 def test_bad_rows_are_named_before_anything_is_embedded_or_left_out(tmp_path, trained, monkeypatch, capsys):
     source = tmp_path / "a.txt"
     source.write_text("one\n\ntwo\n")
-    monkeypatch.setattr(encode, "load_embedder", lambda values: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(encode, "load_embedder", lambda *a, **k: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match=r"data row 2 \(a.txt:2\) has an empty 'text'; .*on_bad_row=skip"):
         embed(trained, source, tmp_path / "v.npy")
     monkeypatch.undo()
@@ -155,7 +152,7 @@ def test_pipes(tmp_path, trained):
 
 def test_the_nearest_texts_come_first(tmp_path, trained):
     source = write(tmp_path, ".txt")
-    values = similar.COMMAND.read([f"run={trained}", "top=2", "a cat sleeps", str(source)])
+    values = similar_command.COMMAND.read([f"run={trained}", "top=2", "a cat sleeps", str(source)])
     header, first, second = similar.nearest(values)
     assert header == ("cosine", "row", "text") and first == ("1.0000", "1", "a cat sleeps")
     assert float(second[0]) < 1 and second[2] in TEXTS
@@ -163,17 +160,17 @@ def test_the_nearest_texts_come_first(tmp_path, trained):
 
 def test_a_second_query_embeds_only_itself(tmp_path, trained, monkeypatch):
     source = write(tmp_path, ".txt")
-    similar.nearest(similar.COMMAND.read([f"run={trained}", "birds", str(source)]))
+    similar.nearest(similar_command.COMMAND.read([f"run={trained}", "birds", str(source)]))
     seen, whole = [], Embedder.encode
     monkeypatch.setattr(Embedder, "encode", lambda self, texts, **o: seen.extend(texts) or whole(self, texts, **o))
-    similar.nearest(similar.COMMAND.read([f"run={trained}", "a cat", str(source)]))
+    similar.nearest(similar_command.COMMAND.read([f"run={trained}", "a cat", str(source)]))
     assert seen == ["a cat"]
 
 
 def test_a_query_has_a_prompt_of_its_own(tmp_path, trained):
     source = tmp_path / "a.txt"
     source.write_text("query: cats")
-    values = similar.COMMAND.read([f"run={trained}", "query_prompt=query: {text}", "cats", str(source)])
+    values = similar_command.COMMAND.read([f"run={trained}", "query_prompt=query: {text}", "cats", str(source)])
     assert similar.nearest(values)[1][0] == "1.0000"
 
 
@@ -192,56 +189,3 @@ def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
         load.find_embedder(mistyped, outputs)
     with pytest.raises(UserError, match="none under"):
         load.find_embedder("zzz", outputs / "nowhere")
-
-
-# Arguments
-
-EXAMPLE = Command(
-    "cft.example",
-    "Do something.",
-    keys={
-        "run": Key("which"),
-        "top": Key("how many", default="10"),
-        "mode": Key("how", default="a", choices=("a", "b")),
-    },
-    places={"query": "a text"},
-)
-
-
-def test_keys_and_places_come_in_any_order():
-    expected = {"query": "x = y", "run": "r", "top": "10", "mode": "b"}
-    assert EXAMPLE.read(["mode=b", "x = y", "run=r"]) == expected
-    assert EXAMPLE.read(["x = y", "run=r", "mode=b"]) == expected
-    assert EXAMPLE.read(["E=mc2", "run=r"])["query"] == "E=mc2"
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["q"], r"run= is missing \(which\); usage: python -m cft.example run=... QUERY \[KEY=VALUE ...\]"),
-        (["run=r"], r"query is missing \(a text\)"),
-        (["run=r", "q", "more"], "'more' is one argument too many"),
-        (["run=r", "q", "run=s"], "run= is given twice"),
-        (["run=r", "q", "tpo=3"], "has no key 'tpo'; did you mean top="),
-        (["run=r", "q", "mode=c"], "mode=c: must be a or b"),
-    ],
-)
-def test_wrong_arguments_are_named(given, message):
-    with pytest.raises(UserError, match=message):
-        EXAMPLE.read(given)
-
-
-def test_numbers_are_checked():
-    assert whole_number("top", "3") == 3
-    for value in ("0", "-1", "1.5", "x", ""):
-        with pytest.raises(UserError, match=f"top={value}: must be a whole number, 1 or more"):
-            whole_number("top", value)
-
-
-def test_help_names_every_key(capsys):
-    for command in (EXAMPLE, encode.COMMAND, similar.COMMAND):
-        with pytest.raises(SystemExit) as done:
-            command.read(["--help"])
-        said = capsys.readouterr().out
-        assert done.value.code == 0
-        assert all(f"{name}=" in said for name in command.keys) and all(name.upper() in said for name in command.places)

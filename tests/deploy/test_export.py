@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from cft.config.compose import compose_config
 from cft.deploy import export, portable
 from cft.deploy.portable import SAMPLES
+from cft.export import COMMAND
 from cft.job import runner
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -30,7 +31,7 @@ def train(tmp_path, *overrides: str):
 
 def exported(folder, tmp_path, *more: str):
     target = tmp_path / "exported"
-    said = export.export(export.COMMAND.read([f"run={folder}", *more, str(target)]))
+    said = export.export(COMMAND.read([f"run={folder}", *more, str(target)]))
     return target, said
 
 
@@ -190,14 +191,14 @@ def test_words_behind_that_share_a_token_with_the_text_are_left_to_the_user(tmp_
 
 
 def test_a_difference_over_there_is_an_error(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(portable, "difference_there", lambda folder, expected: 0.01)
+    monkeypatch.setattr(portable, "sentence_transformers_difference", lambda folder, expected: 0.01)
     with pytest.raises(UserError, match="other vectors of it"):
         exported(trained, tmp_path)
     assert not (tmp_path / "exported").exists()
 
 
 def test_without_sentence_transformers_it_says_that_nobody_tried(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(portable, "difference_there", lambda folder, expected: None)
+    monkeypatch.setattr(portable, "sentence_transformers_difference", lambda folder, expected: None)
     _, said = exported(trained, tmp_path)
     assert "not tried in sentence-transformers" in said
 
@@ -216,7 +217,7 @@ def test_nothing_is_overwritten(tmp_path, trained):
 
 def test_a_tokenizer_that_gives_other_tokens_is_noticed(tmp_path):
     embedder = make_tiny("llama")
-    tokenizer = portable.tokenizer_of(embedder)
+    tokenizer = portable.portable_tokenizer(embedder)
     tokenizer.save_pretrained(tmp_path)
     portable.check_tokens(embedder, tmp_path)
     shutil.rmtree(tmp_path)

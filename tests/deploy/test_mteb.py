@@ -77,9 +77,10 @@ def test_a_live_embedder_has_our_score_in_mteb(tmp_path, prompt):
 def test_an_exported_embedder_has_our_score_in_mteb(tmp_path, trained):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     from cft.deploy import export
+    from cft.export import COMMAND
     from cft.model.embedder import Embedder
 
-    export.export(export.COMMAND.read([f"run={trained}", str(tmp_path / "exported")]))
+    export.export(COMMAND.read([f"run={trained}", str(tmp_path / "exported")]))
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
     ours = evaluate(Embedder.load(trained), {"local": pairs()}).scores["local"]
     assert score(model, pairs(), tmp_path) == pytest.approx(ours, abs=1e-4)

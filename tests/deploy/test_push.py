@@ -8,10 +8,10 @@ import pytest
 from conftest import write_model
 
 from cft.config.compose import compose_config
-from cft.deploy import push as push_module
-from cft.deploy.push import COMMAND, look_over, push
+from cft.deploy.push import PushOptions, look_over, push
 from cft.job.runner import run
 from cft.model.embedder import Embedder
+from cft.push import COMMAND
 from cft.system.errors import UserError
 
 
@@ -35,7 +35,7 @@ def hub(tmp_path, monkeypatch) -> Hub:
     return found
 
 
-def told(folder, *more: str) -> dict[str, str]:
+def told(folder, *more: str) -> PushOptions:
     return COMMAND.read([f"run={folder}", "repo=me/embedder", *more])
 
 
@@ -130,4 +130,4 @@ def test_what_the_hub_says_is_passed_on_with_a_remedy(trained, hub, monkeypatch)
 def test_a_repository_must_be_one(trained):
     with pytest.raises(UserError, match="repo=mine: must be OWNER/NAME"):
         push(COMMAND.read([f"run={trained}", "repo=mine"]))
-    assert push_module.COMMAND.keys["private"].default == "true"
+    assert COMMAND.keys["private"].default is True

@@ -185,9 +185,7 @@ def test_a_run_with_links_in_it_is_not_sent(trained, tmp_path):
     for path in trained.iterdir():
         (run / path.name).symlink_to(path)
     with pytest.raises(UserError, match="nothing was sent: .* is a link to"):
-        push.push(
-            {"run": str(run), "repo": "me/it", "format": "peft", "prompt": "", "private": "true", "dry_run": "true"}
-        )
+        push.push(push.PushOptions(run=str(run), repo="me/it", dry_run=True))
 
 
 # Secrets

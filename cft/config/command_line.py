@@ -1,0 +1,177 @@
+"""Reads the words of a command into a dataclass, whose fields are `Annotated[type, help]`.
+
+A positional field is given by its place, a keyword-only one as KEY=VALUE, and the list `overrides` takes every other
+KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`, `--key=VALUE`,
+`--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not read the values:
+in a text such as `is ${HOME} a word?` it would see an interpolation.
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cft.system.console import exit_statuses, set_up_console
+from cft.system.errors import UserError
+from cft.system.text import did_you_mean
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What else holds for a key, behind its help."""
+
+    least: int = 1  # smallest integer
+    dashed: str = ""  # its name after two dashes, if it is another one
+
+
+class _Word:
+    """A field of the options, as the command line sees it."""
+
+    def __init__(self, field: dataclasses.Field, hint: Any) -> None:
+        self.name, self.by_place = field.name, not field.kw_only
+        self.type, (self.help, *rules) = hint.__origin__, hint.__metadata__
+        self.rules: Rules = rules[0] if rules else Rules()
+        self.is_list = typing.get_origin(self.type) is list
+        self.default = [] if self.is_list else field.default
+        self.required = self.default is dataclasses.MISSING
+        self.choices: dict[str, Any] = {each: each for each in typing.get_args(self.type) if isinstance(each, str)}
+        if self.type is bool:
+            self.choices = {"true": True, "false": False}
+        elif isinstance(self.type, type) and issubclass(self.type, Enum):
+            self.choices = {member.value: member for member in self.type}
+
+    def value(self, text: str) -> Any:
+        """A text as a value of the type: str, int, bool, Path, an Enum, a Literal, integers, or one of them or None."""
+        label, rule = f"{self.name} " if self.by_place else f"{self.name}=", ""
+        if self.choices and text not in self.choices:
+            rule = " or ".join(self.choices) + did_you_mean(text, self.choices)
+        elif self.type is int and not (re.fullmatch(r"\d+", text) and int(text) >= self.rules.least):
+            rule = f"a whole number, {self.rules.least} or more"
+        elif self.type == list[int] and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+            rule = "whole numbers with commas between, as in 1,2,3"
+        if rule:
+            raise UserError(f"{label}{text}: must be {rule}")
+        members = typing.get_args(self.type)
+        if self.choices or (type(None) in members and text == "null"):
+            return self.choices.get(text)
+        if self.type == list[int]:
+            return [int(number) for number in text.split(",")]
+        if Path in (self.type, *members):
+            return Path(text).expanduser()
+        return int(text) if self.type is int else text
+
+    def line(self) -> tuple[str, str]:
+        """For the help: its name and meaning, with the choices and the default of a key."""
+        if self.by_place:
+            return self.name.upper(), self.help
+        choices = f" ({' or '.join(self.choices)})" if self.choices else ""
+        default = next((word for word, value in self.choices.items() if value == self.default), self.default)
+        default = "none" if default in (None, "", []) else default
+        return f"{self.name}=", self.help + choices + ("" if self.required else f" [{default}]")
+
+
+class CommandLine(Generic[Options]):
+    """A command line; the docstring of its options says what the command does.
+
+    Args:
+        name: as in `python -m NAME`. options: a dataclass, see above; its lists may be empty.
+        example: words that work. notes: the end of the help.
+    """
+
+    def __init__(self, name: str, options: type[Options], *, example: str = "", notes: str = "") -> None:
+        self.name, self.options, self.example, self.notes = name, options, example, notes
+        hints = typing.get_type_hints(options, include_extras=True)
+        words = [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
+        self.overrides = next((word for word in words if word.name == "overrides"), None)
+        self.keys = {word.name: word for word in words if not word.by_place and word is not self.overrides}
+        # a list takes what the other places leave
+        self.places = {word.name: word for word in sorted(words, key=lambda word: word.is_list) if word.by_place}
+
+    def run(self, action: Callable[[Options], str | None], interrupted: str = "the same command starts over") -> None:
+        """Read the command line, carry out the action and print what it returns.
+
+        Ends with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C). `interrupted` says what to do then.
+        """
+        set_up_console()
+        with exit_statuses(interrupted):
+            text = action(self.read(sys.argv[1:]))
+            sys.stdout.write(f"{text}\n" if text else "")
+
+    def read(self, arguments: Sequence[str]) -> Options:
+        """Options out of a command's arguments; prints the help and exits if that is asked for.
+
+        Raises:
+            UserError: if an argument is unknown, missing, given twice or no value of its key.
+        """
+        values: dict[str, Any] = {}
+        free: list[str] = []
+        remaining = iter(arguments)
+        for argument in remaining:
+            if argument in ("-h", "--help") or [*arguments] == ["help"]:
+                sys.stdout.write(self.help())
+                sys.exit(0)
+            name, text = self._setting(argument, remaining)
+            if name in values:
+                raise UserError(f"{name}= is given twice")
+            if name:
+                values[name] = self.keys[name].value(re.sub(r"^(['\"])(.*)\1$", r"\2", text, flags=re.DOTALL))
+            else:
+                free.append(argument)
+        if self.overrides:
+            values["overrides"] = [each for each in free if "=" in each]
+            free = [each for each in free if "=" not in each]
+        for name, word in self.places.items():
+            if free:
+                values[name], free = (free, []) if word.is_list else (word.value(free[0]), free[1:])
+        if free:
+            raise UserError(f"{free[0]!r} is one argument too many; {self._usage()}")
+        for name, word in (self.places | self.keys).items():
+            if word.required and name not in values:
+                raise UserError(f"{name}{'' if word.by_place else '='} is missing ({word.help}); {self._usage()}")
+            if word.is_list:
+                values.setdefault(name, [])
+        return self.options(**values)
+
+    def _setting(self, argument: str, remaining: Iterator[str]) -> tuple[str, str]:
+        """A key and its text, with dashes out of the next argument; the key is empty if it is none of the command.
+
+        A text may hold a = too: it is refused only if it looks like a key, or if nothing is given by its place.
+        """
+        dashed = argument.startswith("--")
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if dashed:
+            name = name.replace("-", "_")
+            name = next((key for key, word in self.keys.items() if word.rules.dashed == name), name)
+            flag = name.removeprefix("no_")
+            if not equals and flag in self.keys and self.keys[flag].type is bool:
+                return flag, str(flag == name).lower()
+        if name in self.keys and (dashed or equals):
+            return name, text if equals else next(remaining, "")
+        hint = did_you_mean(name, self.keys, show="{}=".format)
+        if not dashed:
+            takes_any = self.overrides or any(word.is_list for word in self.places.values())
+            if takes_any or not re.match("[a-z_]+=", argument) or (self.places and not hint):
+                return "", ""
+        raise UserError(f"{self.name} has no key {name!r}{hint or '; there are ' + (', '.join(self.keys) or 'none')}")
+
+    def _usage(self) -> str:
+        words = [f"{name}=..." for name, word in self.keys.items() if word.required]
+        words += [f"{name.upper()}{' ...' * word.is_list}" for name, word in self.places.items()]
+        return " ".join(["usage: python -m", self.name, *words, "[KEY=VALUE ...]"])
+
+    def help(self) -> str:
+        """What the command does and which words it takes."""
+        rows = [word.line() for word in (self.places | self.keys).values()]
+        rows += [("KEY=VALUE", self.overrides.help)] if self.overrides else []
+        width = max(len(name) for name, _ in rows)
+        lines = [self._usage(), "", inspect.getdoc(self.options) or "", ""]
+        lines += [f"  {name.ljust(width)}  {text}" for name, text in rows]
+        lines += ["", f"example: python -m {self.name} {self.example}"] if self.example else []
+        return "\n".join([*lines, self.notes]).rstrip() + "\n"
