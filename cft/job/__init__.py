@@ -6,10 +6,6 @@ __all__ = [
     "plan",  # what a job will do, and the folders of its results
     "start",  # what a job starts from
     "run_folder",  # every file of a run's folder
-    "training_stage",  # records and callbacks of the job's training
-    "scoring",  # scores, stored or made
-    "report",  # tables, pictures, summary
-    "tracking",  # Weights & Biases, TensorBoard, CSV
     "figures",  # pictures of a job
     "card",  # the model card
     "runs",  # trainings listed, compared and removed

@@ -62,6 +62,24 @@ def test_a_module_imports_from_its_own_room_and_those_before_it(path):
     assert not rooms >= APART, f"{name} joins two rooms that do not know one another"
 
 
+def offered(room: str) -> set[str]:
+    """The modules that a room lists for other rooms."""
+    tree = ast.parse((CFT / room / "__init__.py").read_text())
+    assert ast.get_docstring(tree), f"{room} does not say what it is for"
+    (names,) = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    return {f"{room}/{name}.py" for name in ast.literal_eval(names)}
+
+
+def test_rooms_use_of_one_another_what_is_listed():
+    listed = set.union(*map(offered, ROOMS))
+    assert listed <= {name_of(path) for path in SOURCES}
+    for path in SOURCES:
+        room = name_of(path).split("/")[0]
+        others = {other for other in own_imports(path) if "/" in other and other.split("/")[0] != room}
+        inner = {other for other in others - listed if not other.endswith("__init__.py")}
+        assert not inner, f"{name_of(path)} uses {sorted(inner)}, which their rooms do not list"
+
+
 def test_imports_make_no_circle():
     graph = {name_of(path): own_imports(path) - {name_of(path)} for path in SOURCES}
     while graph:  # take away what imports nothing that is left; a circle would stay
