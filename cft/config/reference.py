@@ -3,13 +3,14 @@
 import enum
 import inspect
 import re
-import sys
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 
+from cft.config.command_line import CommandLine
 from cft.config.compose import all_groups, compose_config, conf_folder, flatten
 from cft.config.schema import Config
 from cft.system.digest import to_plain
@@ -22,13 +23,23 @@ _BESIDE = re.compile(r"^ {4}(?P<key>\w+): .+?  # (?P<meaning>.+)$", re.MULTILINE
 _CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
 
 
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """Write the page of all settings, or print it."""
+
+    output: Annotated[Path | None, "a file (.md); printed without one"] = None
+
+
 def main() -> None:
-    """Print the page, or write it to a file."""
-    text = page()
-    if len(sys.argv) > 1:
-        write_text(Path(sys.argv[1]), text)
-    else:
-        sys.stdout.write(text)
+    """Run the command line."""
+    CommandLine("cft.config.reference", ReferenceOptions, example="docs/configuration.md").run(_write)
+
+
+def _write(options: ReferenceOptions) -> str | None:
+    if options.output is None:
+        return page()
+    write_text(options.output, page())
+    return None
 
 
 def page() -> str:
