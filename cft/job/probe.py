@@ -28,7 +28,7 @@ _RECIPE = 2
 
 
 def probe_job(config: Config) -> str:
-    """Probe a model, or show what an earlier probe of the same found.
+    """Probe a model, or show what an earlier probe of the same model found.
 
     Returns:
         The table and what to read from it.
@@ -75,24 +75,24 @@ def _stored(folder: Path) -> LayerScores | None:
     return LayerScores(scores, tuple(record["poolings"]))
 
 
-def _report(config: Config, found: LayerScores, folder: Path, *, ours: bool) -> str:
+def _report(config: Config, layers: LayerScores, folder: Path, *, ours: bool) -> str:
     """Write the tables and the picture; returns what to print."""
     title = f"{config.model.name} on {config.eval.name}, layer by layer"
     if config.adapter:
         title += f", with {config.adapter}"
-    table = _table(found, found.mean)
-    pages = [f"# {title} (Spearman x 100)", f"## {MEAN if len(found.scores) > 1 else ''}".rstrip(" #")]
+    table = _table(layers, layers.mean)
+    pages = [f"# {title} (Spearman x 100)", f"## {MEAN if len(layers.scores) > 1 else ''}".rstrip(" #")]
     pages += [as_markdown(table)]
-    if len(found.scores) > 1:
-        for name, scores in found.scores.items():
-            pages += [f"## {name}", as_markdown(_table(found, scores))]
+    if len(layers.scores) > 1:
+        for name, scores in layers.scores.items():
+            pages += [f"## {name}", as_markdown(_table(layers, scores))]
     write_text(folder / "table.md", "\n\n".join(page for page in pages if page) + "\n")
-    figures.save(figures.layers(found.scores, found.mean, found.poolings, title), folder, "layers")
-    layer, pooling, score = found.best
-    last = found.mean[-1, found.poolings.index(config.model.pooling.value)]
-    chosen = f"model.pooling={pooling}" + ("" if layer == len(found.mean) else f" model.layer={layer}")
+    figures.save(figures.layers(layers.scores, layers.mean, layers.poolings, title), folder, "layers")
+    layer, pooling, score = layers.best
+    last = layers.mean[-1, layers.poolings.index(config.model.pooling.value)]
+    chosen = f"model.pooling={pooling}" + ("" if layer == len(layers.mean) else f" model.layer={layer}")
     lines = [
-        f"{title} (mean Spearman x 100 over {len(found.scores)} set{'s' if len(found.scores) > 1 else ''})\n",
+        f"{title} (mean Spearman x 100 over {len(layers.scores)} set{'s' if len(layers.scores) > 1 else ''})\n",
         as_text(table),
         f"\nbest: layer {layer}, {pooling}: {score:.2f} ({chosen}); the last layer, {config.model.pooling.value}, as "
         f"configured: {last:.2f}",
@@ -103,8 +103,8 @@ def _report(config: Config, found: LayerScores, folder: Path, *, ours: bool) -> 
     return "\n".join(lines)
 
 
-def _table(found: LayerScores, scores: np.ndarray) -> list[Row]:
-    rows: list[Row] = [("layer", *(name.replace("_", " ") for name in found.poolings))]
+def _table(layers: LayerScores, scores: np.ndarray) -> list[Row]:
+    rows: list[Row] = [("layer", *(name.replace("_", " ") for name in layers.poolings))]
     for number, row in enumerate(scores, start=1):
         name = f"{number} (last)" if number == len(scores) else str(number)
         rows.append((name, *("—" if np.isnan(value) else f"{value:.2f}" for value in row)))
