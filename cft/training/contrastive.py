@@ -79,10 +79,12 @@ def contrastive_backward(
     loss, world = setup.loss, setup.world
     if sequences is None:
         sequences = tokens_of(embedder, batch, loss, world)
+
+    # 1. Embed all chunks; without gradient, if there are several.
     chunks = _Chunks(embedder, sequences, setup, seed)
     embeddings = chunks.embed()
 
-    # The loss is taken of detached embeddings: its gradient with respect to them is what each chunk needs later.
+    # 2. Take the loss and its gradient with respect to the embeddings, in blocks of anchors.
     leaf = embeddings.detach().requires_grad_(True)
     student = _Pool(leaf, batch, setup)
     directions = _directions(student, _teacher_pool(batch, setup, leaf.device), batch, setup)
@@ -96,8 +98,10 @@ def contrastive_backward(
         blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
     student.backward()
 
+    # 3. Run each chunk once more, with gradient, and backpropagate its part.
     assert leaf.grad is not None
     chunks.backward(embeddings, leaf.grad)
+
     share = rows / len(batch)
     local = _mean_over_blocks(blocks)
     values = [local.loss.item() * share, local.accuracy * share, local.candidates * share, chunks.tokens, chunks.nodes]
