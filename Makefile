@@ -14,7 +14,7 @@ TRIPLETS ?=
 DEV ?=
 ARGS ?=
 FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
-STUDY_ARGS := scale=$(SCALE) $(if $(SEEDS),seeds=$(SEEDS)) $(FILES)
+STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
@@ -65,7 +65,7 @@ sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads t
 	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts $(if $(STS),eval.folder=$(STS))
 
 table1: install  ## the paper's training configuration beside the one that runs
-	$(BIN)/python -m cft.report table1 scale=$(SCALE)
+	$(BIN)/python -m cft.report table1 --scale $(SCALE)
 
 table2 table3 table4 table5 table6 figure1: install
 	$(BIN)/python -m cft.study run $@ $(STUDY_ARGS)
@@ -86,11 +86,11 @@ ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation 
 STUDY_SEEDS ?= 1,2,3
 
 study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE STS=FOLDER
-	$(BIN)/python -m cft.study run $(SEVERAL) scale=study seeds=$(STUDY_SEEDS) $(FILES)
-	$(BIN)/python -m cft.study run $(ONCE) scale=study seeds=1 $(FILES)
+	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
+	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
 
 verdicts: install  ## docs/study_tables.md again, from the records beside it: TRIPLETS=FILE STS=FOLDER
-	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) scale=study into=docs/study_tables.md outputs=docs/records $(FILES)
+	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study_tables.md outputs=docs/records $(FILES)
 
 bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py
