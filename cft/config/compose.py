@@ -204,7 +204,7 @@ def _check_names(override: Override) -> None:
     if key not in names:
         section = key.split(".")[0]
         within = [name for name in names if name.startswith(f"{section}.")] or [n for n in names if "." not in n]
-        raise UserError(f"{key}: no such key{nearest_names(key, names)} Keys there: {', '.join(within)}.")
+        raise UserError(f"{key}: no such key{nearest_names(key, [*names, *choices])} Keys there: {', '.join(within)}.")
 
 
 def _choices_of(override: Override) -> list[str]:

@@ -60,6 +60,7 @@ def run(config: Config, inputs: InputCache | None = None, on_row: RowCallback | 
             return _score_base_alone(plan, models) if world.is_main else ""
         require_enough_triplets(config, world)
         if not world.is_main:
+            # The main process scores the base model first and broadcasts below; then all train together.
             if not world.broadcast_object(plan.is_trained):
                 stage = TrainingStage(plan, models.base, world)
                 train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step)

@@ -162,7 +162,7 @@ def remove_runs(folders: list[Path], *, sure: bool) -> None:
         sys.stdout.write(f"{folder}: {byte_size(size)}\n")
     if not sure:
         if not sys.stdin.isatty():
-            raise UserError("nothing was removed: add --yes")
+            raise UserError("nothing was removed: add --yes, or yes=true")
         if input("remove these for good? [y/N] ").strip().casefold() not in ("y", "yes"):
             raise UserError("nothing was removed")
     for folder in folders:

@@ -31,8 +31,9 @@ def info_nce(
     in float32 whatever comes in, because bfloat16 blurs close pairs.
 
     Args:
-        anchor: (B, D). positive: (P, D), P = B unless other processes' positives are candidates too; row first + i
-            belongs to anchor i.
+        anchor: (B, D).
+        positive: (P, D), row first + i belongs to anchor i. P = B, or more where other processes' positives and all
+            other candidates stand behind them.
         negatives: (M, D), any number a row, or None for in-batch negatives only.
         temperature: > 0, no unit; smaller is sharper. The paper uses 0.05.
         false_negatives: (B, P + M) True where a candidate repeats the anchor's positive and must not count against
