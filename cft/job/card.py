@@ -13,6 +13,7 @@ from cft.data.training_data import NLI_REPOSITORY
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample
 from cft.evaluation.scores import METRICS, load_evaluation
+from cft.job.run_folder import RunFolder, evaluation_name
 from cft.model.contract import Contract
 from cft.system.errors import UserError, first_line
 from cft.system.files import read_json, write_text
@@ -38,8 +39,8 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
     scores: list[tuple[str, str]] = []  # of each evaluation, title and table
     hub_results: dict[str, EvalResult] = {}  # by set: the hub takes one score a set, of several prompts the last one's
     for name, entry in sorted(read_json(folder / METRICS).items()):
-        table = _scores(entry, _intervals(folder / "evaluations" / name))
-        scores.append((f"{name.rsplit('-', 1)[0]}, prompt `{entry['prompt']}`", as_markdown(table)))
+        table = _scores(entry, _intervals(folder / RunFolder.EVALUATIONS / name))
+        scores.append((f"{evaluation_name(name)}, prompt `{entry['prompt']}`", as_markdown(table)))
         of_hub = entry.get("source") == HUB
         for set_name, score in entry["after"]["sets"].items():
             hub_results[set_name] = _result(set_name, score["spearman"], of_hub=of_hub)

@@ -73,7 +73,7 @@ def run(config: Config, inputs: InputCache | None = None, on_row: RowCallback | 
             if world.broadcast_object(plan.is_trained):
                 log.info("already trained: %s holds the result of this very configuration", plan.result)
             else:
-                stage = TrainingStage(plan, models.base, world, [tracker.watch, *([on_row] if on_row else [])])
+                stage = TrainingStage(plan, models.base, world, [tracker.watch, on_row])
                 stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
                 del stage  # it holds the base model and the teacher
             models.release()
@@ -100,7 +100,7 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
         raise UserError("train.steps=0: there is nothing to train")
     with _Models(plan) as models, _exclusive_work(plan) as tracker:
         if not plan.is_trained:
-            stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, *([on_row] if on_row else [])])
+            stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, on_row])
             stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
     return plan.folder
 

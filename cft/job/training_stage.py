@@ -48,17 +48,17 @@ def require_enough_triplets(config: Config, world: World) -> None:
 class TrainingStage:
     """The training of a job, up to the step that the job scores."""
 
-    def __init__(self, plan: Plan, base: Embedder, world: World, callbacks: Sequence[RowCallback] = ()) -> None:
+    def __init__(self, plan: Plan, base: Embedder, world: World, callbacks: Sequence[RowCallback | None] = ()) -> None:
         """Write the training's records and make its weights.
 
         Args:
             plan: the job, which trains something.
             base: what the job starts from; it is changed in place.
             world: the processes that train together; the main one writes.
-            callbacks: called with every row of the history.
+            callbacks: called with every row of the history; None is left out.
         """
         assert plan.data is not None
-        self._plan, self._callbacks = plan, callbacks
+        self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
         if world.is_main:
             _write_records(plan, world)
         self.embedder = _trainable_embedder(plan, base)
