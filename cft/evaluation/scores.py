@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from cft.data.records import ScoredPair, Triplet, require_rankable
 from cft.model.contract import Contract
 from cft.system.errors import UserError
-from cft.system.files import read_arrays, read_json, write_arrays, write_json
+from cft.system.files import read_arrays, read_json, write_arrays, write_record
 
 METRICS = "metrics.json"
 COSINES = "cosines.npz"
@@ -155,7 +155,7 @@ def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *,
     """Write an evaluation, the contract it was made under and its duration; METRICS comes last."""
     by_set = {f"set/{name}": cosines for name, cosines in evaluation.cosines.items()}
     write_arrays(folder / COSINES, {"positives": evaluation.positives, "negatives": evaluation.negatives, **by_set})
-    write_json(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
+    write_record(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:

@@ -41,7 +41,7 @@ class CachedEncoder:
         """
         self._embedder = embedder
         self._limit = int(gigabytes * 1e9)
-        facts = [embedder.contract, embedder.device.type, version]
+        facts = [embedder.contract.facts, embedder.device.type, version]
         self._folder = cache_folder() / "vectors" / digest(facts)
 
     def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:

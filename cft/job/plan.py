@@ -180,7 +180,7 @@ class Plan:
 def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
     """What a model's vectors depend on, prompt and precision excepted."""
     return {
-        "weights": files.identity,
+        "weights": files.all_read,
         "pooling": model.pooling,
         "layer": model.layer,
         "attention": model.attention,

@@ -15,7 +15,7 @@ from cft.job.plan import DATA_SEED
 from cft.job.start import find_starting_point
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import exclusive_lock, read_json, write_json, write_text
+from cft.system.files import exclusive_lock, read_json, write_record, write_text
 from cft.system.tables import Row, as_markdown, as_text
 
 log = logging.getLogger("cft.probe")
@@ -42,7 +42,7 @@ def probe_job(config: Config) -> str:
     start = find_starting_point(config)
     facts = {
         "recipe": _RECIPE,
-        "weights": start.files.identity,
+        "weights": start.files.all_read,
         "adapter": start.adapter.identity if start.adapter else None,
         "model": replace(config.model, name="", path="", revision=None, sha256=None, pooling=Pooling.last),
         "dtype": str(start.dtype(config)),
@@ -57,7 +57,7 @@ def probe_job(config: Config) -> str:
             layer_scores = score_layers(embedder, sets)
             scores = {name: _plain(cells) for name, cells in layer_scores.scores.items()}
             contract = asdict(embedder.contract)
-            write_json(folder / RECORD, {"scores": scores, "poolings": layer_scores.poolings, "contract": contract})
+            write_record(folder / RECORD, {"scores": scores, "poolings": layer_scores.poolings, "contract": contract})
         else:
             log.info("already probed: %s", folder)
         return _report(config, layer_scores, folder, ours=bool(start.adapter and start.adapter.contract))

@@ -10,7 +10,7 @@ from cft.job.card import HUB, write_card
 from cft.job.plan import Plan
 from cft.job.run_folder import RunFolder
 from cft.job.tracking import Result
-from cft.system.files import read_json, write_json, write_text
+from cft.system.files import read_json, sealed, write_json, write_text
 from cft.system.tables import Row, as_markdown, as_text
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evalu
         "before": before.record(),
         "after": after.record(),
     }
-    write_json(path, summary)
+    write_json(path, {name: sealed(entry) for name, entry in summary.items()})
 
 
 def _log_table(config: Config, table: list[Row], title: str) -> None:

@@ -1,12 +1,14 @@
 """A training's folder: every file name in it, and its records as dataclasses."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.weights import ADAPTER_FOLDER
-from cft.system.files import append_line, atomic_write, read_json, read_record, write_json
+from cft.system.digest import sha256_of_file
+from cft.system.errors import UserError
+from cft.system.files import append_line, atomic_write, read_json, read_record, write_json, write_record
 from cft.training import checkpoint
 
 
@@ -25,6 +27,7 @@ class Finished:
     seconds: float  # of the last call alone, which may have gone on from a checkpoint
     peak_memory: int | None  # bytes that the last call held at most, if the system reports it
     weights: str  # SHA-256 of the adapter
+    history: str | None = None  # SHA-256 of the history; None in records of older versions
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,16 @@ class RunFolder:
         with atomic_write(self.file(self.HISTORY)) as part:
             for row in history:
                 append_line(part, row)
-        write_json(self.file(self.FINISHED), record)
+        write_record(self.file(self.FINISHED), replace(record, history=sha256_of_file(self.file(self.HISTORY))))
         checkpoint.remove(self.path)
 
     def history(self) -> list[dict]:
         """Rows of a finished training's history; empty while it is not finished."""
-        path = self.file(self.HISTORY)
+        path, finished = self.file(self.HISTORY), self.finished()
+        if finished and finished.history and path.exists() and finished.history != sha256_of_file(path):
+            raise UserError(
+                f"{path} was changed after cft wrote it, so that it is no record of what was done; put the file back"
+            )
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def development_scores(self) -> list[tuple[int, float]]:

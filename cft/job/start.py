@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from cft.config.schema import PLACEHOLDER, Config, Precision, PromptSettings
-from cft.model.adapters import Adapter, attach, fetch_adapter
+from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
 from cft.model.embedder import Embedder
 from cft.model.sources import ModelFiles, fetch
 from cft.system.distributed import device_of_rank
@@ -66,9 +66,12 @@ def find_starting_point(config: Config, files: ModelFiles | None = None) -> Star
         UserError: if model, adapter or device cannot be had.
     """
     device = device_of_rank(choose_device(config.device))
+    adapter = fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None
+    if adapter is not None:
+        require_named_base(adapter, config.model.path, any_base=config.adapter_any_base)
     return StartingPoint(
         files=files or fetch(config.model),
-        adapter=fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None,
+        adapter=adapter,
         device=device,
         bf16=wants_bf16(config.train.precision, device),
     )

@@ -19,7 +19,7 @@ from cft.system.disk import require_room
 from cft.system.distributed import World
 from cft.system.environment import describe_environment
 from cft.system.errors import UserError, renaming_keys
-from cft.system.files import write_json
+from cft.system.files import write_record
 from cft.training import checkpoint
 from cft.training.contrastive import Teacher
 from cft.training.memory import PeakMemory
@@ -125,11 +125,11 @@ def _write_records(plan: Plan, world: World) -> None:
     """Write what the training is, what it runs on and what it learns from."""
     data, folder = plan.data, plan.training
     assert data is not None
-    write_json(folder.file(RunFolder.CONFIG), plan.config)
+    write_record(folder.file(RunFolder.CONFIG), plan.config)
     environment = describe_environment(plan.start.device) | {"processes": world.size}
-    write_json(folder.file(RunFolder.ENVIRONMENT), environment)
+    write_record(folder.file(RunFolder.ENVIRONMENT), environment)
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
-    write_json(folder.file(RunFolder.DATA), {"content": data.content, "skipped_rows": data.skipped, **counts})
+    write_record(folder.file(RunFolder.DATA), {"content": data.content, "skipped_rows": data.skipped, **counts})
 
 
 def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:

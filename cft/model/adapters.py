@@ -23,6 +23,7 @@ from cft.model.weights import (
     adapter_config,
     adapter_layers,
     load_weights,
+    require_promised_weights,
     weights_digest,
 )
 from cft.system.digest import to_plain
@@ -40,7 +41,7 @@ class Adapter:
 
     name: str  # as the user gave it
     folder: Path  # with the weights
-    identity: str  # SHA-256 of the weights
+    identity: str  # SHA-256 of the weights and of how they are put on a model
     config: Any  # PEFT's configuration; None for all the weights of a model
     contract: Contract | None  # written beside the weights by a run; None for other adapters
 
@@ -59,7 +60,9 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     promised = None
     for run in (folder, folder.parent):
         if (run / contract.FILE_NAME).exists() and folder in (run, run / ADAPTER_FOLDER):
-            folder, promised = run / ADAPTER_FOLDER, Contract.load(run)
+            promised = Contract.load(run)
+            # `cft.export format=peft` puts weights and contract into one folder
+            folder = run / ADAPTER_FOLDER if (run / ADAPTER_FOLDER).is_dir() else run
             break
     if promised is None and not all((folder / file).exists() for file in ADAPTER_FILES):
         pickled = " (a pickled adapter_model.bin is not loaded: convert it with safetensors first)"
@@ -67,9 +70,7 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
             f"adapter={name}: needs {' and '.join(ADAPTER_FILES)}, or the folder of a finished run"
             + (pickled if list(folder.glob("*.bin")) else "")
         )
-    identity = weights_digest(folder)
-    if promised is not None and promised.adapter != identity:
-        raise UserError(f"the weights in {folder} are not those that their contract was written for")
+    identity = require_promised_weights(folder, promised) if promised else weights_digest(folder)
     return Adapter(name, folder, identity, adapter_config(folder), promised)
 
 
@@ -86,7 +87,8 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
         UserError: if base model, contract or LoRA settings do not match, a tensor of the adapter has no place, or
             the adapter changes no embedding.
     """
-    _check_base(base, adapter, any_base=any_base)
+    require_named_base(adapter, base.contract.model, any_base=any_base)
+    _check_contract(base, adapter)
     targets = _check_lora(base, adapter, lora) if lora else None
     before = base.encode(_SAMPLES)
     try:
@@ -104,26 +106,37 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
     return embedder
 
 
-def _check_base(base: Embedder, adapter: Adapter, *, any_base: bool) -> None:
-    """Refuse weights of another model: by our contract, or by the name that a foreign adapter has for its base."""
-    if adapter.contract is not None:
-        try:
-            adapter.contract.require(base.contract)
-        except UserError as error:
-            settings = _settings_of(adapter.contract, base.contract)
-            raise UserError(f"adapter={adapter.name}: {error}{settings}") from error
-        return
-    name = adapter.config.base_model_name_or_path
-    if name and not any_base and _short(name) != _short(base.contract.model):
+def require_named_base(adapter: Adapter, model_path: str, *, any_base: bool) -> None:
+    """Refuse an adapter that names another base model than `model.path`; one of ours is held to its contract instead.
+
+    It needs no weights, so that it is done before stored scores are shown as well.
+
+    Raises:
+        UserError: naming both.
+    """
+    name = adapter.config.base_model_name_or_path if adapter.config and not adapter.contract else None
+    if name and not any_base and _short(name) != _short(model_path):
         raise UserError(
-            f"adapter={adapter.name} names {name} as its base model, and model.path is {base.contract.model}; if "
-            "these are the same weights, set adapter_any_base=true"
+            f"adapter={adapter.name} names {name} as its base model, and model.path is {model_path}; if these are the "
+            "same weights, set adapter_any_base=true"
         )
+
+
+def _check_contract(base: Embedder, adapter: Adapter) -> None:
+    """Refuse weights of ours on another base model than they were trained on."""
+    if adapter.contract is None:
+        return
+    try:
+        adapter.contract.require(base.contract)
+    except UserError as error:
+        settings = _settings_of(adapter.contract, base.contract)
+        raise UserError(f"adapter={adapter.name}: {error}{settings}") from error
 
 
 def _settings_of(promised: Contract, actual: Contract) -> str:
     """The end of an error message: settings under which the base model keeps an adapter's contract, if there are."""
-    fixes = [f"model.path={promised.model}"] if promised.model != actual.model else []
+    same = promised.has_weights_of(actual) or promised.model == actual.model
+    fixes = [] if same else [f"model.path={promised.model}"]
     for name in contract.SETTINGS:
         value = to_plain(getattr(promised, name))
         if value != to_plain(getattr(actual, name)):

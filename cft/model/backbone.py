@@ -1,5 +1,6 @@
 """The model under the embedding: a trunk without a language-model head, and its tokenizer."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from cft.batching.layout import Batching, choose_batching, sample_sequences
 from cft.config.schema import PLACEHOLDER, ModelSettings, Quantization
 from cft.model import minicpm
 from cft.model.contract import SETTINGS, Contract
-from cft.model.sources import ModelFiles
+from cft.model.sources import ADAPTER_CONFIG, ModelFiles
 from cft.model.tokenizer import byte_tokenizer, cached_tokenizer, special_tokens, tokenizer_digest
 from cft.model.truncate import keep_layers
 from cft.system.errors import UserError, first_line
@@ -51,11 +52,13 @@ class Backbone:
     contract: Contract  # of the base model, without a prompt
     batching: Batching  # how batches are laid out
     unused: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the trunk
+    place: Path | None = None  # the user's folder or file that it came from, if it did
 
     @property
     def vocabulary(self) -> int:
         """Number of token embeddings."""
-        return cast(Any, self.trunk).get_input_embeddings().num_embeddings
+        # of the weight: an adapter may stand in the layer's place
+        return cast(Any, self.trunk).get_input_embeddings().weight.shape[0]
 
     def check_attention(self) -> None:
         """Refuse an attention other than the one that batches were tried with: a tree would be silently wrong.
@@ -102,10 +105,11 @@ def load_backbone(
         suffix_ids=suffix,
         template=PLACEHOLDER,
         dtype=str(dtype).removeprefix("torch."),
+        content=None if files.content == files.identity else files.content,
         **settings,
     )
     tokenizer = cached_tokenizer(contract.tokenizer, tokenizer)
-    return Backbone(trunk, tokenizer, contract, choose_batching(trunk, model, prefix), unused)
+    return Backbone(trunk, tokenizer, contract, choose_batching(trunk, model, prefix), unused, files.place)
 
 
 @contextmanager
@@ -139,7 +143,7 @@ def _load_trunk(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
     _check_kind(model, config)
     quantization = None if model.quantization is Quantization.none else _four_bits(dtype)
     with _explaining(model, "it"):
-        trunk, keys = AutoModel.from_pretrained(
+        trunk, keys = _from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -162,6 +166,17 @@ def _load_trunk(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return trunk, tuple(sorted(keys["unexpected_keys"]))
+
+
+def _from_pretrained(folder: Path, **options: Any) -> Any:
+    """What `AutoModel.from_pretrained` gives for the base model alone: it would put an adapter in the folder on it."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return AutoModel.from_pretrained(folder, **options)
+    with tempfile.TemporaryDirectory() as view:
+        for path in folder.iterdir():
+            if path.is_file() and not path.name != ADAPTER_CONFIG:
+                (Path(view) / path.name).symlink_to(path.resolve())
+        return AutoModel.from_pretrained(view, **options)
 
 
 def _check_kind(model: ModelSettings, config: Any) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from cft.config.schema import PLACEHOLDER, Attention, Pooling, Quantization
 from cft.system.digest import from_plain, to_plain
 from cft.system.errors import UserError
-from cft.system.files import read_json, write_json
+from cft.system.files import read_json, write_record
 
 FILE_NAME = "contract.json"
+_PLACE = "place_of_base"  # beside the fields: where the base model is says nothing about vectors
 # Settings of a model that are part of its contract, by the names that both have for them.
 SETTINGS = ("pooling", "layer", "attention", "append_eos", "eos_token", "max_length", "quantization")
 
@@ -37,6 +38,7 @@ class Contract:
     layer: int | None = None  # the layer whose states are pooled; None for the last
     eos_token: str | None = None  # the token that is our EOS, if not the tokenizer's
     quantization: Quantization = Quantization.none  # how the base weights are held
+    content: str | None = None  # hash of the base weights where `weights` is a commit; None if unknown or the same
 
     def __post_init__(self) -> None:
         if self.template.count(PLACEHOLDER) != 1:
@@ -53,9 +55,25 @@ class Contract:
         """The same contract under another prompt."""
         return replace(self, template=template)
 
-    def save(self, folder: Path) -> None:
-        """Write the record into a folder."""
-        write_json(folder / FILE_NAME, asdict(self))
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that vectors depend on: not where the weights come from, only which they are."""
+        return {name: value for name, value in asdict(self).items() if name not in ("model", "content")}
+
+    def has_weights_of(self, other: "Contract") -> bool:
+        """Whether both stand on the same base weights, wherever those were found."""
+        return bool({self.weights, self.content} & {other.weights, other.content} - {None})
+
+    def save(self, folder: Path, *, place: Path | None = None) -> None:
+        """Write the record into a folder; `place` is where this machine has the base model, as a hint."""
+        hint = {_PLACE: str(place.absolute())} if place else {}
+        write_record(folder / FILE_NAME, asdict(self) | hint)
+
+    @staticmethod
+    def place_of_base(folder: Path) -> Path | None:
+        """Where the base model was when the record of a folder was written; None if it was not a folder or file."""
+        place = read_json(folder / FILE_NAME).get(_PLACE)
+        return Path(place) if place else None
 
     @classmethod
     def load(cls, folder: Path) -> "Contract":
@@ -69,6 +87,7 @@ class Contract:
         if not (folder / FILE_NAME).exists():
             raise UserError(f"{folder} holds no trained embedder: name the folder that the run named at its end")
         record: dict[str, Any] = read_json(folder / FILE_NAME)
+        record.pop(_PLACE, None)
         needed = {entry.name for entry in fields(cls) if entry.default is MISSING}
         odd = set(record) - {entry.name for entry in fields(cls)} | needed - set(record)
         if odd:
@@ -82,14 +101,18 @@ class Contract:
     def require(self, loaded: "Contract") -> None:
         """Refuse a model that does not keep this contract; its prompt and adapter are not compared.
 
+        Base weights are compared by content: the same ones may be at another place.
+
         Raises:
             UserError: naming every field that differs and both its values.
         """
         actual = asdict(loaded)
+        free = ["template", "adapter", "content"]
+        free += ["model", "weights"] if self.has_weights_of(loaded) else []
         differences = [
             f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has {to_plain(actual[name])!r}"
             for name, promised in asdict(self).items()
-            if name not in ("template", "adapter") and promised != actual[name]
+            if name not in free and promised != actual[name]
         ]
         if differences:
             raise UserError("\n".join(["the embedding contract does not hold:", *differences]))

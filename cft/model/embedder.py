@@ -16,9 +16,9 @@ from cft.batching.layout import Layout
 from cft.config.schema import Batches, ModelSettings, Pooling
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
-from cft.model.sources import ModelFiles, fetch, published_pooling
+from cft.model.sources import ModelFiles, fetch, find_base, published_pooling
 from cft.model.tokenizer import prompted_ids
-from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, save_weights, weights_digest
+from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
 
@@ -79,42 +79,47 @@ class Embedder:
         return cls(backbone.trunk, backbone, backbone.contract)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> "Embedder":
+    def load(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", model_path: str | Path | None = None
+    ) -> "Embedder":
         """A trained embedder, held to the contract that was written when it was trained.
 
         Args:
             folder: a run's folder, as `cft.run` prints it at its end; one written by `save` or by `cft.export
                 format=peft`; or a hub repository that `cft.push` filled, as OWNER/NAME.
             device: where the model goes.
+            model_path: where its base model is now, as `model.path` takes it; None for where it was. Its content is
+                checked either way.
 
         Raises:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
                 what the contract promises.
         """
         name, folder = str(folder), Path(folder).expanduser()
-        if not folder.is_dir() and may_be_repository(name):
+        if not folder.is_dir():
+            if not may_be_repository(name):
+                raise UserError(f"{name}: no such folder (a hub repository is named OWNER/NAME)")
             folder = fetch_repository("the embedder", name, None, [FILE_NAME, *ADAPTER_FILES])
         contract = Contract.load(folder)
-        kind, _, commit = contract.weights.partition(":")
         settings: dict[str, Any] = {name: getattr(contract, name) for name in SETTINGS}
-        revision = commit if kind == "commit" else None
-        model = ModelSettings(name=contract.model, path=contract.model, revision=revision, **settings)
-        base = cls.base(model, device=device, dtype=getattr(torch, contract.dtype))
+        path, files = find_base(contract, folder, str(model_path) if model_path else None)
+        model = ModelSettings(name=contract.model, path=path, **settings)
+        base = cls.base(model, files=files, device=device, dtype=getattr(torch, contract.dtype))
         contract.require(base.contract)
         weights = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
-        if weights_digest(weights) != contract.adapter:
-            raise UserError(f"the weights in {weights} are not those the contract was written for")
+        identity = require_promised_weights(weights, contract)
+        contract = replace(contract, adapter=identity)
         return cls(load_weights(base.model, weights).to(device), base.backbone, contract)
 
     def save(self, folder: str | Path) -> str:
         """Write the trained weights and then their contract into a folder, which `load` turns into the same embedder.
 
         Returns:
-            The weights' SHA-256.
+            SHA-256 of the weights and of how they are put on the base model.
         """
         folder = Path(folder).expanduser()
         weights = save_weights(self.model, folder / ADAPTER_FOLDER, self.contract.model)
-        replace(self.contract, adapter=weights).save(folder)
+        replace(self.contract, adapter=weights).save(folder, place=self.backbone.place)
         return weights
 
     @property

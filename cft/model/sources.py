@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from cft.config.schema import ModelSettings, Pooling
 from cft.model.contract import FILE_NAME as CONTRACT
+from cft.model.contract import Contract
 from cft.system.digest import digest, sha256_of_file
-from cft.system.errors import UserError
+from cft.system.errors import UserError, first_line
 from cft.system.files import cache_folder, read_json, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 
@@ -34,9 +37,19 @@ POOLING_NAMES = {
     Pooling.weighted_mean: "weightedmean_tokens",
     Pooling.first: "cls_token",
 }
+_GGUF = b"GGUF"
 _WHEEL = re.compile(r"wheel:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^/]+)/(?P<member>.+)")
 # Files fetched from a repository: weights as safetensors and the texts around them; never pickles, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+
+
+# Files beside the weights that transformers reads: tokenizer, index of the weights, settings.
+_READ_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab", ".bpe")
+# Files of an adapter that stands beside a base model; they are no part of it.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_OF_ADAPTERS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,29 @@ class ModelFiles:
 
     folder: Path | None  # with config.json, safetensors and tokenizer files; None for random weights
     identity: str  # of the exact weights, the same on every machine: a commit, or a hash of the content
+    # Hash of the other files that are read (tokenizer, index of the weights); None where the identity covers them.
+    beside: str | None = None
+    content: str | None = None  # what the identity is of the same weights in a folder; None for random ones
+    place: Path | None = None  # the user's own folder or file; None for what is fetched or made
+
+    @property
+    def all_read(self) -> str:
+        """What names every file that is read; the identity alone names the weights."""
+        return self.identity if self.beside is None else f"{self.identity}+{self.beside}"
+
+
+def require_whole(path: Path) -> None:
+    """Refuse a Git LFS pointer, which stands where a repository was cloned without its large files.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise UserError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+
+
+_LFS = b"version https://git-lfs"
 
 
 def fetch(model: ModelSettings) -> ModelFiles:
@@ -59,18 +95,50 @@ def fetch(model: ModelSettings) -> ModelFiles:
     if path.startswith("wheel:"):
         return _from_wheel(path, model.sha256)
     local = Path(path).expanduser()
-    if local.is_file() and local.suffix == ".gguf":
-        return _from_gguf(local, model.sha256)
+    if local.is_file() and local.suffix.lower() == ".gguf":
+        return replace(_from_gguf(local, model.sha256), place=local)
     if local.is_dir():
-        return _from_folder(local)
+        return replace(_from_folder(local), place=local)
     if not may_be_repository(path):
         raise UserError(
             f"model.path={path}: no such folder or GGUF file (a hub repository is named OWNER/NAME); {OFFLINE_HINT}"
         )
     snapshot = fetch_repository("model.path", path, model.revision, _HUB_FILES)
-    _weights_of(snapshot)
-    # A snapshot's folder is named by its commit, which names the weights without reading gigabytes.
-    return ModelFiles(snapshot, f"commit:{snapshot.name}")
+    # A snapshot's folder is named by its commit, which names all its files without reading gigabytes.
+    linked = all(path.is_symlink() for path in _weights_of(snapshot))
+    return ModelFiles(snapshot, f"commit:{snapshot.name}", content=_content(snapshot) if linked else None)
+
+
+def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple[str, ModelFiles]:
+    """The base model of a finished embedder: identity is content, and where it was is a hint.
+
+    Args:
+        contract: the embedder's. folder: where that stands. model_path: where the user says that the model is now.
+
+    Returns:
+        Its path, as `model.path` has it, and its files; perhaps of other weights, if nothing fits better.
+
+    Raises:
+        UserError: if it is nowhere.
+    """
+    kind, _, commit = contract.weights.partition(":")
+    if model_path or kind != "sha256" or contract.model.startswith("wheel:"):
+        path = model_path or contract.model
+        revision = commit if kind == "commit" and path == contract.model else None
+        return path, fetch(ModelSettings(name=contract.model, path=path, revision=revision))
+    # A folder or file: where it was, here, or beside the run and above it, if all of it was moved together.
+    hint = Contract.place_of_base(folder)
+    roots = [Path(), *folder.absolute().parents]
+    candidates = [*([hint] if hint else []), *(root / Path(contract.model).expanduser() for root in roots)]
+    there = [str(path) for path in dict.fromkeys(candidates) if path.exists()]
+    if not there:
+        raise UserError(
+            f"{folder}: its base model {contract.model} is not there any more; say where it is now: "
+            'Embedder.load(..., model_path="FOLDER"), or model_path=FOLDER on the command line'
+        )
+    found = [(path, fetch(ModelSettings(name=contract.model, path=path))) for path in there]
+    fitting = [(path, files) for path, files in found if contract.weights in (files.identity, files.content)]
+    return (fitting or found)[0]
 
 
 def published_pooling(folder: Path) -> Pooling | None:
@@ -84,13 +152,38 @@ def published_pooling(folder: Path) -> Pooling | None:
 
 
 def _from_folder(folder: Path) -> ModelFiles:
-    content = [(path.name, sha256_of_file(path)) for path in [folder / "config.json", *_weights_of(folder)]]
-    return ModelFiles(folder, f"sha256:{digest(content)}")
+    content = _content(folder)
+    if all((folder / name).exists() for name in _OF_ADAPTERS):
+        log.info("%s also holds an adapter, which is not used: the base model alone is; adapter=%s", folder, folder)
+    weights = {path.name for path in _weights_of(folder)}
+    beside = [
+        (path.name, sha256_of_file(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+        and path.name.endswith(_READ_ENDINGS)
+        and path.name not in ("config.json", *weights, *_OF_ADAPTERS)
+    ]
+    return ModelFiles(folder, content, beside=digest(beside), content=content)
+
+
+def _content(folder: Path) -> str:
+    """Hash of a base model's configuration and weights."""
+    files = [folder / "config.json", *_weights_of(folder)]
+    return f"sha256:{digest([(path.name, _sha256(path)) for path in files])}"
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file; of one in the hub's cache, its large files are named by it."""
+    require_whole(path)
+    blob = path.resolve().name
+    return blob if path.is_symlink() and _SHA256.fullmatch(blob) else sha256_of_file(path)
 
 
 def _weights_of(folder: Path) -> list[Path]:
     """The files of weights in a base model's folder; refuses any other folder."""
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(path for path in folder.glob("*.safetensors") if path.name not in _OF_ADAPTERS)
+    if (folder / ADAPTER_CONFIG).exists() and not (weights and (folder / "config.json").exists()):
+        raise UserError(f"model.path={folder}: is an adapter without its base model; name it by adapter={folder}")
     if (folder / CONTRACT).exists():
         raise UserError(
             f"model.path={folder}: is an embedder of cft's, not a base model; `python -m cft.export` makes it a model "
@@ -153,17 +246,39 @@ def _download(package: str, version: str, folder: Path) -> Path:
 
 
 def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
+    require_whole(path)
     content = sha256_of_file(path)
     if sha256 and sha256 != content:
         raise UserError(f"{path} has SHA-256 {content}, not {sha256} as model.sha256 demands; do not use it")
+    with path.open("rb") as stream:
+        if stream.read(len(_GGUF)) != _GGUF:
+            raise UserError(f"{path} is no GGUF file, whatever its name says; fetch it again")
     folder = cache_folder() / "converted" / content[:16]
     if not (folder / "config.json").exists():
         log.info("converting %s to safetensors, once", path.name)
         with staging_folder(folder) as staging:
-            _convert_gguf(path, staging / "model")
+            with _explaining_gguf(path):
+                _convert_gguf(path, staging / "model")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(staging / "model", folder)
-    return ModelFiles(folder, f"sha256:{content[:16]}")
+    identity = f"sha256:{content[:16]}"
+    return ModelFiles(folder, identity, content=identity)
+
+
+@contextmanager
+def _explaining_gguf(path: Path) -> Iterator[None]:
+    """Turn whatever is raised about a GGUF file's content into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # a full disk is not the file's fault
+            raise
+        raise UserError(f"{path} cannot be converted ({first_line(error)})") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be converted ({first_line(error)}): it is damaged, or of an architecture that "
+            "transformers does not read from GGUF; a folder of safetensors works for all"
+        ) from error
 
 
 def _convert_gguf(path: Path, folder: Path) -> None:

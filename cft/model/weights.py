@@ -6,46 +6,64 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cft.model.contract import Contract
 from cft.model.lora import last_name, trainable, with_adapter
-from cft.system.digest import sha256_of_file
+from cft.model.peft_names import is_of_head, refuse_untranslatable, tensors_on, translate
+from cft.model.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_whole
+from cft.system.digest import canonical, sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import atomic_write, write_json
+from cft.system.files import atomic_write, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 FULL_WEIGHTS = "model.safetensors"
 
+_COPY_OF_BASE = "base_layer.weight"
+
+# Entries of an adapter's configuration on which no vector depends.
+_NO_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+)
+
 # Kinds of adapters that sit on layers, so that every kind of batch runs through them.
 _ON_LAYERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA", "LN_TUNING")
-_PREFIX = "base_model.model."
 
 
 def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
-    """Write what was trained: an adapter in PEFT's layout, or the whole trunk. Returns the weights' SHA-256.
+    """Write what was trained: an adapter in PEFT's layout, or the whole trunk. Returns their digest.
 
     Written by hand rather than by `save_pretrained`, so that the bytes follow from the weights alone and
-    the base model is called by its own name, not by a folder of this machine.
+    the base model is called by its own name, not by a folder of this machine. The digest is of `weights_digest`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
         _write_tensors(folder / FULL_WEIGHTS, model.state_dict())
         return weights_digest(folder)
-    _write_tensors(folder / ADAPTER_WEIGHTS, get_peft_model_state_dict(model))
+    _write_tensors(folder / ADAPTER_WEIGHTS, _adapter_tensors(model))
     record = model.peft_config["default"].to_dict()
     record |= {"base_model_name_or_path": base_name, "inference_mode": True}
     sets = {name: sorted(value) for name, value in record.items() if isinstance(value, set)}
     write_json(folder / ADAPTER_CONFIG, record | sets)
     return weights_digest(folder)
+
+
+def _adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """An adapter's own tensors, by PEFT's names."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def weights_in_memory(model: nn.Module) -> str:
@@ -57,13 +75,46 @@ def weights_in_memory(model: nn.Module) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of a folder's trained weights.
+    """SHA-256 of a folder's trained weights and, of an adapter, of all that says how they are put on a model.
 
     Raises:
         UserError: if the folder holds none.
     """
-    for name in (ADAPTER_WEIGHTS, FULL_WEIGHTS):
+    tensors = tensors_digest(folder)
+    if (folder / FULL_WEIGHTS).exists():
+        return tensors
+    settings = read_json(folder / ADAPTER_CONFIG)
+    kept = {name: value for name, value in settings.items() if name not in _NO_EFFECT}
+    return hashlib.sha256(canonical([tensors, kept]).encode()).hexdigest()
+
+
+def require_promised_weights(folder: Path, contract: Contract) -> str:
+    """Refuse weights other than those that a contract was written for; returns their digest.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    identity = weights_digest(folder)
+    if contract.adapter == identity:
+        return identity
+    if contract.adapter == tensors_digest(folder):
+        log.info("%s: its contract is of an older cft and holds the tensors alone, not %s", folder, ADAPTER_CONFIG)
+        return identity
+    raise UserError(
+        f"the weights in {folder}, or the {ADAPTER_CONFIG} beside them, are not those that their contract was written "
+        "for; put the files back as they were"
+    )
+
+
+def tensors_digest(folder: Path) -> str:
+    """SHA-256 of a folder's trained tensors alone, which is all that older contracts name.
+
+    Raises:
+        UserError: if the folder holds none.
+    """
+    for name in (FULL_WEIGHTS, ADAPTER_WEIGHTS):
         if (folder / name).exists():
+            require_whole(folder / name)
             return sha256_of_file(folder / name)
     raise UserError(f"{folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}")
 
@@ -84,15 +135,18 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
             raise UserError(f"the weights in {folder} are not those of this base model: {first_line(error)}") from error
         return trunk.requires_grad_(dropout is not None)
     content = read_tensors(folder / ADAPTER_WEIGHTS)
-    tensors = {_name_on(trunk, name): tensor for name, tensor in content.items() if not _is_of_head(name)}
-    _set_up(config, tensors, dropout)
+    tensors = tensors_on(trunk, content)
+    translate(config, trunk, content)
+    _set_up(config, dropout)
     misfit = f"the adapter in {folder} does not fit this base model"
     try:
         model = with_adapter(trunk, config)
         outcome: Any = set_peft_model_state_dict(model, tensors)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{misfit}: {first_line(error)}") from error
-    odd = sorted(set(get_peft_model_state_dict(model)) ^ set(tensors)) + list(outcome.unexpected_keys)
+    # PEFT saves a copy of the base's token embeddings beside an update of them.
+    own = {name for name in tensors if not name.endswith(_COPY_OF_BASE)}
+    odd = sorted(set(_adapter_tensors(model)) ^ own) + list(outcome.unexpected_keys)
     if odd:
         raise UserError(f"{misfit} (first differences: {', '.join(odd[:3])})")
     if len(tensors) < len(content):
@@ -103,18 +157,13 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
     return model.eval()
 
 
-def _set_up(config: Any, tensors: dict[str, torch.Tensor], dropout: float | None) -> None:
-    """Change an adapter's configuration for the bare trunk that it is put on."""
+def _set_up(config: Any, dropout: float | None) -> None:
+    """Change an adapter's configuration for the way that it is used here."""
     config.inference_mode = dropout is None
     if dropout is not None:
         config.lora_dropout = dropout
     config.base_model_name_or_path = None  # which base model this is has been checked
     config.task_type = "FEATURE_EXTRACTION"  # whatever it was trained as: here it embeds
-    by_pattern = isinstance(getattr(config, "target_modules", None), str)
-    if by_pattern or getattr(config, "layers_to_transform", None) is not None:
-        # Patterns over names are written for the names of the causal-LM model, which are longer than the trunk's.
-        config.target_modules = sorted({name.removeprefix(_PREFIX).split(".lora_")[0] for name in tensors})
-        config.layers_to_transform = None
 
 
 def adapter_config(folder: Path) -> Any:
@@ -136,31 +185,14 @@ def adapter_config(folder: Path) -> Any:
             f"{path} is an adapter of the kind {kind}, which adds tokens instead of weights; cft takes "
             f"{', '.join(_ON_LAYERS)}"
         )
-    if config.peft_type == PeftType.LORA and getattr(config, "modules_to_save", None):
-        raise UserError(
-            f"{path} also replaces whole layers ({', '.join(config.modules_to_save)}): merge it into its base model "
-            "and name that by model.path"
-        )
+    refuse_untranslatable(config, str(path))
     return config
 
 
 def adapter_layers(folder: Path) -> list[str]:
     """The layers that a LoRA sits on, by the last parts of their names."""
     names = read_tensors(folder / ADAPTER_WEIGHTS)
-    return sorted({last_name(name) for name in names if ".lora_" in name and not _is_of_head(name)})
-
-
-def _is_of_head(name: str) -> bool:
-    return ".lm_head." in name or ".embed_out." in name
-
-
-def _name_on(trunk: nn.Module, name: str) -> str:
-    """An adapter's tensor by its name on a bare trunk: adapters of causal-LM models have one part more."""
-    outer = getattr(trunk, "base_model_prefix", "")
-    longer = f"{_PREFIX}{outer}."
-    if outer and name.startswith(longer) and not hasattr(trunk, outer):
-        return _PREFIX + name.removeprefix(longer)
-    return name
+    return sorted({last_name(name) for name in names if ".lora_" in name and not is_of_head(name)})
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

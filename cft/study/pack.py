@@ -27,7 +27,7 @@ from cft.study import plan
 from cft.study.plan import DONE, RunState, Study
 from cft.system.digest import DIGEST_LENGTH, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, read_json, staging_folder, write_json
+from cft.system.files import atomic_write, read_json, staging_folder, write_record
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _copy_run(outputs: Path, state: RunState, target: Path) -> None:
         for name in _OF_TRAINING:
             if source.file(name).exists():
                 _copy(source.file(name), copy.file(name))
-        write_json(copy.file(copy.CONFIG), read_json(source.file(source.CONFIG)) | {"outputs": Config.outputs})
+        write_record(copy.file(copy.CONFIG), read_json(source.file(source.CONFIG)) | {"outputs": Config.outputs})
 
 
 def _copy(source: Path, target: Path) -> None:

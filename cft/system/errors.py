@@ -47,8 +47,13 @@ def renaming_keys(group: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, without what it adds below; its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's error says, without what it adds below; its kind if it says nothing.
+
+    A line that ends in a colon only announces the next one, and both are given.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    count = next((number for number, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:count]) or type(error).__name__
 
 
 def explain_os_error(error: OSError) -> UserError | None:

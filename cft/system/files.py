@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks on directories."""
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from filelock import FileLock, Timeout
 
-from cft.system.digest import from_plain, to_plain
+from cft.system.digest import DIGEST_LENGTH, digest, from_plain, to_plain
 from cft.system.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(to_plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+_CHECKSUM = "checksum"
+
+
+def sealed(value: Any) -> dict[str, Any]:
+    """A record with a checksum, by which `read_json` refuses it if it is changed afterwards."""
+    plain = to_plain(value)
+    return {**plain, _CHECKSUM: digest(plain)}
+
+
+def write_record(path: Path, value: Any) -> None:
+    """Write a JSON object with a checksum."""
+    write_json(path, sealed(value))
+
+
 class _Record(dict):
     """A JSON object of a file; access to a missing key names the file."""
 
@@ -149,6 +164,20 @@ class _Record(dict):
         if self._path is None:
             raise KeyError(key)
         raise UserError(f"{self._path} lacks {key!r}; remove its folder and run again to make it anew")
+
+
+class _Changed(UserError):
+    """A record that does not have its checksum."""
+
+
+def _unsealed(entries: dict[str, Any], path: Path) -> _Record:
+    """An object of a file, less its checksum."""
+    if _CHECKSUM in entries and entries.pop(_CHECKSUM) != digest(entries):
+        raise _Changed(
+            f"{path} was changed after cft wrote it, so that it is no record of what was done; put the file back as it "
+            "was, or remove its folder and run again to make it anew"
+        )
+    return _Record(entries, path)
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -170,10 +199,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
         path: the file. kind: what it must hold.
 
     Raises:
-        UserError: naming the file, if it is missing, not JSON or of another kind; also on access to a missing key.
+        UserError: naming the file, if it is missing, not JSON or of another kind, or was changed after `write_record`
+            wrote it; also on access to a missing key.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda entries: _Record(entries, path))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda entries: _unsealed(entries, path))
+    except _Changed:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}; remove its folder and run again to make it anew") from error
     if not isinstance(content, kind):
@@ -189,14 +221,27 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
+        seal = arrays.pop(_CHECKSUM, None)
+        if seal is not None and str(seal) != _arrays_digest(arrays):
+            raise ValueError("it was changed after cft wrote it")
+        return arrays
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read {path}: {reason}; remove its folder and run again to make it anew") from error
 
 
+def _arrays_digest(arrays: dict[str, np.ndarray]) -> str:
+    state = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        state.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        state.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return state.hexdigest()[:DIGEST_LENGTH]
+
+
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> None:
-    """Write an .npz file whole or not at all; equal arrays give equal bytes."""
+    """Write an .npz file with a checksum, whole or not at all; equal arrays give equal bytes."""
+    arrays = {**arrays, _CHECKSUM: np.array(_arrays_digest(arrays))}
     # In memory first: on a full disk, the archive would try to write its end again when it is deleted.
     archive = io.BytesIO()
     save: Callable[..., None] = np.savez_compressed if compressed else np.savez

@@ -113,22 +113,99 @@ def test_an_adapter_of_minicpms_own_code_goes_on_the_classes_that_hold_it(tmp_pa
     assert torch.allclose(our_states(found), expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
-        peft.LoHaConfig(target_modules=["q_proj"], r=4),
-        peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, use_dora=True, use_rslora=True),
-        peft.LoraConfig(target_modules=r"model\.layers\.1\.self_attn\.(q|v)_proj", r=4),
-        peft.LoraConfig(target_modules=["q_proj"], r=4, rank_pattern={"q_proj": 2}, layers_to_transform=[1]),
-    ],
-    ids=["IA3", "LoHa", "DoRA", "pattern", "one layer"],
-)
-def test_other_kinds_of_adapters_can_be_evaluated(config, tmp_path):
-    base, theirs = foreign(tmp_path, "llama", config=config)
+Q, V = "self_attn.q_proj", "self_attn.v_proj"
+FIRST = f"model.layers.0.{Q}"
+CONFIGS = {
+    "IA3": peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "IA3 by whole names": peft.IA3Config(
+        target_modules=[FIRST, "model.layers.1.mlp.down_proj"], feedforward_modules=["model.layers.1.mlp.down_proj"]
+    ),
+    "IA3 by a pattern": peft.IA3Config(
+        target_modules=r".*\.(k_proj|down_proj)", feedforward_modules=r"model.*down_proj"
+    ),
+    "LoHa": peft.LoHaConfig(target_modules=["q_proj"], r=4),
+    "LoHa with a pattern": peft.LoHaConfig(target_modules=["q_proj", "v_proj"], r=4, rank_pattern={FIRST: 2}),
+    "LoKr": peft.LoKrConfig(target_modules=[f"model.layers.1.{V}"], r=4, alpha_pattern={"model.layers.1": 3}),
+    "VeRA": peft.VeraConfig(target_modules=["q_proj"], r=4),
+    "OFT": peft.OFTConfig(target_modules=[FIRST], oft_block_size=4),
+    "LN tuning": peft.LNTuningConfig(target_modules=["model.layers.0.input_layernorm", "model.norm"]),
+    "DoRA": peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, use_dora=True, use_rslora=True),
+    "pattern": peft.LoraConfig(target_modules=r"model\.layers\.1\.self_attn\.(q|v)_proj", r=4),
+    "one layer": peft.LoraConfig(target_modules=["q_proj"], r=4, rank_pattern={"q_proj": 2}, layers_to_transform=[1]),
+    "layers by a pattern": peft.LoraConfig(
+        target_modules=["q_proj"], r=4, layers_to_transform=[0], layers_pattern="layers"
+    ),
+    "alpha of one layer": peft.LoraConfig(target_modules=["q_proj"], r=4, alpha_pattern={FIRST: 64}),
+    "rank of one layer": peft.LoraConfig(target_modules=["q_proj"], r=4, rank_pattern={FIRST: 2}),
+    "patterns with anchors": peft.LoraConfig(
+        target_modules=["q_proj", "v_proj"],
+        r=4,
+        rank_pattern={r"^model\.layers\.0\..*v_proj": 2},
+        alpha_pattern={r"model\.layers\.[01]\.self_attn\.q_proj": 1, "v_proj": 80},
+    ),
+    "whole names": peft.LoraConfig(target_modules=[FIRST, f"model.layers.1.{V}"], r=4),
+    "names from the middle": peft.LoraConfig(target_modules=[f"layers.0.{Q}", "v_proj"], r=4),
+    "excluded names": peft.LoraConfig(target_modules=["q_proj", "v_proj"], exclude_modules=[FIRST, "lm_head"], r=4),
+    "excluded pattern": peft.LoraConfig(target_modules="all-linear", exclude_modules=r"model\.layers\.1\..*", r=4),
+    "all linear": peft.LoraConfig(target_modules="all-linear", r=4),
+    "with the head": peft.LoraConfig(target_modules=["q_proj", "lm_head"], r=4, alpha_pattern={"lm_head": 2, FIRST: 9}),
+    "embeddings": peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], r=4),
+    "embeddings by their whole name": peft.LoraConfig(target_modules=["model.embed_tokens", FIRST], r=4),
+    "biases": peft.LoraConfig(target_modules=["q_proj"], bias="lora_only", r=4),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_embeds_here_as_peft_has_it_on_the_causal_model(name, tmp_path):
+    base, theirs = foreign(tmp_path, "llama", config=CONFIGS[name])
+    plain, expected = our_states(base), their_states(theirs, base)
+    assert (expected - plain).abs().max() > 1e-3, "the adapter must do something for this to mean anything"
+    attached = attach(named(base), fetch_adapter(str(tmp_path), None))
+    assert torch.allclose(our_states(attached), expected, atol=1e-5, rtol=0)
+    attached.encode(TEXTS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi", "gpt_neox", "gemma"])
+def test_names_are_translated_in_families_that_name_their_trunk_otherwise(family, tmp_path):
+    base = make_tiny(family)
+    last = targets(family)[0]
+    places = [place for place, _ in base.model.named_modules() if place.endswith(f".{last}")]
+    outer = base.model.base_model_prefix
+    base, theirs = foreign(
+        tmp_path,
+        family,
+        config=peft.LoraConfig(
+            r=4, target_modules=[f"{outer}.{place}" for place in places], alpha_pattern={f"{outer}.{places[1]}": 64}
+        ),
+    )
     expected = their_states(theirs, base)
-    found = attach(named(base), fetch_adapter(str(tmp_path), None))
-    assert torch.allclose(our_states(found), expected, atol=1e-5, rtol=0)
+    assert torch.allclose(our_states(attach(named(base), fetch_adapter(str(tmp_path), None))), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["norm"]), "replaces whole layers .*norm"),
+        (
+            peft.LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[1, 2]),
+            "trains single tokens .*1, 2",
+        ),
+        (peft.LoraConfig(r=4, target_modules=["q_proj"], layer_replication=[(0, 1), (0, 2)]), "repeats layers"),
+    ],
+)
+def test_an_adapter_that_changes_more_than_layers_in_their_place_is_refused(config, message, tmp_path):
+    foreign(tmp_path, "llama", config=config)
+    with pytest.raises(UserError, match=message):
+        fetch_adapter(str(tmp_path), None)
+
+
+def test_a_training_goes_on_from_an_adapter_with_patterns_as_it_is(tmp_path):
+    config = peft.LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], alpha_pattern={FIRST: 64})
+    foreign(tmp_path / "adapter", "llama", base_name="random:llama", config=config)
+    runner.run(settings(tmp_path, f"adapter={tmp_path / 'adapter'}", "train.steps=2"))
+    record = json.loads((run_folder(tmp_path) / "adapter" / CONFIG).read_text())
+    assert record["alpha_pattern"] == {f"layers.0.{Q}": 64}
+    Embedder.load(run_folder(tmp_path)).encode(TEXTS)
 
 
 def test_an_adapter_that_adds_tokens_instead_of_weights_is_refused(tmp_path):

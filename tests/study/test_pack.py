@@ -30,7 +30,7 @@ def files_of(path) -> dict[str, bytes]:
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        return dict(stored)
+        return {name: stored[name] for name in stored.files if name != "checksum"}
 
 
 def tables_of(document) -> list:
