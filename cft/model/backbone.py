@@ -174,7 +174,7 @@ def _from_pretrained(folder: Path, **options: Any) -> Any:
         return AutoModel.from_pretrained(folder, **options)
     with tempfile.TemporaryDirectory() as view:
         for path in folder.iterdir():
-            if path.is_file() and not path.name != ADAPTER_CONFIG:
+            if path.is_file() and path.name != ADAPTER_CONFIG:
                 (Path(view) / path.name).symlink_to(path.resolve())
         return AutoModel.from_pretrained(view, **options)
 
