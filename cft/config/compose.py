@@ -49,17 +49,27 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
         raise UserError(f"the configuration is not complete: {error}") from error
     assert isinstance(config, Config)
     keys = {override.split("=", 1)[0].lstrip("+") for override in overrides}
-    config = replace(config, model=_named_by_path(config.model, "model", keys))
+    config = replace(config, model=_of_path(config.model, "model", keys))
     if config.distill.model:
-        teacher = _named_by_path(config.distill.model, TEACHER, keys)
+        teacher = _of_path(config.distill.model, TEACHER, keys)
         config = replace(config, distill=replace(config.distill, model=teacher))
     require_valid(config)
     return config
 
 
-def _named_by_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSettings:
-    """A model's settings, its name taken from its path if only that was given; random models keep their name."""
-    if f"{section}.path" not in keys or f"{section}.name" in keys or model.path.startswith("random:"):
+def _of_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSettings:
+    """A model's settings where its path was given: what the group says of another path's content does not hold.
+
+    Its name is taken from the path unless it was given too; random models keep their name.
+    """
+    if f"{section}.path" not in keys:
+        return model
+    model = replace(
+        model,
+        sha256=model.sha256 if f"{section}.sha256" in keys else None,
+        revision=model.revision if f"{section}.revision" in keys else None,
+    )
+    if f"{section}.name" in keys or model.path.startswith("random:"):
         return model
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(model.path)).strip("-.")[:LONGEST_NAME]
     return replace(model, name=name or model.name)

@@ -5,5 +5,6 @@ __all__ = [
     "records",  # a triplet, a scored pair
     "scenes",  # generated triplets and pairs for a first run
     "sts",  # the sets of an evaluation
+    "texts",  # texts that a caller hands over
     "training_data",  # the triplets and development pairs of a training, and its batches
 ]

@@ -4,17 +4,10 @@ The readers take a row's cells by column, and raise BadRow for a cell that is mi
 """
 
 import math
-import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from cft.system.text import shorten
-
-_VALUE_LENGTH = 60
-
-# A value's nested lists and objects are shown two levels deep: messages stay readable, and quick to make.
-_REPR = reprlib.Repr()
-_REPR.maxlevel = 2
+from cft.system.text import described
 
 
 class BadRow(Exception):
@@ -55,11 +48,6 @@ def number_of(cells: dict[str, Any], column: str, role: str) -> float:
     if not math.isfinite(number):
         raise BadRow(f"has {described(value)} as {label}, which is not a finite number")
     return number
-
-
-def described(value: Any) -> str:
-    """A value and its type, shortened, for messages."""
-    return "null" if value is None else f"{shorten(_REPR.repr(value), _VALUE_LENGTH)} ({type(value).__name__})"
 
 
 def _label(role: str, column: str) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cft.data.cells import BadRow, described
+from cft.data.cells import BadRow
 from cft.system.errors import UserError, first_line
-from cft.system.text import did_you_mean, shorten
+from cft.system.text import described, did_you_mean, shorten
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _PLAIN_ENDINGS = (".txt", ".txt.gz")

@@ -85,14 +85,14 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
 
     count, skipped = _count(rows())  # every row is checked before the first is embedded: a bad one may be the last
     embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
-    facts = [embedder.contract, sha256_of_file(source), options.column, options.on_bad_row.value, _BLOCK]
+    facts = [embedder.contract.facts, sha256_of_file(source), options.column, options.on_bad_row.value, _BLOCK]
     blocks = target.with_name(f".{target.name}.parts")
     with exclusive_lock(blocks):
         _remove_other_work(blocks, digest(facts))
         _embed(embedder, texts(), count, blocks)
-        if embedder.at_limit:
+        if embedder.texts_cut:
             sys.stderr.write(
-                f"{_counted(embedder.at_limit, 'text')} reached the {embedder.contract.max_length} tokens that this "
+                f"{_counted(embedder.texts_cut, 'text')} reached the {embedder.contract.max_length} tokens that this "
                 "embedder reads at most: what is behind them was left out\n"
             )
         _write(target, blocks, count, texts())

@@ -13,7 +13,9 @@ import torch
 
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
+from cft.system.errors import UserError
 from cft.system.hub import last_part
+from cft.system.text import described
 
 
 class MtebEncoder:
@@ -25,6 +27,8 @@ class MtebEncoder:
         Args:
             embedder: trained or not. name: OWNER/NAME for MTEB's tables; by default cft/ and the model's name.
         """
+        if not isinstance(embedder, Embedder):
+            raise UserError(f"MtebEncoder takes an Embedder, not {described(embedder)}: Embedder.load gives one")
         self._embedder = embedder
         self._name = name or f"cft/{last_part(embedder.contract.model)}"
 
@@ -34,7 +38,14 @@ class MtebEncoder:
         Args:
             inputs: batches with the key "text". task: MTEB's task, split and encoding options, which change nothing.
         """
-        return self._embedder.encode([text for batch in inputs for text in batch["text"]])
+        try:
+            texts = [text for batch in inputs for text in batch["text"]]
+        except (TypeError, KeyError, IndexError) as error:
+            raise UserError(
+                'inputs must be batches that hold texts under the key "text", as MTEB makes them; for a list of texts '
+                "use the embedder's own encode"
+            ) from error
+        return self._embedder.encode(texts)
 
     def similarity(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n, m) of unit vectors (n, D) and (m, D)."""
@@ -54,7 +65,7 @@ class MtebEncoder:
         return ModelMeta.create_empty(
             overwrites={
                 "name": self._name,
-                "revision": digest(contract),
+                "revision": digest(contract.facts),
                 "max_tokens": contract.max_length,
                 "embed_dim": trunk.config.hidden_size,
                 "similarity_fn_name": "cosine",

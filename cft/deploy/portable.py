@@ -112,7 +112,8 @@ def _ids_behind(embedder: Embedder) -> list[int]:
     contract, tokenizer = embedder.contract, embedder.backbone.tokenizer
     without = contract.template.partition(PLACEHOLDER)[0] + PLACEHOLDER
     start, full = (
-        prompted_ids(tokenizer, ["some words"], template, contract.room)[0] for template in (without, contract.template)
+        prompted_ids(tokenizer, ["some words"], template, contract.room).rows[0]
+        for template in (without, contract.template)
     )
     if full[: len(start)] != start:
         raise UserError(f"the prompt {contract.template!r} {_SHARED_TOKENS}")

@@ -40,6 +40,7 @@ class Evaluation:
     positives: np.ndarray  # cosines of held-out anchors with their positives
     negatives: np.ndarray  # cosines of the same anchors with their first hard negatives
     uniformity: float | None = None  # of the held-out anchors, see `uniformity`; None for fewer than two
+    texts_cut: int = 0  # distinct texts that were longer than the embedder reads
 
     @property
     def mean(self) -> float:
@@ -74,6 +75,7 @@ class Evaluation:
             "held_out_triplets": len(self.positives),
             "alignment": self.alignment,
             "uniformity": self.uniformity,
+            "texts_cut": self.texts_cut,
         }
 
 
@@ -177,6 +179,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             positives=arrays["positives"],
             negatives=arrays["negatives"],
             uniformity=record.get("uniformity"),
+            texts_cut=record.get("texts_cut", 0),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

@@ -11,11 +11,12 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from cft.data.texts import checked_texts
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.files import atomic_write, cache_folder
@@ -44,8 +45,9 @@ class CachedEncoder:
         facts = [embedder.contract.facts, embedder.device.type, version]
         self._folder = cache_folder() / "vectors" / digest(facts)
 
-    def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
+    def encode(self, texts: Iterable[str], *, progress: str | None = None) -> np.ndarray:
         """As `Embedder.encode`, but only texts that are new go through the model."""
+        texts = checked_texts(texts)  # here, where they are counted as they were given
         if not self._limit:
             return self._embedder.encode(texts, progress=progress)
         keys = {text: _key(text) for text in texts}
@@ -53,11 +55,14 @@ class CachedEncoder:
         new = [text for text, key in keys.items() if key not in vectors]
         if len(new) < len(keys):
             log.info("%d of %d texts were embedded before by this very embedder", len(keys) - len(new), len(keys))
-        fresh = self._embedder.encode(new, progress=progress)
+        if new or not texts:
+            fresh = self._embedder.encode(new, progress=progress)
+        if not texts:
+            return fresh
         if new:
             self._save([keys[text] for text in new], fresh)
-        vectors |= zip((keys[text] for text in new), fresh, strict=True)
-        return np.stack([vectors[keys[text]] for text in texts]) if len(texts) else fresh
+            vectors |= zip((keys[text] for text in new), fresh, strict=True)
+        return np.stack([vectors[keys[text]] for text in texts])
 
     def _load(self) -> dict[bytes, np.ndarray]:
         """Every vector of this embedder, by key. Damaged parts are removed."""

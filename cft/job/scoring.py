@@ -10,6 +10,7 @@ from cft.data.records import ScoredPair, Triplet
 from cft.evaluation import pairs
 from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
+from cft.job.lengths import warn_of_cut
 from cft.job.plan import RECIPE, Plan
 from cft.job.run_folder import evaluation_name
 from cft.model.embedder import Embedder
@@ -46,11 +47,16 @@ def _score(
         stored = load_evaluation(folder)
         if stored:
             log.info("already evaluated %s: %s", what, folder)
+            if stored.texts_cut:
+                log.warning("%s: %d texts were too long to be read whole", folder, stored.texts_cut)
             return stored
         began = time.perf_counter()
         prompted = embedder().with_template(plan.config.prompt.eval_template)
         caption = f"evaluating {what} on {evaluation_name(folder.name)}"
         encoder = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
-        scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
+        texts = [text for rows in (sets or {}).values() for pair in rows for text in (pair.sentence1, pair.sentence2)]
+        texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
+        cut = warn_of_cut(prompted, texts, evaluation_name(folder.name))
+        scores = replace(evaluate(encoder, sets or {}, triplets or [], progress=caption), texts_cut=cut)
         save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
         return scores

@@ -39,6 +39,8 @@ class StartingPoint:
         """
         log.info("loading %s (%s)", config.model.name, config.model.path)
         base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
+        for template in (config.prompt.eval_template, config.prompt.train_template, config.prompt.saved_template):
+            base.with_template(template)  # one that leaves no room for texts is refused before anything is scored
         if self.adapter is None:
             return base
         embedder = attach(base, self.adapter, lora=config.lora if trainable else None, any_base=config.adapter_any_base)

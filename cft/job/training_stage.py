@@ -10,6 +10,7 @@ import torch
 from cft.config.schema import TEACHER, Config
 from cft.evaluation import pairs
 from cft.job import figures
+from cft.job.lengths import Cut, find_cut
 from cft.job.plan import Plan
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
@@ -59,9 +60,9 @@ class TrainingStage:
         """
         assert plan.data is not None
         self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
-        if world.is_main:
-            _write_records(plan, world)
         self.embedder = _trainable_embedder(plan, base)
+        if world.is_main:
+            _write_records(plan, world, find_cut(self.embedder, plan.data.triplets))
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training
         if world.is_main:
@@ -121,7 +122,7 @@ class TrainingStage:
             self.run.folder.rmdir()
 
 
-def _write_records(plan: Plan, world: World) -> None:
+def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     """Write what the training is, what it runs on and what it learns from."""
     data, folder = plan.data, plan.training
     assert data is not None
@@ -129,7 +130,8 @@ def _write_records(plan: Plan, world: World) -> None:
     environment = describe_environment(plan.start.device) | {"processes": world.size}
     write_record(folder.file(RunFolder.ENVIRONMENT), environment)
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
-    write_record(folder.file(RunFolder.DATA), {"content": data.content, "skipped_rows": data.skipped, **counts})
+    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut}
+    write_record(folder.file(RunFolder.DATA), facts)
 
 
 def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:

@@ -41,7 +41,7 @@ class Contract:
     content: str | None = None  # hash of the base weights where `weights` is a commit; None if unknown or the same
 
     def __post_init__(self) -> None:
-        if self.template.count(PLACEHOLDER) != 1:
+        if not isinstance(self.template, str) or self.template.count(PLACEHOLDER) != 1:
             raise UserError(f"the prompt {self.template!r} must hold {PLACEHOLDER} exactly once")
         if self.room < 1:
             raise UserError(f"model.max_length={self.max_length} leaves no room for text beside the special tokens")

@@ -1,7 +1,7 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cft.batching.layout import Layout
-from cft.config.schema import Batches, ModelSettings, Pooling
+from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling
+from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.sources import ModelFiles, fetch, find_base, published_pooling
-from cft.model.tokenizer import prompted_ids
+from cft.model.tokenizer import prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
@@ -34,6 +35,24 @@ def token_budget_on(device: torch.device) -> int:
     return 2048 if device.type == "cpu" else 8192
 
 
+def torch_device(name: torch.device | str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        UserError: if it is not, or torch knows no such kind.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f'device={name!r}: must be "cpu", "cuda" or "cuda:NUMBER"') from error
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"device={name}: torch sees {count or 'no'} CUDA device{'' if count == 1 else 's'} here")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: cft runs on cpu and cuda")
+    return device
+
+
 class Embedder:
     """A model, a tokenizer and the contract that turns texts into vectors with them.
 
@@ -41,14 +60,14 @@ class Embedder:
         model: the trunk, with or without an adapter.
         backbone: the base model that `model` stands on.
         contract: what the vectors depend on.
-        at_limit: number of texts tokenised so far that reached the contract's length limit, most of them cut.
+        texts_cut: number of texts tokenised so far that were longer than the contract's length limit.
     """
 
     def __init__(self, model: torch.nn.Module, backbone: Backbone, contract: Contract) -> None:
         self.model = model
         self.backbone = backbone
         self.contract = contract
-        self.at_limit = 0
+        self.texts_cut = 0
 
     @classmethod
     def base(
@@ -70,7 +89,7 @@ class Embedder:
         Raises:
             UserError: if the model cannot be fetched, read or run in batches.
         """
-        files = files or fetch(model)
+        files, device = files or fetch(model), torch_device(device)
         published = published_pooling(files.folder) if files.folder else None
         if published not in (None, model.pooling):
             ours = model.pooling.value
@@ -99,11 +118,13 @@ class Embedder:
         if not folder.is_dir():
             if not may_be_repository(name):
                 raise UserError(f"{name}: no such folder (a hub repository is named OWNER/NAME)")
-            folder = fetch_repository("the embedder", name, None, [FILE_NAME, *ADAPTER_FILES])
+            with _also_no_folder(name):
+                folder = fetch_repository("the embedder", name, None, [FILE_NAME, *ADAPTER_FILES])
         contract = Contract.load(folder)
         settings: dict[str, Any] = {name: getattr(contract, name) for name in SETTINGS}
         path, files = find_base(contract, folder, str(model_path) if model_path else None)
         model = ModelSettings(name=contract.model, path=path, **settings)
+        device = torch_device(device)
         base = cls.base(model, files=files, device=device, dtype=getattr(torch, contract.dtype))
         contract.require(base.contract)
         weights = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
@@ -129,34 +150,45 @@ class Embedder:
 
     def with_template(self, template: str) -> "Embedder":
         """The same model under another prompt; nothing is copied."""
-        return Embedder(self.model, self.backbone, self.contract.with_template(template))
+        contract = self.contract.with_template(template)
+        require_room(self.backbone.tokenizer, template, contract.room)
+        return Embedder(self.model, self.backbone, contract)
 
-    def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def tokenize(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
         """Turn texts into token ids: prompt, truncate, then prefix and suffix (EOS) around.
 
         Raises:
-            UserError: if a text is empty or blank, or has tokens that the model lacks, naming which.
+            UserError: if `texts` is no list of texts, a text is empty or blank, or has tokens that the model lacks;
+                naming which.
         """
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {index + 1} of {len(texts)} is no text but {text!r}")
-            if not text.strip():
-                raise UserError(f"text {index + 1} of {len(texts)} is empty: there is nothing to embed")
+        texts = checked_texts(texts)
+        return self._tokenize(texts, range(1, len(texts) + 1), len(texts))
+
+    def _tokenize(self, texts: list[str], numbers: Sequence[int], count: int) -> list[tuple[int, ...]]:
+        """Token ids of checked texts; errors give their `numbers` out of the `count` that a caller gave."""
         contract, vocabulary = self.contract, self.backbone.vocabulary
         prefix, suffix = contract.prefix_ids, contract.suffix_ids
-        rows = prompted_ids(self.backbone.tokenizer, texts, contract.template, contract.room)
+        rows, cut = prompted_ids(self.backbone.tokenizer, texts, contract.template, contract.room)
         sequences = [(*prefix, *row, *suffix) for row in rows]
-        self.at_limit += sum(len(sequence) == contract.max_length for sequence in sequences)
+        self.texts_cut += sum(cut)
         assert all(len(s) <= contract.max_length and s[len(s) - len(suffix) :] == suffix for s in sequences)
-        for index, sequence in enumerate(sequences):
-            if not rows[index]:
-                raise UserError(f"text {index + 1} of {len(texts)}, {texts[index]!r}, has no token this model knows")
+        for number, text, row, sequence in zip(numbers, texts, rows, sequences, strict=True):
+            if not row:
+                raise UserError(f"text {number} of {count}, {text[:60]!r}, has no token this model knows")
             if max(sequence) >= vocabulary:
                 raise UserError(
-                    f"text {index + 1} of {len(texts)}, {texts[index][:60]!r}, holds token {max(sequence)}, beyond the "
-                    f"model's {vocabulary} embeddings: tokens were added to its tokenizer alone"
+                    f"text {number} of {count}, {text[:60]!r}, holds token {max(sequence)}, beyond the model's "
+                    f"{vocabulary} embeddings: tokens were added to its tokenizer alone"
                 )
         return sequences
+
+    def count_cut(self, texts: Iterable[str]) -> int:
+        """How many distinct texts are longer than the contract's length limit, so that their ends are not read."""
+        contract = self.contract
+        # A token stands for a byte at least: texts of fewer bytes than there is room cannot be too long.
+        most = contract.room - len(contract.template.encode()) - len(PLACEHOLDER)
+        long = [text for text in dict.fromkeys(checked_texts(texts)) if len(text.encode()) > most]
+        return sum(prompted_ids(self.backbone.tokenizer, long, contract.template, contract.room).cut)
 
     def layout(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""
@@ -210,14 +242,14 @@ class Embedder:
         yield batch
 
     def encode(
-        self, texts: Sequence[str], *, token_budget: int | None = None, progress: str | None = None
+        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
     ) -> np.ndarray:
         """Turn texts into unit vectors.
 
         Every distinct text goes through the model once; similar texts go together, so that they share prefixes.
 
         Args:
-            texts: any number of non-empty texts.
+            texts: any number of non-empty texts, in a list or any other iterable that has an order.
             token_budget: tokens of one forward pass, counted before sharing; None for what suits the device.
             progress: a caption for a progress bar, or None for silence.
 
@@ -225,15 +257,17 @@ class Embedder:
             (len(texts), D) float32, every row of length 1, in the order of `texts`.
 
         Raises:
-            UserError: if a text is empty, or the model gives NaN or infinity for one.
+            UserError: if `texts` is no list of texts, a text is empty, or the model gives NaN or infinity for one.
         """
-        if isinstance(texts, str):
-            raise UserError("encode takes a list of texts: put the one text into a list")
+        texts = checked_texts(texts)
+        if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
+            raise UserError(f"token_budget={token_budget!r}: must be a whole number above 0, or None")
+        if not texts:
+            return self.encode(["a"])[:0]  # the model knows the width
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        if not row_of:
-            return np.empty((0, 0), dtype=np.float32)
         distinct = list(row_of)
-        sequences = self.tokenize(distinct)
+        first = {text: number for number, text in reversed([*enumerate(texts, start=1)])}
+        sequences = self._tokenize(distinct, [first[text] for text in distinct], len(texts))
         vectors: np.ndarray | None = None
         with (
             in_mode(self.model, training=False),
@@ -249,6 +283,15 @@ class Embedder:
                 bar.update(len(batch))
         assert vectors is not None
         return vectors[[row_of[text] for text in texts]]
+
+
+@contextmanager
+def _also_no_folder(name: str) -> Iterator[None]:
+    """In an error of the hub, say first that there is no such folder: that is what most people meant."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: no such folder; as a repository on the hub, {error}") from error
 
 
 @contextmanager

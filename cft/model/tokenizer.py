@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -108,7 +108,14 @@ def _cache_place(*key: object) -> dict[str, Any]:
     return {}
 
 
-def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int) -> list[list[int]]:
+class PromptedIds(NamedTuple):
+    """Token ids of prompted texts, without the special tokens around them."""
+
+    rows: list[list[int]]
+    cut: list[bool]  # whether a text was longer than there was room for
+
+
+def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int) -> PromptedIds:
     """Token ids of prompted texts, without the special tokens around them.
 
     A text that is too long is cut at its own end: the words of the prompt after it stay. Special tokens that stand
@@ -119,12 +126,13 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
         room: tokens at most.
 
     Raises:
-        UserError: if the prompt alone fills the room.
+        UserError: if the prompt alone fills the room of a text that is too long.
     """
     special = [token for token in tokenizer.all_special_tokens if token]
     before, after = template.split(PLACEHOLDER)
     plain = not any(token in template for token in special)
     rows = _token_ids(tokenizer, [before + text + after for text in texts], plain=plain)
+    cut = [False] * len(rows)
     for row, text in enumerate(texts):
         if not plain and any(token in text for token in special):
             # Piece by piece, as one call cannot treat the special tokens of prompt and text differently.
@@ -132,10 +140,30 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
             rows[row] = [*start, *_token_ids(tokenizer, [text], plain=True)[0], *end]
         if len(rows[row]) > room:
             tail = _tokens_after(tokenizer, before + text, after, plain=plain) if after else 0
-            if tail >= room:
-                raise UserError(f"the prompt {template!r} alone has {tail} tokens or more after the text: no room left")
+            require_room(tokenizer, template, room, tail)
             rows[row] = rows[row][: room - tail] + (rows[row][-tail:] if tail else [])
-    return rows
+            cut[row] = True
+    return PromptedIds(rows, cut)
+
+
+def require_room(tokenizer: Any, template: str, room: int, tail: int | None = None) -> None:
+    """Refuse a prompt whose own words leave no room for a token of a text: all texts would be equal.
+
+    Args:
+        template: the prompt, with a place for the text. room: tokens at most. tail: tokens of the words behind the
+            text, if they are known.
+    """
+    before, after = template.split(PLACEHOLDER)
+    plain = not any(token in template for token in tokenizer.all_special_tokens if token)
+    head = len(_token_ids(tokenizer, [before], plain=plain)[0]) if before.strip() else 0
+    if tail is None:
+        tail = len(_token_ids(tokenizer, [after], plain=plain)[0]) if after.strip() else 0
+    if head + tail >= room:
+        raise UserError(
+            f"the prompt {template!r} alone has {head} tokens before the text and {tail} after it, and "
+            f"model.max_length leaves room for {room}: no room left, nothing of a text would be read; shorten the "
+            f"prompt, or raise model.max_length by {head + tail + 1 - room} at least"
+        )
 
 
 def _token_ids(tokenizer: Any, texts: list[str], *, plain: bool) -> list[list[int]]:

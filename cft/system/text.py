@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 def nearest(word: str, words: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -47,3 +49,15 @@ def shorten(text: str, length: int) -> str:
 def shorten_words(message: str) -> str:
     """A message with very long words cut: it may quote anything that a user typed."""
     return re.sub(r"\S{200,}", lambda word: f"{word[0][:100]}... ({len(word[0])} characters)", message)
+
+
+def described(value: Any) -> str:
+    """A value and its type, shortened, for messages."""
+    return "null" if value is None else f"{shorten(_REPR.repr(value), _VALUE_LENGTH)} ({type(value).__name__})"
+
+
+_VALUE_LENGTH = 60
+
+# A value's nested lists and objects are shown two levels deep: messages stay readable, and quick to make.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2

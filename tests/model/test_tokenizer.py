@@ -199,7 +199,7 @@ def test_a_digest_names_what_a_tokenizer_does():
 
 def test_the_space_for_a_text_is_counted_in_tokens_not_letters():
     tokenizer = byte_level(transformers.GPT2Tokenizer)
-    assert [len(body) for body in prompted_ids(tokenizer, ["in the", "in the inn"], "{text}", 4)] == [3, 4]
+    assert [len(body) for body in prompted_ids(tokenizer, ["in the", "in the inn"], "{text}", 4).rows] == [3, 4]
 
 
 def test_the_tiny_tokenizer_needs_no_file():
