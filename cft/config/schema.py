@@ -79,10 +79,12 @@ class DataSource(str, Enum):
 
 
 class EvalSource(str, Enum):
-    """Where scored pairs come from."""
+    """What an embedder is scored on: scored pairs, or queries that look for documents."""
 
     scenes = "scenes"
     sts = "sts"
+    retrieval = "retrieval"
+    rows = "rows"
 
 
 class LoggerKind(str, Enum):
@@ -276,31 +278,42 @@ class DataSettings:
 
 @dataclass
 class EvalSettings:
-    """conf/eval: the scored pairs that a finished embedder is judged by."""
+    """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    source: EvalSource = EvalSource.scenes  # scenes (generated) or sts
-    # a folder of SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) instead of the hub: sentence1, sentence2, score
+    source: EvalSource = EvalSource.scenes  # scenes (generated), sts, retrieval, or rows (held-out rows of data=files)
+    # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
+    # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
-    sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; only for eval=sts
-    # at most so many pairs of each set, evenly spaced, for a quick look; null (the paper) takes all; only for eval=sts
+    sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; for eval=sts and retrieval
+    # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
+    # for eval=sts and retrieval
     rows: int | None = None
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
+    split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
+    documents: int = 2000  # that held-out anchors look through, if the file has as many; only for eval=rows
     step: int | None = None  # the step of the training whose weights are scored; null for the last
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
-        if self.source is not EvalSource.sts:
+        if self.source not in (EvalSource.sts, EvalSource.retrieval):
             if self.folder is not None:
-                yield f"eval.folder={self.folder} would not be read: add eval=sts"
+                yield f"eval.folder={self.folder} would not be read: add eval=sts, or eval=retrieval"
             if self.rows is not None:
                 yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         elif not self.sets:
-            yield "eval.sets is empty: name the sets to score, as in eval.sets='[STS12,STSBenchmark]'"
-        if self.rows is not None and self.rows < 2:
+            example = "[STS12,STSBenchmark]" if self.source is EvalSource.sts else "[SciFact,ArguAna]"
+            yield f"eval.sets is empty: name the sets to score, as in eval.sets='{example}'"
+        if self.rows is not None and self.rows < 2 and self.source is not EvalSource.retrieval:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
+        if self.rows is not None and self.rows < 1:
+            yield f"eval.rows={self.rows}: must be 1 or more queries; null takes all"
         if self.pairs < 2:
             yield f"eval.pairs={self.pairs}: a rank correlation needs at least 2"
+        if self.documents < 2:
+            yield f"eval.documents={self.documents}: there is nothing to rank with fewer than 2"
+        if not self.split or "/" in self.split:
+            yield f"eval.split={self.split!r}: must be the name of a file in qrels, without its ending"
 
 
 @dataclass

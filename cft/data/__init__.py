@@ -3,6 +3,7 @@
 __all__ = [
     "files",  # a user's file as triplets, scored pairs or texts
     "records",  # a triplet, a scored pair
+    "retrieval",  # queries, documents and judgements
     "scenes",  # generated triplets and pairs for a first run
     "sts",  # the sets of an evaluation
     "texts",  # texts that a caller hands over

@@ -58,6 +58,7 @@ class Source:
     column_advice: str  # what to do about a missing column
     row_advice: str  # what to do about a bad row
     plain: bool = False  # whether plain text is read too, each line as a cell of the only column
+    optional: tuple[str, ...] = ()  # columns that are read where a file has them
 
     @property
     def ending(self) -> str:
@@ -203,7 +204,8 @@ def _parquet_rows(source: Source) -> Iterator[_Cells]:
         try:
             table = parquet.ParquetFile(stream)
             _check_columns(source, table.schema_arrow.names)
-            for batch in table.iter_batches(columns=list(source.columns)):
+            wanted = [*source.columns, *(name for name in source.optional if name in table.schema_arrow.names)]
+            for batch in table.iter_batches(columns=wanted):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
                     yield _from_arrow(dict(zip(batch.schema.names, cells, strict=True)), arrow.ArrowException)

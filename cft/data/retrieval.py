@@ -1,0 +1,321 @@
+"""Retrieval sets: queries, documents, and judgements of which documents answer a query.
+
+BEIR's layout, a folder a set; each file also gzipped, or as Parquet:
+
+    FOLDER/SET/corpus.jsonl        _id, title (may be missing), text
+    FOLDER/SET/queries.jsonl       _id, text
+    FOLDER/SET/qrels/SPLIT.tsv     query-id, corpus-id, score (a whole number; above 0 is relevant)
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cft.config.schema import EvalSettings
+from cft.data.cells import BadRow, number_of, text_of
+from cft.data.files import BadRows, Skipped, stream_rows
+from cft.data.formats import ENDINGS, Source
+from cft.data.records import content_digest
+from cft.data.sts import HubSet
+from cft.system.errors import UserError
+from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
+from cft.system.text import did_you_mean
+
+log = logging.getLogger(__name__)
+
+_Row = TypeVar("_Row")
+_Text = tuple[str, str]  # id and text
+_Judgement = tuple[str, str, int]  # ids of query and document, and the grade
+
+_ID, _TITLE, _TEXT = "_id", "title", "text"
+_QUERY, _DOCUMENT, _GRADE = "query-id", "corpus-id", "score"
+
+# Repositories and revisions as MTEB 2.26.24 pins them for the tasks of the same names; the small ones of NanoBEIR keep
+# their 50 queries in a split called train.
+HUB_SETS = {
+    entry.name: entry
+    for entry in (
+        HubSet("SciFact", "mteb/scifact", "d56462d0e63a25450459c4f213e49ffdb866f7f9"),
+        HubSet("ArguAna", "mteb/arguana", "c22ab2a51041ffd869aaddef7af8d8215647e41a"),
+        HubSet("NFCorpus", "mteb/nfcorpus", "ec0fa4fe99da2ff19ca1214b7966684033a58814"),
+        HubSet("FiQA2018", "mteb/fiqa", "27a168819829fe9bcd655c2df245fb19452e8e06"),
+        HubSet("SCIDOCS", "mteb/scidocs", "f8c2fcf00f625baaa80f62ec5bd9e1fff3b8ae88"),
+        *(
+            HubSet(f"Nano{name}Retrieval", f"mteb/Nano{name}Retrieval", revision, split="train")
+            for name, revision in {
+                "ArguAna": "63ac9f026e8f6b85dc0622f3d630ed7a1758e9ec",
+                "ClimateFever": "ccb5552bc17e87afe0f9479fb4346898213a71db",
+                "DBPedia": "2d088f80d7a640eac0be5c66408d68c3f782baa1",
+                "FEVER": "a6490dfeed0f13c2a052e39c6ddaeb6086afd4a8",
+                "FiQA2018": "ede84da4793cd2d4e61bba0dd08fc58de90f3681",
+                "HotpotQA": "a38a2615f29adba8b47a42905031aa9c137d8fae",
+                "MSMARCO": "5a5aa0c3df65d6883d85c8f5cdc88e679633595e",
+                "NFCorpus": "2eec9d63140fb9af7c75ad0fdbf6350aaf20e94e",
+                "NQ": "e3973b405feb9e94d07fd971d690d24d7f45264a",
+                "Quora": "3ee153e5710da83a7f35df0cb1db4a0ad036072a",
+                "SciFact": "8c5f7bbe90bb865f46c67710221afa7d9096251b",
+                "SCIDOCS": "cf39b8741a6f2e984d0b8f4796b2dd5bb65390f9",
+                "Touche2020": "ff81c0caff8b6febe1495eae9f2ca3eddad074b8",
+            }.items()
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Queries that look for their documents in one collection."""
+
+    name: str
+    query_ids: list[str]
+    queries: list[str]  # those with judgements
+    document_ids: list[str]
+    documents: list[str]  # title and text
+    judgements: list[dict[str, int]]  # of each query, grades by the document's id; above 0 is relevant
+    content: str  # digest of all that
+
+    @property
+    def own_document(self) -> list[str | None]:
+        """Of each query, the document that is left out of its ranking: that of the query's own id, if not judged.
+
+        MTEB leaves it out too, where queries are documents (ArguAna). One that is judged is another text that only
+        has the same number.
+        """
+        known = set(self.document_ids)
+        pairs = zip(self.query_ids, self.judgements, strict=True)
+        return [query if query in known and query not in judged else None for query, judged in pairs]
+
+
+def load_retrieval_sets(settings: EvalSettings) -> dict[str, RetrievalSet]:
+    """Load the sets of an evaluation, by name.
+
+    Args:
+        settings: conf/eval.
+
+    Raises:
+        UserError: naming the file and row, or the set that is neither in the folder nor on the hub.
+    """
+    if settings.folder is None:
+        unknown = [name for name in settings.sets if name not in HUB_SETS]
+        if unknown:
+            raise UserError(
+                f"eval.sets: {', '.join(unknown)} unknown on the hub; choose from {', '.join(HUB_SETS)}, or name "
+                "the folder of your own sets by eval.folder=FOLDER"
+            )
+    return {name: _load(name, settings) for name in settings.sets}
+
+
+def make_set(
+    name: str, queries: Iterable[_Text], documents: Iterable[_Text], judgements: Iterable[_Judgement]
+) -> RetrievalSet:
+    """Put a set together: only queries with judgements stay, in their order.
+
+    Args:
+        name: what messages call it. queries, documents: ids, each once, with texts. judgements: at most one for each
+            pair of query and document.
+
+    Raises:
+        UserError: if there is nothing to find, or nothing to tell it from.
+    """
+    grades: dict[str, dict[str, int]] = {}
+    for query, document, grade in judgements:
+        grades.setdefault(query, {})[document] = grade
+    judged = [(id, text) for id, text in queries if id in grades]
+    kept = list(documents)
+    if len(kept) < 2:
+        raise UserError(f"the set {name} has {len(kept)} documents: there is nothing to rank with fewer than 2")
+    if not any(grade > 0 for of_query in grades.values() for grade in of_query.values()):
+        raise UserError(f"no judgement of the set {name} is above 0: there is nothing to find")
+    known = {id for id, _ in kept}
+    absent = sum(document not in known for of_query in grades.values() for document in of_query)
+    if absent:
+        log.warning("%s: %d judged documents are not in the corpus; they count as not found", name, absent)
+    of_queries = [grades[id] for id, _ in judged]
+    return RetrievalSet(
+        name=name,
+        query_ids=[id for id, _ in judged],
+        queries=[text for _, text in judged],
+        document_ids=[id for id, _ in kept],
+        documents=[text for _, text in kept],
+        judgements=of_queries,
+        content=content_digest(judged, kept, of_queries),
+    )
+
+
+def _load(name: str, settings: EvalSettings) -> RetrievalSet:
+    if settings.folder is None:
+        queries, documents, judgements = _from_hub(HUB_SETS[name])
+    else:
+        queries, documents, judgements = _from_folder(name, Path(settings.folder).expanduser(), settings.split)
+    judged = {query for query, _, _ in judgements}
+    queries = [query for query in queries if query[0] in judged]
+    if settings.rows is not None and len(queries) > settings.rows:
+        queries = [queries[number * len(queries) // settings.rows] for number in range(settings.rows)]
+        kept = {id for id, _ in queries}
+        judgements = [row for row in judgements if row[0] in kept]
+    return make_set(name, queries, documents, judgements)
+
+
+_Parts = tuple[list[_Text], list[_Text], list[_Judgement]]
+
+
+def _from_folder(name: str, folder: Path, split: str) -> _Parts:
+    """Queries, documents and judgements of a set's files."""
+    place = _place_of(name, folder)
+    documents = _find(place, "corpus", name, f"{_ID}, {_TITLE} and {_TEXT}")
+    queries = _find(place, "queries", name, f"{_ID} and {_TEXT}")
+    qrels = _find(place / "qrels", split, name, f"{_QUERY}, {_DOCUMENT} and {_GRADE}", _other_splits(place))
+    of_queries = list(_read(queries, (_ID, _TEXT), _text_reader(titled=False)))
+    known = {id for id, _ in of_queries}
+    return (
+        of_queries,
+        list(_read(documents, (_ID, _TEXT), _text_reader(titled=True), optional=(_TITLE,))),
+        list(_read(qrels, (_QUERY, _DOCUMENT, _GRADE), _judgement_reader(known, queries))),
+    )
+
+
+def _place_of(name: str, folder: Path) -> Path:
+    """The folder of a set."""
+    try:
+        if not folder.is_dir():
+            raise UserError(f"eval.folder={folder}: no such folder")
+        if (folder / name).is_dir():
+            return folder / name
+        if any((folder / f"corpus{ending}").exists() for ending in ENDINGS):
+            raise UserError(
+                f"eval.folder={folder} is itself a set, not a folder of sets: write eval.folder={folder.parent} "
+                f"eval.sets='[{folder.name}]'"
+            )
+        there = sorted(entry.name for entry in folder.iterdir() if (entry / "qrels").is_dir())
+    except OSError as error:
+        raise UserError(f"eval.folder={folder}: cannot be read ({error.strerror or error})") from error
+    listed = ", ".join(there) or "none"
+    raise UserError(f"eval.folder={folder} holds no set {name}; sets there: {listed}{did_you_mean(name, there)}")
+
+
+def _find(place: Path, stem: str, name: str, columns: str, others: str = "") -> Path:
+    """A file of a set, whatever its format."""
+    for ending in (".jsonl", ".tsv", *ENDINGS):
+        path = place / f"{stem}{ending}"
+        if path.exists() or path.is_symlink():  # reading reports a broken link
+            return path
+    forms = ".tsv, .tsv.gz" if place.name == "qrels" else ".jsonl, .jsonl.gz"
+    raise UserError(
+        f"the set {name} has no {place / stem}{{{forms}, .parquet}}, a file with the columns {columns}{others}"
+    )
+
+
+def _other_splits(place: Path) -> str:
+    """The splits that a set has, at the end of an error."""
+    with contextlib.suppress(OSError):
+        names = {entry.name.split(".")[0] for entry in (place / "qrels").iterdir()}
+        return f"; splits there: {', '.join(sorted(names))} (eval.split=SPLIT)" if names else ""
+    return ""
+
+
+def _read(
+    path: Path, columns: tuple[str, ...], convert: Callable[[dict[str, Any]], _Row], optional: tuple[str, ...] = ()
+) -> Iterator[_Row]:
+    source = Source(
+        path,
+        "eval.folder",
+        dict.fromkeys(columns, ""),
+        column_advice=f"BEIR's layout has {', '.join((*columns, *optional))} here",
+        row_advice="mend or drop it",
+        optional=optional,
+    )
+    for row in stream_rows(source, convert, BadRows.RAISE):
+        assert not isinstance(row, Skipped)
+        yield row
+
+
+def _text_reader(*, titled: bool) -> Callable[[dict[str, Any]], _Text]:
+    """Reads queries or documents, each id once."""
+    seen: set[str] = set()
+
+    def read(cells: dict[str, Any]) -> _Text:
+        id = _id_of(cells, _ID)
+        if id in seen:
+            raise BadRow(f"has the {_ID} {id!r} of a row before it; every text needs its own")
+        seen.add(id)
+        return id, _joined(cells) if titled else text_of(cells, _TEXT, _TEXT)
+
+    return read
+
+
+def _judgement_reader(queries: set[str], file: Path) -> Callable[[dict[str, Any]], _Judgement]:
+    """Reads judgements of known queries, which may be repeated but not contradicted."""
+    seen: dict[tuple[str, str], int] = {}
+
+    def read(cells: dict[str, Any]) -> _Judgement:
+        query, document = _id_of(cells, _QUERY), _id_of(cells, _DOCUMENT)
+        grade = number_of(cells, _GRADE, _GRADE)
+        if grade != int(grade):
+            raise BadRow(f"has {grade:g} as {_GRADE!r}, which is not a whole number")
+        if query not in queries:
+            raise BadRow(f"names the query {query!r}, which {file} does not hold")
+        if seen.setdefault((query, document), int(grade)) != int(grade):
+            raise BadRow(f"gives {query!r} and {document!r} another score than a row before it")
+        return query, document, int(grade)
+
+    return read
+
+
+def _id_of(cells: dict[str, Any], column: str) -> str:
+    """An id, which may be written as a whole number."""
+    value = cells.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text_of(cells, column, column)
+
+
+def _joined(cells: dict[str, Any]) -> str:
+    """Title and text in one, as MTEB joins them."""
+    text = cells.get(_TEXT)
+    if isinstance(text, str) and not text.strip():
+        if not str(cells.get(_TITLE) or "").strip():
+            raise BadRow(f"has neither a {_TITLE!r} nor a {_TEXT!r}: there is nothing to embed")
+        return text_of(cells, _TITLE, _TITLE).strip()
+    text = text_of(cells, _TEXT, _TEXT)
+    title = text_of(cells, _TITLE, _TITLE) if str(cells.get(_TITLE) or "").strip() else ""
+    return f"{title} {text}".strip()
+
+
+def _from_hub(entry: HubSet) -> _Parts:
+    """Queries, documents and judgements out of a repository in MTEB's layout."""
+    queries, documents = _text_reader(titled=False), _text_reader(titled=True)
+    of_queries = [queries(row) for row in _hub_rows(entry, "queries")]
+    judgement = _judgement_reader({id for id, _ in of_queries}, Path(entry.repository))
+    try:
+        return (
+            of_queries,
+            [documents(row) for row in _hub_rows(entry, "corpus")],
+            [judgement(row) for row in _hub_rows(entry, "default", "qrels")],
+        )
+    except BadRow as reason:
+        raise UserError(f"the set {entry.name} ({entry.repository}): a row {reason}") from None
+
+
+def _hub_rows(entry: HubSet, *subsets: str) -> Iterator[dict[str, Any]]:
+    """Rows of the first of these subsets that a repository has: of the set's split, or of the only one."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    cause: Exception | None = None
+    for subset in subsets:
+        try:
+            with contextlib.nullcontext() if hub_answers() else without_hub():
+                splits = datasets.load_dataset(entry.repository, subset, revision=entry.revision)
+        except (OSError, ValueError) as error:
+            cause = error
+            continue
+        split = entry.split if entry.split in splits else next(iter(splits))
+        for row in splits[split]:
+            yield {_ID: str(row["id"]), **row} if "id" in row and _ID not in row else row
+        return
+    raise UserError(
+        f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; {OFFLINE_HINT}"
+    ) from cause
