@@ -7,6 +7,7 @@ from these defaults. Other modules take these dataclasses, or plain values out o
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 PLACEHOLDER = "{text}"
 
@@ -52,6 +53,37 @@ class PromptUse(str, Enum):
     eval = "eval"
     both = "both"
     after = "after"
+
+
+class Role(str, Enum):
+    """What a text is for: to be compared with its like, to look for documents, or to be found."""
+
+    text = "text"
+    query = "query"
+    document = "document"
+
+
+class Prompts(NamedTuple):
+    """The words around a text, by its role; {text} stands for the text."""
+
+    text: str = PLACEHOLDER
+    query: str | None = None  # None for those of a text
+    document: str | None = None
+
+    def of(self, role: Role) -> str:
+        """The template of a role."""
+        template = {Role.query: self.query, Role.document: self.document}.get(role)
+        return self.text if template is None else template
+
+    @property
+    def differ(self) -> bool:
+        """Whether queries or documents have words of their own."""
+        return any(self.of(role) != self.text for role in Role)
+
+    def __str__(self) -> str:
+        if not self.differ:
+            return repr(self.text)
+        return f"queries {self.of(Role.query)!r}, documents {self.of(Role.document)!r}"
 
 
 class ScheduleKind(str, Enum):
@@ -206,27 +238,50 @@ class PromptSettings:
     """conf/prompt: the words around the text."""
 
     template: str = PLACEHOLDER  # {text} stands for the text, exactly once
+    query: str | None = None  # around queries (the anchors of training) instead; null takes the template
+    document: str | None = None  # around documents (positives and negatives) instead; null takes the template
     use: PromptUse = PromptUse.eval  # train, eval (paper's Table 5), both, or after (eval, and saved)
+
+    @property
+    def prompts(self) -> Prompts:
+        """The templates by role, wherever they apply."""
+        return Prompts(self.template, self.query, self.document)
+
+    @property
+    def in_training(self) -> Prompts:
+        """The templates in training."""
+        return Prompts() if self.use in (PromptUse.eval, PromptUse.after) else self.prompts
+
+    @property
+    def saved(self) -> Prompts:
+        """The templates that the trained embedder keeps, and has when development data are scored."""
+        return self.prompts if self.use is PromptUse.after else self.in_training
+
+    @property
+    def in_evaluation(self) -> Prompts:
+        """The templates in evaluation."""
+        return Prompts() if self.use is PromptUse.train else self.prompts
 
     @property
     def train_template(self) -> str:
         """The template in training."""
-        return PLACEHOLDER if self.use in (PromptUse.eval, PromptUse.after) else self.template
+        return self.in_training.text
 
     @property
     def saved_template(self) -> str:
         """The template that the trained embedder keeps, and has when development data are scored."""
-        return self.template if self.use is PromptUse.after else self.train_template
+        return self.saved.text
 
     @property
     def eval_template(self) -> str:
         """The template in evaluation."""
-        return PLACEHOLDER if self.use is PromptUse.train else self.template
+        return self.in_evaluation.text
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
-        if self.template.count(PLACEHOLDER) != 1:
-            yield f"prompt.template={self.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes"
+        for key, template in {"template": self.template, "query": self.query, "document": self.document}.items():
+            if template is not None and template.count(PLACEHOLDER) != 1:
+                yield f"prompt.{key}={template!r}: must hold {PLACEHOLDER} exactly once, where the text goes"
 
 
 @dataclass

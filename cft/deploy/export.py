@@ -14,6 +14,7 @@ from cft.system.hub import may_be_repository
 if TYPE_CHECKING:
     import numpy as np
 
+    from cft.config.schema import Role
     from cft.model.embedder import Embedder
 
 
@@ -127,7 +128,7 @@ def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     if options.adapter == "keep":
         _check_base(embedder, options)
     portable.check_portable(embedder)
-    expected = embedder.encode(portable.SAMPLES)
+    expected = portable.sample_vectors(embedder)
     portable.portable_tokenizer(embedder).save_pretrained(scratch)
     if options.adapter == "keep":
         _write_adapter(run, scratch, options)
@@ -153,7 +154,7 @@ def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     return lines + _check_vectors(scratch, expected, tolerance, output)
 
 
-def _check_vectors(scratch: Path, expected: "np.ndarray", tolerance: float, output: Path) -> list[str]:
+def _check_vectors(scratch: Path, expected: "dict[Role, np.ndarray]", tolerance: float, output: Path) -> list[str]:
     """How far sentence-transformers' vectors are from the embedder's, in words.
 
     Raises:

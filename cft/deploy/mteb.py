@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cft.config.schema import Role
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -19,7 +20,11 @@ from cft.system.text import described
 
 
 class MtebEncoder:
-    """MTEB's encoder interface around an embedder; prompts are the embedder's (`with_template`), not MTEB's."""
+    """MTEB's encoder interface around an embedder.
+
+    Prompts are the embedder's (`with_template`, `with_prompts`), not MTEB's; MTEB says which texts are queries and
+    which are documents.
+    """
 
     def __init__(self, embedder: Embedder, name: str | None = None) -> None:
         """Wrap an embedder.
@@ -32,11 +37,12 @@ class MtebEncoder:
         self._embedder = embedder
         self._name = name or f"cft/{last_part(embedder.contract.model)}"
 
-    def encode(self, inputs: Any, **task: Any) -> np.ndarray:
+    def encode(self, inputs: Any, *, prompt_type: Any = None, **task: Any) -> np.ndarray:
         """Vectors (texts, D) of length 1.
 
         Args:
-            inputs: batches with the key "text". task: MTEB's task, split and encoding options, which change nothing.
+            inputs: batches with the key "text". prompt_type: MTEB's word for queries or documents, or None. task:
+                MTEB's task, split and encoding options, which change nothing.
         """
         try:
             texts = [text for batch in inputs for text in batch["text"]]
@@ -45,7 +51,10 @@ class MtebEncoder:
                 'inputs must be batches that hold texts under the key "text", as MTEB makes them; for a list of texts '
                 "use the embedder's own encode"
             ) from error
-        return self._embedder.encode(texts)
+        role = {"query": Role.query, "document": Role.document}.get(
+            getattr(prompt_type, "value", prompt_type), Role.text
+        )
+        return self._embedder.in_role(role).encode(texts)
 
     def similarity(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n, m) of unit vectors (n, D) and (m, D)."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from peft import PeftModel
 
-from cft.config.schema import PLACEHOLDER, Attention, Quantization
+from cft.config.schema import PLACEHOLDER, Attention, Quantization, Role
 from cft.model.embedder import Embedder
 from cft.model.sources import POOLING_FILE, POOLING_NAMES
 from cft.model.tokenizer import prompted_ids
@@ -71,7 +71,12 @@ def check_portable(embedder: Embedder) -> None:
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"
         )
-    words_before(embedder)
+    words = {tuple(_ids_behind(embedder.in_role(role))): words_before(embedder.in_role(role)) for role in Role}
+    if len(words) > 1:
+        raise UserError(
+            f"this embedder's prompts ({contract.prompts}) have different words behind the text, and other libraries "
+            "have a place for one: export under one prompt, as in prompt='{text}'"
+        )
 
 
 def portable_tokenizer(embedder: Embedder) -> Any:
@@ -91,7 +96,7 @@ def portable_tokenizer(embedder: Embedder) -> Any:
     tokens = {id: tokenizer.convert_ids_to_tokens(id) for id in (*contract.prefix_ids, *contract.suffix_ids)}
     pieces = [tokens[id] for id in contract.prefix_ids] + ["$A"]
     special: list[Any] = [(token, id) for id, token in tokens.items()]
-    behind = _ids_behind(embedder)
+    behind = _ids_behind(embedder.in_role(Role.text))
     if behind:
         pieces.append(_BEHIND)
         special.append({"id": _BEHIND, "ids": behind, "tokens": tokenizer.convert_ids_to_tokens(behind)})
@@ -142,6 +147,11 @@ def check_tokens(embedder: Embedder, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for role in Role:
+        _check_tokens_of(embedder.in_role(role), tokenizer)
+
+
+def _check_tokens_of(embedder: Embedder, tokenizer: Any) -> None:
     before = words_before(embedder)
     for text, expected in zip(SAMPLES, embedder.tokenize(SAMPLES), strict=True):
         ids = tokenizer(before + text, truncation=True, max_length=embedder.contract.max_length)["input_ids"]
@@ -169,18 +179,23 @@ def write_modules(folder: Path, embedder: Embedder) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
     write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
     (folder / "2_Normalize").mkdir(exist_ok=True)
-    before = words_before(embedder)
+    before = {role.value: words_before(embedder.in_role(role)) for role in Role}
     write_json(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {"query": before, "document": before, "text": before},
-            "default_prompt_name": "text" if before else None,
+            "prompts": before,
+            "default_prompt_name": "text" if before["text"] else None,
             "similarity_fn_name": "cosine",
         },
     )
 
 
-def sentence_transformers_difference(folder: Path, expected: np.ndarray) -> float | None:
+def sample_vectors(embedder: Embedder) -> dict[Role, np.ndarray]:
+    """Vectors (samples, D) of `SAMPLES` in every role."""
+    return {role: embedder.in_role(role).encode(SAMPLES) for role in Role}
+
+
+def sentence_transformers_difference(folder: Path, expected: dict[Role, np.ndarray]) -> float | None:
     """Largest difference of a coordinate between sentence-transformers' vectors of `SAMPLES` and the expected ones.
 
     Returns:
@@ -195,7 +210,12 @@ def sentence_transformers_difference(folder: Path, expected: np.ndarray) -> floa
         return None
     try:
         model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
-        vectors = model.encode(list(SAMPLES))
+        encoders: dict[Role, Any] = {
+            Role.text: model.encode,
+            Role.query: model.encode_query,
+            Role.document: model.encode_document,
+        }
+        vectors = {role: encode(list(SAMPLES)) for role, encode in encoders.items()}
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"sentence-transformers cannot load what was made of it ({first_line(error)})") from error
-    return float(np.abs(vectors - expected).max())
+    return max(float(np.abs(vectors[role] - expected[role]).max()) for role in Role)

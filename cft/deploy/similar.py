@@ -43,14 +43,17 @@ def nearest(options: SimilarOptions) -> list[Row]:
             first_row.setdefault(row, number)
     embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
 
+    from cft.config.schema import Role
     from cft.evaluation.vector_cache import CachedEncoder
     from cft.job.plan import RECIPE
 
     texts = list(first_row)
-    encoder = CachedEncoder(embedder, gigabytes=options.vector_cache_gb, version=RECIPE)
+    documents, queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
+    encoder = CachedEncoder(documents, gigabytes=options.vector_cache_gb, version=RECIPE)
     vectors = encoder.encode(texts, progress="embedding" if sys.stderr.isatty() else None)
-    query_embedder = embedder.with_template(options.query_prompt) if options.query_prompt else embedder
-    cosines = vectors @ query_embedder.encode([options.query])[0]
+    if options.query_prompt:
+        queries = embedder.with_template(options.query_prompt)
+    cosines = vectors @ queries.encode([options.query])[0]
     table: list[Row] = [("cosine", "row", "text")]
     for i in heapq.nlargest(options.top, range(len(texts)), key=lambda i: cosines[i]):
         text = shorten(" ".join(texts[i].split()), _LONGEST_SHOWN)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.stats import spearmanr
 
+from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet, require_rankable
 from cft.model.contract import Contract
 from cft.system.errors import UserError
@@ -29,6 +30,9 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
         """(len(texts), D) float32."""
+
+    def in_role(self, role: Role) -> "Encoder":
+        """The same under the prompt of a role; itself if all roles have the same."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ def evaluate(
     *,
     progress: str | None = None,
 ) -> Evaluation:
-    """Score an embedder; every distinct text of all sets together is encoded once.
+    """Score an embedder; every distinct text of all sets together is encoded once under a prompt.
+
+    Of triplets, anchors are queries and the others documents.
 
     Args:
         embedder: under the prompt that evaluation is to use.
@@ -98,26 +104,43 @@ def evaluate(
         UserError: if a set cannot be scored: fewer than two pairs, constant scores, or constant cosines.
     """
     complete = [row for row in triplets if row.negatives]
-    texts = [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)]
-    texts += [text for row in complete for text in (row.anchor, row.positive, row.negatives[0])]
-    distinct = list(dict.fromkeys(texts))
-    vectors = embedder.encode(distinct, progress=progress)
-    row_of = {text: row for row, text in enumerate(distinct)}
+    texts = {
+        Role.text: [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)],
+        Role.query: [row.anchor for row in complete],
+        Role.document: [text for row in complete for text in (row.positive, row.negatives[0])],
+    }
+    vectors = _vectors_by_role(embedder, texts, progress)
 
-    def vectors_of(texts: Iterable[str]) -> np.ndarray:
-        return vectors[[row_of[text] for text in texts]]
+    def vectors_of(texts: Iterable[str], role: Role) -> np.ndarray:
+        found, row_of = vectors[role]
+        return found[[row_of[text] for text in texts]]
 
-    def cosines_of(rows: Sequence[tuple]) -> np.ndarray:  # between the first two texts of each row
-        return np.einsum("nd,nd->n", vectors_of(row[0] for row in rows), vectors_of(row[1] for row in rows))
+    def cosines_of(rows: Sequence[tuple], *roles: Role) -> np.ndarray:  # between the first two texts of each row
+        left, right = (vectors_of((row[side] for row in rows), role) for side, role in enumerate(roles))
+        return np.einsum("nd,nd->n", left, right)
 
-    cosines = {name: cosines_of(pairs) for name, pairs in sets.items()}
+    cosines = {name: cosines_of(pairs, Role.text, Role.text) for name, pairs in sets.items()}
     return Evaluation(
         scores={name: spearman(cosines[name], [pair.score for pair in pairs], name) for name, pairs in sets.items()},
         cosines=cosines,
-        positives=cosines_of(complete),
-        negatives=cosines_of([(row.anchor, row.negatives[0]) for row in complete]),
-        uniformity=uniformity(vectors_of(dict.fromkeys(row.anchor for row in complete))),
+        positives=cosines_of(complete, Role.query, Role.document),
+        negatives=cosines_of([(row.anchor, row.negatives[0]) for row in complete], Role.query, Role.document),
+        uniformity=uniformity(vectors_of(dict.fromkeys(row.anchor for row in complete), Role.query)),
     )
+
+
+def _vectors_by_role(
+    embedder: Encoder, texts: dict[Role, list[str]], progress: str | None
+) -> dict[Role, tuple[np.ndarray, dict[str, int]]]:
+    """Vectors of the distinct texts of every role, and their rows; roles of one prompt are encoded together."""
+    encoders = {role: embedder.in_role(role) for role in texts}
+    found = {}
+    for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
+        roles = [role for role in texts if encoders[role] is encoder]
+        distinct = list(dict.fromkeys(text for role in roles for text in texts[role]))
+        of_roles = encoder.encode(distinct, progress=progress), {text: row for row, text in enumerate(distinct)}
+        found |= dict.fromkeys(roles, of_roles)
+    return found
 
 
 def uniformity(vectors: np.ndarray) -> float | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cft.config.schema import Role
 from cft.data.texts import checked_texts
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
@@ -42,8 +43,16 @@ class CachedEncoder:
         """
         self._embedder = embedder
         self._limit = int(gigabytes * 1e9)
+        self._version = version
         facts = [embedder.contract.facts, embedder.device.type, version]
         self._folder = cache_folder() / "vectors" / digest(facts)
+
+    def in_role(self, role: Role) -> "CachedEncoder":
+        """The same in front of the embedder under the prompt of a role; itself if all roles have the same."""
+        embedder = self._embedder.in_role(role)
+        if embedder is self._embedder:
+            return self
+        return CachedEncoder(embedder, gigabytes=self._limit / 1e9, version=self._version)
 
     def encode(self, texts: Iterable[str], *, progress: str | None = None) -> np.ndarray:
         """As `Embedder.encode`, but only texts that are new go through the model."""

@@ -66,7 +66,7 @@ def examine(config: Config) -> tuple[str, bool]:
     start = find_starting_point(config)
     triplets = _triplets(config) if trains else []
     base = start.load(config, trainable=trains)
-    embedder = base.with_template(config.prompt.eval_template)
+    embedder = base.with_prompts(config.prompt.in_evaluation)
     checks = [*_token_checks(embedder), *_batch_checks(embedder)]
     parts = [_model(embedder, config), _contract(embedder), _example(embedder)]
     if trains:
@@ -75,7 +75,7 @@ def examine(config: Config) -> tuple[str, bool]:
         model = base.model if start.adapter else add_lora(base.model, config.lora, seed=config.seed).to(start.device)
         if config.train.gradient_checkpointing:
             recompute_activations(model)
-        embedder = Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+        embedder = Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
         parts.append(_trained(model, config, targets))
     of_teacher = config.distill.model if trains else None
     with renaming_keys(TEACHER):

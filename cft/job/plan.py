@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.rules import require_valid
-from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings
+from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, Prompts, Role
 from cft.data.records import ScoredPair, Triplet
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
@@ -105,6 +105,8 @@ class Plan:
             **self._teaching,
             # Part of the result only where training itself is under another prompt.
             **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
+            **_roles("roles", prompt.in_training),
+            **(_roles("saved_roles", prompt.saved) if prompt.saved != prompt.in_training else {}),
         }
 
     @property
@@ -172,9 +174,16 @@ class Plan:
             "template": self.config.prompt.eval_template,
             "sets": sets,
             "triplets": triplets,
+            # Scored pairs have no roles.
+            **(_roles("roles", self.config.prompt.in_evaluation) if triplets else {}),
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / RunFolder.EVALUATIONS / f"{name}-{digest(facts)}"
+
+
+def _roles(key: str, prompts: Prompts) -> dict:
+    """What prompts of queries and documents add to a name; nothing where they are those of any text."""
+    return {key: [prompts.of(Role.query), prompts.of(Role.document)]} if prompts.differ else {}
 
 
 def _embedding(model: ModelSettings, files: ModelFiles) -> dict:

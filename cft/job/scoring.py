@@ -51,7 +51,7 @@ def _score(
                 log.warning("%s: %d texts were too long to be read whole", folder, stored.texts_cut)
             return stored
         began = time.perf_counter()
-        prompted = embedder().with_template(plan.config.prompt.eval_template)
+        prompted = embedder().with_prompts(plan.config.prompt.in_evaluation)
         caption = f"evaluating {what} on {evaluation_name(folder.name)}"
         encoder = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
         texts = [text for rows in (sets or {}).values() for pair in rows for text in (pair.sentence1, pair.sentence2)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cft.config.schema import PLACEHOLDER, Config, Precision, PromptSettings
+from cft.config.schema import Config, Precision, Prompts, PromptSettings
 from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
 from cft.model.embedder import Embedder
 from cft.model.sources import ModelFiles, fetch
@@ -39,8 +39,8 @@ class StartingPoint:
         """
         log.info("loading %s (%s)", config.model.name, config.model.path)
         base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
-        for template in (config.prompt.eval_template, config.prompt.train_template, config.prompt.saved_template):
-            base.with_template(template)  # one that leaves no room for texts is refused before anything is scored
+        for prompts in (config.prompt.in_evaluation, config.prompt.in_training, config.prompt.saved):
+            base.with_prompts(prompts)  # one that leaves no room for texts is refused before anything is scored
         if self.adapter is None:
             return base
         embedder = attach(base, self.adapter, lora=config.lora if trainable else None, any_base=config.adapter_any_base)
@@ -50,12 +50,12 @@ class StartingPoint:
 
 def _log_prompt(adapter: Adapter, prompt: PromptSettings) -> None:
     """Report a prompt that the adapter was saved with, and how to keep it if this job drops it."""
-    saved = adapter.contract.template if adapter.contract else PLACEHOLDER
-    if saved == PLACEHOLDER:
+    saved = adapter.contract.prompts if adapter.contract else Prompts()
+    if saved == Prompts():
         return
-    dropped = saved not in (prompt.train_template, prompt.eval_template, prompt.saved_template)
+    dropped = saved not in (prompt.in_training, prompt.in_evaluation, prompt.saved)
     advice = "; this job drops it (prompt.template='...' prompt.use=both or after keeps it)" if dropped else ""
-    log.info("the adapter was saved with the prompt %r%s", saved, advice)
+    log.info("the adapter was saved with the prompt %s%s", saved, advice)
 
 
 def find_starting_point(config: Config, files: ModelFiles | None = None) -> StartingPoint:

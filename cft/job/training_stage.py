@@ -140,7 +140,7 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     # An adapter to start from is in place, and trainable, already.
     fresh = plan.start.adapter is None
     model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
-    return Embedder(model, base.backbone, base.contract.with_template(config.prompt.train_template))
+    return Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
 
 
 def _load_teacher(plan: Plan) -> Teacher | None:
@@ -166,7 +166,7 @@ def _has_gone_past(plan: Plan) -> bool:
 
 def _save(plan: Plan, embedder: Embedder, folder: RunFolder) -> str:
     """Write the trained weights and then their contract; returns the weights' digest."""
-    return embedder.with_template(plan.config.prompt.saved_template).save(folder.path)
+    return embedder.with_prompts(plan.config.prompt.saved).save(folder.path)
 
 
 def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:

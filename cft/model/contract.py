@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import PLACEHOLDER, Attention, Pooling, Quantization
+from cft.config.schema import PLACEHOLDER, Attention, Pooling, Prompts, Quantization, Role
 from cft.system.digest import from_plain, to_plain
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_record
@@ -38,11 +38,14 @@ class Contract:
     layer: int | None = None  # the layer whose states are pooled; None for the last
     eos_token: str | None = None  # the token that is our EOS, if not the tokenizer's
     quantization: Quantization = Quantization.none  # how the base weights are held
+    query_template: str | None = None  # the prompt around a query; None for that around any text
+    document_template: str | None = None  # the same of a document
     content: str | None = None  # hash of the base weights where `weights` is a commit; None if unknown or the same
 
     def __post_init__(self) -> None:
-        if not isinstance(self.template, str) or self.template.count(PLACEHOLDER) != 1:
-            raise UserError(f"the prompt {self.template!r} must hold {PLACEHOLDER} exactly once")
+        for template in map(self.prompts.of, Role):
+            if not isinstance(template, str) or template.count(PLACEHOLDER) != 1:
+                raise UserError(f"the prompt {template!r} must hold {PLACEHOLDER} exactly once")
         if self.room < 1:
             raise UserError(f"model.max_length={self.max_length} leaves no room for text beside the special tokens")
 
@@ -51,14 +54,25 @@ class Contract:
         """Tokens of a prompted text that fit between prefix and suffix."""
         return self.max_length - len(self.prefix_ids) - len(self.suffix_ids)
 
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts by role."""
+        return Prompts(self.template, self.query_template, self.document_template)
+
     def with_template(self, template: str) -> "Contract":
-        """The same contract under another prompt."""
-        return replace(self, template=template)
+        """The same contract under another prompt, which is that of every role."""
+        return self.with_prompts(Prompts(template))
+
+    def with_prompts(self, prompts: Prompts) -> "Contract":
+        """The same contract under other prompts."""
+        text, query, document = prompts
+        return replace(self, template=text, query_template=query, document_template=document)
 
     @property
     def facts(self) -> dict[str, Any]:
         """All that vectors depend on: not where the weights come from, only which they are."""
-        return {name: value for name, value in asdict(self).items() if name not in ("model", "content")}
+        absent = {"query_template", "document_template"} if not self.prompts.differ else set()
+        return {name: value for name, value in asdict(self).items() if name not in {"model", "content"} | absent}
 
     def has_weights_of(self, other: "Contract") -> bool:
         """Whether both stand on the same base weights, wherever those were found."""
@@ -107,7 +121,7 @@ class Contract:
             UserError: naming every field that differs and both its values.
         """
         actual = asdict(loaded)
-        free = ["template", "adapter", "content"]
+        free = ["template", "query_template", "document_template", "adapter", "content"]
         free += ["model", "weights"] if self.has_weights_of(loaded) else []
         differences = [
             f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has {to_plain(actual[name])!r}"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cft.batching.layout import Layout
-from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling
+from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling, Prompts, Role
 from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
@@ -149,10 +149,21 @@ class Embedder:
         return next(self.model.parameters()).device
 
     def with_template(self, template: str) -> "Embedder":
-        """The same model under another prompt; nothing is copied."""
-        contract = self.contract.with_template(template)
-        require_room(self.backbone.tokenizer, template, contract.room)
+        """The same model under another prompt, which is that of every role; nothing is copied."""
+        return self.with_prompts(Prompts(template))
+
+    def with_prompts(self, prompts: Prompts) -> "Embedder":
+        """The same model under other prompts, by role; nothing is copied."""
+        contract = self.contract.with_prompts(prompts)
+        for template in dict.fromkeys(map(prompts.of, Role)):
+            require_room(self.backbone.tokenizer, template, contract.room)
         return Embedder(self.model, self.backbone, contract)
+
+    def in_role(self, role: Role) -> "Embedder":
+        """The same model under the prompt that texts of this role have; itself if all roles have the same."""
+        if not self.contract.prompts.differ:
+            return self
+        return Embedder(self.model, self.backbone, self.contract.with_template(self.contract.prompts.of(role)))
 
     def tokenize(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
         """Turn texts into token ids: prompt, truncate, then prefix and suffix (EOS) around.
@@ -283,6 +294,18 @@ class Embedder:
                 bar.update(len(batch))
         assert vectors is not None
         return vectors[[row_of[text] for text in texts]]
+
+    def encode_query(
+        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
+    ) -> np.ndarray:
+        """Turn queries into unit vectors, as `encode` does, under the prompt of queries."""
+        return self.in_role(Role.query).encode(texts, token_budget=token_budget, progress=progress)
+
+    def encode_document(
+        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
+    ) -> np.ndarray:
+        """Turn documents into unit vectors, as `encode` does, under the prompt of documents."""
+        return self.in_role(Role.document).encode(texts, token_budget=token_budget, progress=progress)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cft.config.schema import DistillSettings, LossSettings
+from cft.config.schema import DistillSettings, LossSettings, Role
 from cft.data.records import Triplet
 from cft.model.embedder import Embedder
 from cft.system.distributed import SINGLE_PROCESS, World
@@ -112,8 +112,16 @@ def contrastive_backward(
 def tokens_of(
     embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, world: World = SINGLE_PROCESS
 ) -> list[tuple[int, ...]]:
-    """Token ids of this process's texts of a batch, in the order of `texts_of`."""
-    return embedder.tokenize(texts_of(batch[world.shard(len(batch))], loss))
+    """Token ids of this process's texts of a batch, in the order of `texts_of`.
+
+    Anchors have the prompt of queries, positives and negatives that of documents.
+    """
+    rows = batch[world.shard(len(batch))]
+    texts = texts_of(rows, loss)
+    queries, documents = embedder.in_role(Role.query), embedder.in_role(Role.document)
+    if queries is documents:  # no role has a prompt of its own
+        return embedder.tokenize(texts)
+    return queries.tokenize(texts[: len(rows)]) + documents.tokenize(texts[len(rows) :])
 
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:

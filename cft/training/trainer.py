@@ -276,7 +276,7 @@ def _development_is_due(run: TrainingRun, done: int) -> bool:
 def _score_development_data(state: _State, done: int) -> dict:
     """Score the embedder on development data, under the prompt that it will be saved with."""
     data = state.run.data
-    embedder = state.embedder.with_template(state.run.config.prompt.saved_template)
+    embedder = state.embedder.with_prompts(state.run.config.prompt.saved)
     with state.autocast():
         scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
     row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}

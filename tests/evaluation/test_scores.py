@@ -29,6 +29,9 @@ class Letters:
     def __init__(self):
         self.seen: list[str] = []
 
+    def in_role(self, role):
+        return self
+
     def encode(self, texts, progress=None):
         self.seen += texts
         counts = np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
