@@ -75,7 +75,7 @@ def stream_triplets(
             text_of(cells, anchor, "anchor"), text_of(cells, positive, "positive"), negatives_of(cells, negatives)
         )
 
-    return _stream(source, triplet, on_bad_row)
+    return stream_rows(source, triplet, on_bad_row)
 
 
 def read_scored_pairs(
@@ -114,7 +114,7 @@ def read_scored_pairs(
             number_of(cells, score, "score"),
         )
 
-    rows = list(_stream(source, pair, on_bad_row))
+    rows = list(stream_rows(source, pair, on_bad_row))
     return [row for row in rows if isinstance(row, ScoredPair)], [row for row in rows if isinstance(row, Skipped)]
 
 
@@ -139,11 +139,19 @@ def stream_texts(
         row_advice="mend or drop it, or set on_bad_row=skip",
         plain=True,
     )
-    return _stream(source, lambda cells: text_of(cells, column, "text"), on_bad_row)
+    return stream_rows(source, lambda cells: text_of(cells, column, "text"), on_bad_row)
 
 
-def _stream(source: Source, convert: _Convert[_Record], on_bad_row: BadRows) -> Iterator[_Record | Skipped]:
-    """Convert every row of a file; errors of reading become errors about the file."""
+def stream_rows(source: Source, convert: _Convert[_Record], on_bad_row: BadRows) -> Iterator[_Record | Skipped]:
+    """Convert every row of a file; errors of reading become errors about the file.
+
+    Args:
+        source: the file. convert: a row's cells to a record; raises BadRow for a row that cannot be used.
+        on_bad_row: stop at a bad row, or leave it out.
+
+    Raises:
+        UserError: naming the file, row, column and remedy.
+    """
     usable = skipped = 0
     reasons: list[str] = []
     try:

@@ -1,12 +1,17 @@
 """The two kinds of row that everything else passes around."""
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from cft.system.digest import DIGEST_LENGTH, canonical
 from cft.system.errors import UserError
 
 _Row = TypeVar("_Row")
+
+# Rows of which the content is hashed at one time.
+_BLOCK = 10_000
 
 
 class Triplet(NamedTuple):
@@ -33,6 +38,18 @@ def in_blocks(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
     remaining = iter(rows)
     while block := list(itertools.islice(remaining, size)):
         yield block
+
+
+def content_digest(*parts: Sequence[Any]) -> str:
+    """`digest` of a list of these lists, without all of their JSON in memory."""
+    state = hashlib.sha256()
+    for number, part in enumerate(parts):
+        state.update(b",[" if number else b"[[")
+        for start, block in enumerate(in_blocks(part, _BLOCK)):
+            state.update((b"," if start else b"") + canonical(block).encode()[1:-1])
+        state.update(b"]")
+    state.update(b"]")
+    return state.hexdigest()[:DIGEST_LENGTH]
 
 
 def require_rankable(scores: Sequence[float], name: str) -> None:

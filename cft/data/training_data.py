@@ -1,11 +1,9 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,9 +11,8 @@ from cft.config.schema import DataSettings, DataSource
 from cft.data import scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.files import BadRows, read_scored_pairs, stream_triplets
-from cft.data.records import ScoredPair, Triplet, in_blocks, require_rankable
+from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
 from cft.data.sts import DEV_SET, load_hub_set
-from cft.system.digest import DIGEST_LENGTH, canonical
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
 
@@ -26,9 +23,6 @@ NLI_FILE = "nli_for_simcse.csv"
 
 # A small file keeps at least nine tenths of its rows for training.
 _LARGEST_HOLDOUT_SHARE = 10
-
-# Rows of which the content is hashed at one time.
-_BLOCK = 10_000
 
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
@@ -65,19 +59,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         skipped = corpus.skipped
         rows, holdout = _hold_out(corpus.rows[: settings.rows], settings.holdout, seed)
         dev = _read_dev(settings)
-    return TrainingData(rows, holdout, dev, content=_content(rows, holdout, dev), skipped=skipped)
-
-
-def _content(*parts: Sequence[Any]) -> str:
-    """`digest` of a list of these lists, without all of their JSON in memory."""
-    state = hashlib.sha256()
-    for number, part in enumerate(parts):
-        state.update(b",[" if number else b"[[")
-        for start, block in enumerate(in_blocks(part, _BLOCK)):
-            state.update((b"," if start else b"") + canonical(block).encode()[1:-1])
-        state.update(b"]")
-    state.update(b"]")
-    return state.hexdigest()[:DIGEST_LENGTH]
+    return TrainingData(rows, holdout, dev, content=content_digest(rows, holdout, dev), skipped=skipped)
 
 
 def _open_triplets(settings: DataSettings) -> Corpus:

@@ -9,10 +9,10 @@ import pyarrow
 import pytest
 
 from cft.config.schema import DataSettings, DataSource
-from cft.data import arrow_cache, training_data
+from cft.data import arrow_cache, records
 from cft.data.arrow_cache import Rows, open_corpus
 from cft.data.files import stream_triplets
-from cft.data.records import Triplet
+from cft.data.records import Triplet, content_digest
 from cft.data.training_data import load_training_data
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(arrow_cache, "_BLOCK", 7)
-    monkeypatch.setattr(training_data, "_BLOCK", 5)
+    monkeypatch.setattr(records, "_BLOCK", 5)
 
 
 def write(folder, count, *more: str):
@@ -105,7 +105,7 @@ def test_content_is_named_as_if_it_were_in_memory(tmp_path, small_blocks):
     found = load_training_data(from_file(write(tmp_path, 53)), seed=0)
     assert isinstance(found.triplets, Rows) and len(found.holdout) == 5
     assert found.content == digest([list(found.triplets), found.holdout, found.dev])
-    assert training_data._content([], [("a", 1)], []) == digest([[], [("a", 1)], []])
+    assert content_digest([], [("a", 1)], []) == digest([[], [("a", 1)], []])
 
 
 def test_only_the_first_rows_and_bad_rows_are_told(tmp_path, small_blocks):

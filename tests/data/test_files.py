@@ -17,7 +17,8 @@ from cft.data.files import BadRows, Skipped, read_scored_pairs, stream_texts, st
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
 
-ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet"]
+TEXT_ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".json"]
+ENDINGS = [*TEXT_ENDINGS, *(f"{ending}.gz" for ending in TEXT_ENDINGS), ".parquet"]
 ROWS = [
     {"sent0": "A man, playing.", "sent1": 'He "plays".', "hard_neg": "Two\nlines"},
     {"sent0": "Émile 🎻", "sent1": " مرحبا ", "hard_neg": "tab\there"},
@@ -35,7 +36,9 @@ def write(folder: Path, ending: str, rows: list[dict]) -> Path:
     opener = gzip.open if ending.endswith(".gz") else open
     with opener(path, "wt", encoding="utf-8", newline="") as stream:
         kind = ending.removesuffix(".gz")
-        if kind in (".csv", ".tsv"):
+        if kind == ".json":
+            json.dump(rows, stream, indent=1)
+        elif kind in (".csv", ".tsv"):
             writer = csv.writer(stream, delimiter="," if kind == ".csv" else "\t", quoting=csv.QUOTE_ALL)
             writer.writerows([rows[0].keys(), *(row.values() for row in rows)])
         else:
@@ -465,7 +468,11 @@ BAD_FILES = {
     "gzip twice": ("rows.csv.gz", gzip.compress(gzip.compress(GOOD)), "is gzip within gzip; unpack it once"),
     "Parquet not named so": ("rows.csv", parquet_bytes(TEXTS), "holds Parquet; let its name end in .parquet"),
     "a spreadsheet": ("rows.csv", b"PK\3\4\x14", "is a zip file or a spreadsheet; unpack it, or save it as CSV"),
-    "broken quoting by tabs": ("rows.tsv", HEADER.replace(",", "\t").encode() + b'"a"b\tc\td\n', r"('\t' expected"),
+    "broken quoting by tabs": (
+        "rows.tsv",
+        b'"sent0"\t"sent1"\t"hard_neg"\n"a"b\tc\td\n',
+        r"('\t' expected",
+    ),
     "columns of another case": (
         "rows.csv",
         b"SENT0, Sent1 ,HARD_NEG\na,b,c\n",
@@ -476,7 +483,7 @@ BAD_FILES = {
     "an unknown ending": (
         "rows.xlsx",
         b"x",
-        "unknown kind of file; these are read: .csv, .tsv, .jsonl, .ndjson, .csv.gz",
+        "unknown kind of file; these are read: .csv, .tsv, .jsonl, .ndjson, .json, .csv.gz",
     ),
 }
 
