@@ -16,6 +16,7 @@ from cft.batching.padded import PaddedLayout, pad
 from cft.batching.prefix_tree import ATTENTION_NAME, TreeLayout, build_tree
 from cft.config.schema import Attention, Batches, ModelSettings
 from cft.system.errors import UserError, first_line
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -226,11 +227,11 @@ def _states_one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: Mode
         states = torch.stack([_states_alone(trunk, sequence)[-1] for sequence in sequences])
     except Exception as error:  # whatever a model's own code raises
         raise UserError(
-            f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
+            f"{override('model.path', model.path)}: {type(trunk).__name__} cannot be run on token ids alone "
             f"({first_line(error)[:200]})"
         ) from error
     if not torch.isfinite(states).all():
-        raise UserError(f"model.path={model.path}: its hidden states are not finite in {_dtype(trunk)}")
+        raise UserError(f"{override('model.path', model.path)}: its hidden states are not finite in {_dtype(trunk)}")
     return states
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from cft.data.cells import BadRow
 from cft.system.errors import UserError, first_line
+from cft.system.overrides import override
 from cft.system.text import described, did_you_mean, shorten
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
@@ -76,7 +77,9 @@ class Source:
     def error(self, problem: str) -> UserError:
         """An error about the file as a whole."""
         path = printable(str(self.path))
-        return UserError(f"{self.key}={path}: {problem}" if self.key else f"{path}: {problem}")
+        if self.key:  # a name that cannot be printed cannot be pasted either
+            path = override(self.key, path) if path == str(self.path) else "=".join((self.key, path))
+        return UserError(f"{path}: {problem}")
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:

@@ -18,6 +18,7 @@ from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.digest import DIGEST_LENGTH, canonical
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
     pairs = read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
-    require_rankable([pair.score for pair in pairs], f"data.dev={settings.dev}")
+    require_rankable([pair.score for pair in pairs], override("data.dev", settings.dev))
     return pairs
 
 
