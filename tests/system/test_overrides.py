@@ -87,6 +87,7 @@ def free_keys(kind: type = Config, prefix: str = "") -> set[str]:
 FEW_WORDS = {"data.on_bad_row", "lora.init", "device"}
 # They make overrides for Hydra or files, not messages, or show what a user typed.
 MAKES_OTHERS = {
+    "config/advice.py": "a value in the user's own words",
     "config/compose.py": "values of a sweep, in the user's own words",
     "config/sweeps.py": "overrides that are composed at once",
     "config/reference.py": "the page of settings, in YAML's words",
