@@ -24,7 +24,7 @@ from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import cache_folder, read_json, staging_folder
+from cft.system.files import cache_folder, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 from cft.system.overrides import override
 
@@ -141,16 +141,6 @@ def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple
     found = [(path, fetch(ModelSettings(name=contract.model, path=path))) for path in there]
     fitting = [(path, files) for path, files in found if contract.weights in (files.identity, files.content)]
     return (fitting or found)[0]
-
-
-def published_pooling(folder: Path) -> Pooling | None:
-    """The pooling that a model was published with; None if its folder does not name exactly one of ours."""
-    try:
-        record = read_json(folder / POOLING_FILE)
-    except UserError:
-        return None
-    poolings = [pooling for pooling, name in POOLING_NAMES.items() if record.get(f"pooling_mode_{name}")]
-    return poolings[0] if len(poolings) == 1 else None
 
 
 def _from_folder(folder: Path) -> ModelFiles:
