@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from cft.config.schema import Config, TrainSettings
-from cft.data.records import Triplet
+from cft.data.records import Triplet, noun_of
 from cft.data.training_data import TrainingData, batches
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
@@ -270,7 +270,12 @@ def _shrink_chunks(state: _State, sequences: list[tuple[int, ...]], error: torch
 
 def _development_is_due(run: TrainingRun, done: int) -> bool:
     every = run.config.train.eval_every
-    return bool(every and (done % every == 0 or done == run.steps) and (run.data.dev or run.data.holdout))
+    return bool(every and (done % every == 0 or done == run.steps) and has_development_score(run.data))
+
+
+def has_development_score(data: TrainingData) -> bool:
+    """Whether there are scored pairs, or held-out triplets that can be in order."""
+    return bool(data.dev) or any(row.negatives for row in data.holdout)
 
 
 def _score_development_data(state: _State, done: int) -> dict:
@@ -293,7 +298,8 @@ def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch:
     numbers = ", ".join(str(row + 1) for row in rows)
     anchors = "; ".join(repr(row.anchor[:40]) for row in batch[:3])
     raise UserError(
-        f"the {what} of step {step + 1} is {value}; triplets {numbers} made it (counted without the holdout; their "
+        f"the {what} of step {step + 1} is {value}; {noun_of(batch)} {numbers} made it (counted without the holdout; "
+        "their "
         f"anchors begin {anchors}). The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
         "train.precision=fp32"
     )
