@@ -22,6 +22,9 @@ from cft.system.text import did_you_mean
 
 Options = TypeVar("Options")
 
+# An argument that is a key and its value rather than a text: a word, and no blank around the =.
+_LIKE_A_KEY = re.compile(r"[a-z][a-z_.]*=(?:[^\s=].*)?", re.DOTALL)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -91,8 +94,9 @@ class CommandLine(Generic[Options]):
         words = [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
         self.overrides = next((word for word in words if word.name == "overrides"), None)
         self.keys = {word.name: word for word in words if not word.by_place and word is not self.overrides}
-        # a list takes what the other places leave
+        # a list takes what the other places leave; what stands at a place may be named too
         self.places = {word.name: word for word in sorted(words, key=lambda word: word.is_list) if word.by_place}
+        self._named = self.keys | {name: word for name, word in self.places.items() if not word.is_list}
 
     def run(self, action: Callable[[Options], str | None], interrupted: str = "the same command starts over") -> None:
         """Read the command line, carry out the action and print what it returns.
@@ -121,14 +125,14 @@ class CommandLine(Generic[Options]):
             if name in values:
                 raise UserError(f"{name}= is given twice")
             if name:
-                values[name] = self.keys[name].value(re.sub(r"^(['\"])(.*)\1$", r"\2", text, flags=re.DOTALL))
+                values[name] = self._named[name].value(re.sub(r"^(['\"])(.*)\1$", r"\2", text, flags=re.DOTALL))
             else:
                 free.append(argument)
         if self.overrides:
             values["overrides"] = [each for each in free if "=" in each]
             free = [each for each in free if "=" not in each]
         for name, word in self.places.items():
-            if free:
+            if free and name not in values:
                 values[name], free = (free, []) if word.is_list else (word.value(free[0]), free[1:])
         if free:
             raise UserError(f"{free[0]!r} is one argument too many; {self._usage()}")
@@ -142,7 +146,7 @@ class CommandLine(Generic[Options]):
     def _setting(self, argument: str, remaining: Iterator[str]) -> tuple[str, str]:
         """A key and its text, with dashes out of the next argument; the key is empty if it is none of the command.
 
-        A text may hold a = too: it is refused only if it looks like a key, or if nothing is given by its place.
+        A text may hold a = too: it is refused only if it looks like a key and its value.
         """
         dashed = argument.startswith("--")
         name, equals, text = argument.removeprefix("--").partition("=")
@@ -152,14 +156,17 @@ class CommandLine(Generic[Options]):
             flag = name.removeprefix("no_")
             if not equals and flag in self.keys and self.keys[flag].type is bool:
                 return flag, str(flag == name).lower()
-        if name in self.keys and (dashed or equals):
+        if name in self._named and (equals or (dashed and name in self.keys)):
             return name, text if equals else next(remaining, "")
         hint = did_you_mean(name, self.keys, show="{}=".format)
         if not dashed:
             takes_any = self.overrides or any(word.is_list for word in self.places.values())
-            if takes_any or not re.match("[a-z_]+=", argument) or (self.places and not hint):
+            if takes_any or not _LIKE_A_KEY.fullmatch(argument):
                 return "", ""
-        raise UserError(f"{self.name} has no key {name!r}{hint or '; there are ' + (', '.join(self.keys) or 'none')}")
+        there = f"; there are {', '.join(self.keys) or 'none'}"
+        place = next(iter(self._named.keys() - self.keys.keys()), "") if not dashed else ""
+        given = f"; if it is no key, name its place: {place}={argument}" if place and not hint else ""
+        raise UserError(f"{self.name} has no key {name!r}{hint or there}{given}")
 
     def _usage(self) -> str:
         words = [f"{name}=..." for name, word in self.keys.items() if word.required]
