@@ -98,3 +98,20 @@ def test_the_evaluator_gives_the_published_scores_of_minilm_on_all_nine_sets(rea
     config = composed("model=minilm", "eval=sts", f"eval.folder={real_data / 'sts'}")
     found = evaluate(Embedder.base(config.model), load_eval_sets(config.eval, seed=0))
     assert found.scores == {name: pytest.approx(score, abs=0.02) for name, score in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_vectors_that_are_no_numbers_are_refused_by_their_text_wherever_they_are_used(broken):
+    class Broken:
+        def encode(self, texts, *, progress=None):
+            vectors = np.eye(len(texts), dtype=np.float32)
+            vectors[texts.index("bad")] = broken
+            return vectors
+
+    pairs = [ScoredPair("a", "b", 1.0), ScoredPair("c", "bad", 2.0), ScoredPair("d", "e", 3.0)]
+    triplets = [Triplet("a", "b", ("bad",))]
+    for sets, rows in (({"x": pairs}, []), ({}, triplets)):
+        with pytest.raises(UserError, match="vectors of 1 of . texts are not finite, the first that of 'bad'"):
+            evaluate(Broken(), sets, rows)
+    with pytest.raises(UserError, match="1 cosines of the set x are not finite"):
+        spearman(np.array([0.1, broken, 0.3]), [1.0, 2.0, 3.0], "x")
