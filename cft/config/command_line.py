@@ -1,6 +1,6 @@
 """Reads the words of a command into a dataclass, whose fields are `Annotated[type, help]`.
 
-A positional field is given by its place, a keyword-only one as KEY=VALUE, and the list `overrides` takes every other
+A positional field is given by its place or named, a keyword-only one as KEY=VALUE, and the list `overrides` takes every other
 KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`, `--key=VALUE`,
 `--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not read the values:
 in a text such as `is ${HOME} a word?` it would see an interpolation.
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
-from cft.system.text import did_you_mean
+from cft.system.text import described, did_you_mean
 
 Options = TypeVar("Options")
 
@@ -70,6 +70,33 @@ class _Word:
             return Path(text).expanduser()
         return int(text) if self.type is int else text
 
+    def checked(self, value: Any) -> Any:
+        """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
+        kinds = {self.type, *typing.get_args(self.type)} if not self.choices else set()
+        if isinstance(value, (str, Path)) and "\0" in str(value):
+            raise UserError(f"{self.name}={described(value)}: holds a NUL byte")
+        if self.choices:
+            if isinstance(value, str) and value in self.choices:
+                return self.choices[value]
+            if any(value is each for each in self.choices.values()):
+                return value
+            wanted = " or ".join(self.choices)
+        elif Path in kinds:
+            if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
+                return Path(value).expanduser() if value is not None else None
+            wanted = "a path"
+        elif self.type is int:
+            if isinstance(value, int) and not isinstance(value, bool) and value >= self.rules.least:
+                return value
+            wanted = f"a whole number, {self.rules.least} or more"
+        elif str in kinds and not self.is_list:
+            if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
+                return str(value) if value is not None else None
+            wanted = "a text"
+        else:
+            return value
+        raise UserError(f"{self.name}={'None' if value is None else described(value)}: must be {wanted}")
+
     def line(self) -> tuple[str, str]:
         """For the help: its name and meaning, with the choices and the default of a key."""
         if self.by_place:
@@ -78,6 +105,21 @@ class _Word:
         default = next((word for word, value in self.choices.items() if value == self.default), self.default)
         default = "none" if default in (None, "", []) else default
         return f"{self.name}=", self.help + choices + ("" if self.required else f" [{default}]")
+
+
+def _words_of(options: type) -> list[_Word]:
+    hints = typing.get_type_hints(options, include_extras=True)
+    return [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
+
+
+def check_options(options: Any) -> None:
+    """Hold a frozen dataclass of options to its types and rules, as a command line does; for its `__post_init__`.
+
+    Raises:
+        UserError: naming the field and what it must be.
+    """
+    for word in _words_of(type(options)):
+        object.__setattr__(options, word.name, word.checked(getattr(options, word.name)))
 
 
 class CommandLine(Generic[Options]):
@@ -90,8 +132,7 @@ class CommandLine(Generic[Options]):
 
     def __init__(self, name: str, options: type[Options], *, example: str = "", notes: str = "") -> None:
         self.name, self.options, self.example, self.notes = name, options, example, notes
-        hints = typing.get_type_hints(options, include_extras=True)
-        words = [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
+        words = _words_of(options)
         self.overrides = next((word for word in words if word.name == "overrides"), None)
         self.keys = {word.name: word for word in words if not word.by_place and word is not self.overrides}
         # a list takes what the other places leave; what stands at a place may be named too
