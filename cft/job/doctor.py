@@ -222,7 +222,7 @@ def _memory(
     estimate = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, estimate.bytes_for(budget))
-    free = memory.available_bytes(embedder.device)
+    free = available_bytes(embedder.device)
     counted = "; a teacher's weights stay beside the model's" if teacher else ""
     text = (
         as_text(rows)

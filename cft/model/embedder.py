@@ -1,5 +1,6 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from cft.model.tokenizer import prompted_ids
 from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
+from cft.system.memory import unless_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -180,15 +182,29 @@ class Embedder:
 
     def _embed(self, sequences: list[tuple[int, ...]]) -> torch.Tensor:
         """Vectors (B, D) of sequences, in halves where all at once run out of memory."""
-        try:
-            return self.forward(self.layout(sequences))
-        except torch.OutOfMemoryError:
-            if len(sequences) == 1:
-                raise UserError(
-                    f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length"
-                ) from None
+        vectors = unless_out_of_memory(lambda: self.forward(self.layout(sequences)))
+        if vectors is not None:
+            return vectors
+        if len(sequences) == 1:
+            raise UserError(f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length")
         half = len(sequences) // 2
         return torch.cat([self._embed(sequences[:half]), self._embed(sequences[half:])])
+
+    def load(self, sequences: Sequence[tuple[int, ...]]) -> int:
+        """Tokens that a batch of all these sequences counts for, against a budget of tokens in memory.
+
+        A token that sequences share goes through the model once, but attention sees it in each of them: it counts half
+        where it is not the first.
+        """
+        batching, lengths = self.backbone.batching, [len(sequence) for sequence in sequences]
+        if batching.kind is Batches.padded:
+            return len(set(sequences)) * max(lengths)
+        distinct = sorted(set(sequences))
+        shared = 0
+        if batching.causal:
+            shared = sum(_common_beginning(one, two) for one, two in itertools.pairwise(distinct))
+        tokens = sum(map(len, distinct))
+        return tokens - shared // 2
 
     def batches(self, sequences: Sequence[tuple[int, ...]], token_budget: int) -> Iterator[list[int]]:
         """Group sequences into batches of at most `token_budget` tokens; those that share prefixes go together.
@@ -249,6 +265,11 @@ class Embedder:
                 bar.update(len(batch))
         assert vectors is not None
         return vectors[[row_of[text] for text in texts]]
+
+
+def _common_beginning(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 @contextmanager
