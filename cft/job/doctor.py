@@ -16,6 +16,7 @@ from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, pool, token_budget_on
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
+from cft.system.memory import available_bytes
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import memory

@@ -1,6 +1,5 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,22 +189,6 @@ class Embedder:
         half = len(sequences) // 2
         return torch.cat([self._embed(sequences[:half]), self._embed(sequences[half:])])
 
-    def load(self, sequences: Sequence[tuple[int, ...]]) -> int:
-        """Tokens that a batch of all these sequences counts for, against a budget of tokens in memory.
-
-        A token that sequences share goes through the model once, but attention sees it in each of them: it counts half
-        where it is not the first.
-        """
-        batching, lengths = self.backbone.batching, [len(sequence) for sequence in sequences]
-        if batching.kind is Batches.padded:
-            return len(set(sequences)) * max(lengths)
-        distinct = sorted(set(sequences))
-        shared = 0
-        if batching.causal:
-            shared = sum(_common_beginning(one, two) for one, two in itertools.pairwise(distinct))
-        tokens = sum(map(len, distinct))
-        return tokens - shared // 2
-
     def batches(self, sequences: Sequence[tuple[int, ...]], token_budget: int) -> Iterator[list[int]]:
         """Group sequences into batches of at most `token_budget` tokens; those that share prefixes go together.
 
@@ -265,11 +248,6 @@ class Embedder:
                 bar.update(len(batch))
         assert vectors is not None
         return vectors[[row_of[text] for text in texts]]
-
-
-def _common_beginning(one: Sequence[int], two: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 
 Result = TypeVar("Result")
 
-# What allocators say where they raise no error of their own kind: torch's on a CPU, C++'s, cuBLAS's, NCCL's, a driver's.
+# What allocators say that raise no error of their own kind: torch's on a CPU, C++'s, cuBLAS's, NCCL's, a driver's.
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "status_alloc_failed")
 
 # A limit of this size or more is none: version 1 of control groups writes nearly 2^63 for "unlimited".
@@ -87,15 +87,16 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, tuple[str, ...], str, st
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
+    limits: tuple[str, ...]
     for line in lines:
         number, controllers, place = (line.split(":", 2) + ["", ""])[:3]
         if number == "0" and not controllers:  # version 2
             # The folder `unified` is where a machine has both versions.
-            mounts = (root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified")
-            files = (("memory.max", "memory.high"), "memory.current", "inactive_file")
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+            limits, files = ("memory.max", "memory.high"), ("memory.current", "inactive_file")
         elif "memory" in controllers.split(","):  # version 1
-            mounts = (root / "sys/fs/cgroup/memory",)
-            files = (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+            mounts = [root / "sys/fs/cgroup/memory"]
+            limits, files = ("memory.limit_in_bytes",), ("memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         for mount in mounts:
@@ -103,7 +104,7 @@ def _control_groups(root: Path) -> Iterator[tuple[Path, tuple[str, ...], str, st
             for folder in dict.fromkeys([mount / place.lstrip("/"), mount]):
                 while folder.is_relative_to(mount):
                     if folder.is_dir():
-                        yield folder, *files
+                        yield folder, limits, *files
                     folder = folder.parent
 
 

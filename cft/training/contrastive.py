@@ -152,13 +152,13 @@ class _Chunks:
 
     def __init__(self, embedder: Embedder, sequences: Sequence[tuple[int, ...]], setup: BatchSetup, seed: int) -> None:
         self.rows = [list(range(len(sequences)))]  # of each chunk
-        if setup.chunk_tokens is not None and embedder.load(sequences) > setup.chunk_tokens:
+        batching = embedder.backbone.batching
+        if setup.chunk_tokens is not None and batching.tokens_in_memory(sequences) > setup.chunk_tokens:
             require_separable(embedder.model)
             self.rows = list(embedder.batches(sequences, setup.chunk_tokens))
         self.tokens = self.nodes = 0
         self._embedder, self._sequences, self._autocast, self._seed = embedder, sequences, setup.autocast, seed
         self._places: Places | None = None
-        batching = embedder.backbone.batching
         # The nodes of a whole tree are in the order of their numbers already.
         if drops(embedder.model) and (len(self.rows) > 1 or batching.kind is Batches.padded):
             self._places = Places(sequences, batching)

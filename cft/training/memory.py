@@ -180,20 +180,28 @@ def _trial_step(
 
     layout = embedder.layout(texts)
     try:
-        peak = unless_out_of_memory(lambda: peak_bytes(work, embedder.device))
+        return layout.nodes, _peak_of_trial(work, len(texts), len(texts[0]), embedder.device)
     finally:
         for weight in trainable(embedder.model).values():
             weight.grad = None
+
+
+def _peak_of_trial(work: Callable[[], None], texts: int, length: int, device: torch.device) -> int:
+    peak = unless_out_of_memory(lambda: peak_bytes(work, device))
     if peak is None:
         raise UserError(
-            f"out of memory in a trial step with {len(texts)} texts of {len(texts[0])} tokens: lower model.max_length, "
-            "set train.gradient_checkpointing=true, take a smaller model, or wait until more memory is free"
+            f"out of memory in a trial with {texts} texts of {length} tokens: lower model.max_length, set "
+            "train.gradient_checkpointing=true, take a smaller model, or wait until more memory is free"
         )
-    return layout.nodes, peak
+    return peak
 
 
 def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
-    """Memory of a forward pass without gradients, of texts of `length` tokens."""
+    """Memory of a forward pass without gradients, of texts of `length` tokens.
+
+    Raises:
+        UserError: if memory runs out.
+    """
 
     def batch(rows: int) -> tuple[int, int]:
         layout = embedder.layout(_texts(embedder, rows, length))
@@ -202,7 +210,7 @@ def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
             with torch.inference_mode():
                 embedder.forward(layout)
 
-        return layout.nodes, peak_bytes(work, embedder.device)
+        return layout.nodes, _peak_of_trial(work, rows, length, embedder.device)
 
     with in_mode(embedder.model, training=False):
         return _linear_fit(batch(8), batch(16))
