@@ -5,6 +5,7 @@ states. So a model whose attention adds something of its own (ALiBi, soft caps, 
 is not embedded slightly wrong on prefix trees: the trial at loading shows it, and the model runs on padded batches.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,25 @@ class Batching:
     def forward_tokens(self, total: int, rows: int, longest: int) -> int:
         """Upper bound of the tokens that a batch of `rows` sequences and `total` tokens puts through the model."""
         return total if self.kind is Batches.tree else rows * longest
+
+    def tokens_in_memory(self, sequences: Sequence[tuple[int, ...]]) -> int:
+        """Tokens that a batch of sequences counts for against a budget; at most their sum for prefix trees.
+
+        A token that sequences share goes through the model once, but attention sees it in each of them: it counts half
+        where it is not the first.
+        """
+        distinct = sorted(set(sequences))
+        if self.kind is Batches.padded:
+            return self.forward_tokens(0, len(distinct), max(map(len, distinct)))
+        total = sum(map(len, distinct))
+        if not self.causal:
+            return total
+        return total - sum(_common_beginning(one, two) for one, two in itertools.pairwise(distinct)) // 2
+
+
+def _common_beginning(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:

@@ -24,6 +24,9 @@ COSINES = "cosines.npz"
 # Cosines of float32 unit vectors that differ by at most this differ by rounding alone.
 ROUNDING = 1e-6
 
+# Vectors whose cosines with as many others are in memory at a time.
+_UNIFORMITY_BLOCK = 2048
+
 
 class Encoder(Protocol):
     """Turns texts into unit vectors: an embedder, with or without a cache."""
@@ -147,8 +150,15 @@ def uniformity(vectors: np.ndarray) -> float | None:
     """
     if len(vectors) < 2:
         return None
-    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)]
-    return float(np.log(np.mean(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)))))
+    count, total = len(vectors), 0.0
+    for start in range(0, count, _UNIFORMITY_BLOCK):  # all cosines at once would take count^2 numbers
+        block = vectors[start : start + _UNIFORMITY_BLOCK]
+        within = np.exp(-4.0 + 4.0 * (block @ block.T).astype(np.float64))
+        total += float(np.triu(within, k=1).sum())
+        for other in range(start + len(block), count, _UNIFORMITY_BLOCK):
+            cosines = block @ vectors[other : other + _UNIFORMITY_BLOCK].T
+            total += float(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)).sum())
+    return float(np.log(total / (count * (count - 1) / 2)))
 
 
 def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:

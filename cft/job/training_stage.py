@@ -114,9 +114,18 @@ class TrainingStage:
         if plan.stop_at == plan.steps:
             weights = _save(plan, self.embedder, folder)
             figures.save(figures.training(history), folder.path, "training")
-            losses = [row["loss"] for row in history if row["event"] == "step"]
+            steps = [row for row in history if row["event"] == "step"]
+            chunk_tokens = list(dict.fromkeys(row["chunk_tokens"] for row in steps if "chunk_tokens" in row))
             seconds = round(time.perf_counter() - self._began, 1)
-            record = Finished(plan.training_facts, plan.steps, losses[-1], seconds, self._memory.bytes(), weights)
+            record = Finished(
+                facts=plan.training_facts,
+                steps=plan.steps,
+                final_loss=steps[-1]["loss"],
+                seconds=seconds,
+                peak_memory=self._memory.bytes(),
+                weights=weights,
+                chunk_tokens=chunk_tokens,
+            )
             folder.finish(record, history)
         if self.run.folder != folder.path:
             checkpoint.remove(self.run.folder)

@@ -23,6 +23,7 @@ from cft.model.tokenizer import prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
+from cft.system.memory import unless_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -223,13 +224,11 @@ class Embedder:
 
     def _embed(self, sequences: list[tuple[int, ...]]) -> torch.Tensor:
         """Vectors (B, D) of sequences, in halves where all at once run out of memory."""
-        try:
-            return self.forward(self.layout(sequences))
-        except torch.OutOfMemoryError:
-            if len(sequences) == 1:
-                raise UserError(
-                    f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length"
-                ) from None
+        vectors = unless_out_of_memory(lambda: self.forward(self.layout(sequences)))
+        if vectors is not None:
+            return vectors
+        if len(sequences) == 1:
+            raise UserError(f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length")
         half = len(sequences) // 2
         return torch.cat([self._embed(sequences[:half]), self._embed(sequences[half:])])
 

@@ -1,6 +1,7 @@
 """Contrastive fine-tuning: the loop from triplets to trained weights."""
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -26,12 +27,16 @@ from cft.model.lora import trainable
 from cft.system import signals
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
+from cft.system.memory import unless_out_of_memory
 from cft.training import checkpoint
-from cft.training.chunking import Chunking, choose_chunking
+from cft.training.chunking import Chunking, KillMark, choose_chunking
 from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
+
+# Rows of the data whose negatives are counted before the first step.
+_ROWS = 10_000
 
 RowCallback = Callable[[dict], None]
 StepCallback = Callable[[int], None]
@@ -78,6 +83,7 @@ class _Batch:
     rows: np.ndarray  # their numbers in the data
     triplets: list[Triplet]
     sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
+    tokens: int  # most tokens of a micro-batch, as they count against the budget
 
 
 def plan_steps(train: TrainSettings, rows: int) -> int:
@@ -125,8 +131,11 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
     with (
         tqdm(desc="training", unit="step", initial=start, total=run.stop_at, disable=not world.is_main) as bar,
         signals.deferred_to_step_end() as signal_received,
+        KillMark(run.folder) as mark,
     ):
         for step, batch in enumerate(_prefetch(rows, functools.partial(_load_batch, state)), start=start):
+            if world.is_main:
+                mark.begin(min(batch.tokens, state.chunking.tokens))
             row = _step(state, batch, step=step)
             note(row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
@@ -160,15 +169,35 @@ def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
         world.broadcast_tensors(moment for of_weight in moments for moment in of_weight)
     if step:
         log.info("continuing after step %d of %d", step, run.steps)
-    micro_batch = config.train.batch_size // config.train.accumulation
+    return _State(run, embedder, optimizer, _chunking(embedder, run, step, history), history), step
+
+
+def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dict]) -> Chunking:
+    """The budget of tokens from a step on, the same on every process; only the main one needs the history."""
+    train, world = run.config.train, run.world
+    kept = next((row.get("chunk_tokens") for row in reversed(history) if row["event"] == "step"), None)
+    killed = KillMark(run.folder).killed_at() if world.is_main else None
+    kept, killed = world.broadcast_object((kept, killed))
+    share = world.shard(train.batch_size // train.accumulation)
+    first = itertools.islice(run.data.triplets, _ROWS)
+    negatives = max(len(row.negatives) for row in first) if run.config.loss.hard_negatives else 0
     chunking = choose_chunking(
         embedder,
-        run.data.triplets[world.shard(micro_batch)],
-        config.loss,
+        texts=(share.stop - share.start) * (2 + negatives),
         bf16=run.bf16,
-        chunk_tokens=config.train.chunk_tokens,
+        chunk_tokens=train.chunk_tokens,
+        kept=kept,
+        step=step,
     )
-    return _State(run, embedder, optimizer, chunking, history), step
+    if killed is not None and killed // 2 < chunking.tokens:
+        chunking.tokens = max(killed // 2, min(killed, embedder.contract.max_length))
+        log.warning(
+            "the system killed this training for want of memory while %d tokens went through the model at once: from "
+            "step %d on it is %d",
+            *(killed, step + 1, chunking.tokens),
+        )
+    chunking.tokens = -world.all_reduce_max(-chunking.tokens)
+    return chunking
 
 
 def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
@@ -176,8 +205,9 @@ def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
     triplets = [state.run.data.triplets[row] for row in rows]
     size = len(triplets) // config.train.accumulation
     micro_batches = [triplets[start : start + size] for start in range(0, len(triplets), size)]
-    world = state.run.world
-    return _Batch(rows, triplets, [tokens_of(state.embedder, each, config.loss, world) for each in micro_batches])
+    sequences = [tokens_of(state.embedder, each, config.loss, state.run.world) for each in micro_batches]
+    batching = state.embedder.backbone.batching
+    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)))
 
 
 def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
@@ -195,44 +225,23 @@ def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch])
 def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     """One update of the weights; returns its row of the history."""
     began = time.perf_counter()
-    run, optimizer, settings = state.run, state.optimizer, state.run.config.train
-    weights = list(state.weights.values())
+    run, optimizer = state.run, state.optimizer
     rate = learning_rate(run.config.schedule, run.config.lr, step, run.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
-    seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
-    size = len(batch.triplets) // settings.accumulation
-    stats: list[StepStats] = []
-    while not stats:
-        torch.manual_seed(seed)
-        setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
-        try:
-            for number, sequences in enumerate(batch.sequences):
-                part = slice(number * size, (number + 1) * size)
-                triplets = batch.triplets[part]
-                stats.append(
-                    contrastive_backward(
-                        state.embedder,
-                        triplets,
-                        setup,
-                        sequences=sequences,
-                        scale=1 / settings.accumulation,
-                        seed=seed + part.start,
-                    )
-                )
-                _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
-        except torch.OutOfMemoryError as error:
-            stats.clear()
+    stats = None
+    while stats is None:
+        stats = unless_out_of_memory(lambda: _gradients(state, batch, step=step))
+        if stats is None:
             optimizer.zero_grad(set_to_none=True)
-            _shrink_chunks(state, batch.sequences[0], error)
-    norm = _clipped_gradient_norm(state, weights)
-    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
-    largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
-    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
+            _shrink_chunks(state, batch)
+    norm = unless_out_of_memory(lambda: _update(state, batch, step=step))
+    if norm is None:
+        raise UserError(
+            f"out of memory in the update of step {step + 1}, where every trained weight has its gradient and two "
+            "moments in memory: lower train.chunk_tokens, train fewer weights (lora.rank, lora.targets), or take a "
+            "smaller model"
+        )
     return {
         "event": "step",
         "step": step + 1,
@@ -242,8 +251,43 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         "lr": rate,
         "gradient_norm": norm,
         **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},
+        "chunk_tokens": state.chunking.tokens,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _gradients(state: _State, batch: _Batch, *, step: int) -> list[StepStats]:
+    """Leave a step's gradient at the weights, this process's part of it; returns a micro-batch's statistics each."""
+    run, accumulation = state.run, state.run.config.train.accumulation
+    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
+    seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
+    torch.manual_seed(seed)
+    setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
+    size = len(batch.triplets) // accumulation
+    stats: list[StepStats] = []
+    for number, sequences in enumerate(batch.sequences):
+        part = slice(number * size, (number + 1) * size)
+        triplets = batch.triplets[part]
+        stats.append(
+            contrastive_backward(
+                state.embedder, triplets, setup, sequences=sequences, scale=1 / accumulation, seed=seed + part.start
+            )
+        )
+        _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
+    return stats
+
+
+def _update(state: _State, batch: _Batch, *, step: int) -> float:
+    """Change the weights by the gradient at them, which is gone then; returns its norm."""
+    weights = list(state.weights.values())
+    norm = _clipped_gradient_norm(state, weights)
+    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
+    largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
+    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
+    return norm
 
 
 def _clipped_gradient_norm(state: _State, weights: list[torch.nn.Parameter]) -> float:
@@ -256,16 +300,14 @@ def _clipped_gradient_norm(state: _State, weights: list[torch.nn.Parameter]) -> 
     return float(torch.nn.utils.clip_grad_norm_(weights, state.run.config.train.max_grad_norm))
 
 
-def _shrink_chunks(state: _State, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
+def _shrink_chunks(state: _State, batch: _Batch) -> None:
     """Take smaller chunks after a batch ran out of memory."""
-    chunking = state.chunking
     if state.run.world.size > 1:  # the others wait for what this process has not sent
         raise UserError(
             "out of memory; with several processes, name the tokens that go through the model at once: "
-            f"train.chunk_tokens={chunking.tokens // 2 if chunking.tokens else 4096}"
-        ) from error
-    lengths = [len(sequence) for sequence in sequences]
-    chunking.shrink(sum(lengths), max(lengths))
+            f"train.chunk_tokens={min(state.chunking.tokens, batch.tokens) // 2}"
+        )
+    state.chunking.shrink(batch.tokens, max(len(sequence) for sequences in batch.sequences for sequence in sequences))
 
 
 def _development_is_due(run: TrainingRun, done: int) -> bool:
