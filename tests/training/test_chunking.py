@@ -188,7 +188,7 @@ ERRORS = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "torch on a CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
     "Python": MemoryError(),
-    "numpy": np.core._exceptions._ArrayMemoryError((9, 9), np.dtype("f8")),
+    "numpy": MemoryError("Unable to allocate 648. B for an array with shape (9, 9)"),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 }
 
