@@ -40,9 +40,9 @@ class LayerScores:
         if np.isnan(self.mean).all():
             unscored = [name for name, cells in self.scores.items() if np.isnan(cells).all()] or list(self.scores)
             raise UserError(
-                f"no layer with any pooling orders the pairs of {', '.join(unscored)}: the cosines of each are equal up "
-                "to rounding, or not finite. See whether the model's weights were loaded (python -m cft.doctor), whether "
-                "prompt.template leaves room for the text, and whether the pairs differ in their first tokens"
+                f"no layer with any pooling orders the pairs of {', '.join(unscored)}: the cosines of each are equal "
+                "up to rounding, or not finite. See whether the model's weights were loaded (python -m cft.doctor), "
+                "whether prompt.template leaves room for the text, and whether the pairs differ in their first tokens"
             )
         row, column = np.unravel_index(np.nanargmax(self.mean), self.mean.shape)
         return int(row) + 1, self.poolings[column], float(self.mean[row, column])
