@@ -1,9 +1,9 @@
 """Reads the words of a command into a dataclass, whose fields are `Annotated[type, help]`.
 
-A positional field is given by its place or named, a keyword-only one as KEY=VALUE, and the list `overrides` takes every other
-KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`, `--key=VALUE`,
-`--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not read the values:
-in a text such as `is ${HOME} a word?` it would see an interpolation.
+A positional field is given by its place or named, a keyword-only one as KEY=VALUE, and the list `overrides` takes every
+other KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`,
+`--key=VALUE`, `--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not
+read the values: in a text such as `is ${HOME} a word?` it would see an interpolation.
 """
 
 import dataclasses

@@ -232,7 +232,9 @@ def test_trials_on_other_data_are_not_compared(tmp_path):
     run(tmp_path, *given, trials=2)
     for changed in (path, dev):
         before = changed.read_text()
-        changed.write_text(before + before.splitlines()[-1] + "x\n" if changed == path else before.replace("a,b", "a,z"))
+        changed.write_text(
+            before + before.splitlines()[-1] + "x\n" if changed == path else before.replace("a,b", "a,z")
+        )
         with pytest.raises(UserError, match="holds trials on other files than there are now"):
             run(tmp_path, *given, trials=3)
         changed.write_text(before)
