@@ -331,7 +331,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
     precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
     gradient_checkpointing: bool = False  # true: recompute activations in the backward pass, less memory for more time
-    # tokens that go through the model at once; null: the whole batch, or what memory holds
+    # most tokens that go through the model at once, a larger batch in chunks; null: what memory holds
     chunk_tokens: int | None = None
     eval_every: int = 100  # steps between looks at the development data; 0 never looks
     checkpoint_every: int = 20  # steps that a killed training repeats at most

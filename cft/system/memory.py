@@ -9,7 +9,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import psutil
 import torch
@@ -30,17 +30,39 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _WORDS)
 
 
+class OutOfMemory:
+    """Ends its block where memory runs out in it, and knows then that it did: `with OutOfMemory() as ended: ...`.
+
+    Call `free` before the next attempt, outside of any `except`: while an error is handled, its traceback keeps all
+    that the failed work had computed.
+    """
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self.happened = error is not None and is_out_of_memory(error)
+        return self.happened
+
+    def __bool__(self) -> bool:
+        return self.happened
+
+    @staticmethod
+    def free() -> None:
+        """Give memory that is in use no more back to the device."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """What `work` returns; None if it ran out of memory, and then what it held is free again."""
-    try:
+    with OutOfMemory() as ended:
         return work()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside of the `except`: while the error is handled its traceback keeps all that the failed work had computed.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    ended.free()  # type: ignore[unreachable]
     return None
 
 

@@ -27,7 +27,7 @@ from cft.model.lora import trainable
 from cft.system import signals
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
-from cft.system.memory import unless_out_of_memory
+from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
 from cft.training.chunking import Chunking, KillMark, choose_chunking
 from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
@@ -225,15 +225,31 @@ def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch])
 def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     """One update of the weights; returns its row of the history."""
     began = time.perf_counter()
-    run, optimizer = state.run, state.optimizer
+    run, optimizer, settings = state.run, state.optimizer, state.run.config.train
     rate = learning_rate(run.config.schedule, run.config.lr, step, run.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    stats = None
-    while stats is None:
-        stats = unless_out_of_memory(lambda: _gradients(state, batch, step=step))
-        if stats is None:
+    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
+    seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
+    size = len(batch.triplets) // settings.accumulation
+    stats: list[StepStats] = []
+    while not stats:
+        torch.manual_seed(seed)
+        setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
+        with OutOfMemory() as ended:
+            for number, sequences in enumerate(batch.sequences):
+                part = slice(number * size, (number + 1) * size)
+                triplets, scale = batch.triplets[part], 1 / settings.accumulation
+                stats.append(
+                    contrastive_backward(
+                        state.embedder, triplets, setup, sequences=sequences, scale=scale, seed=seed + part.start
+                    )
+                )
+                _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
+        if ended:
+            stats.clear()
             optimizer.zero_grad(set_to_none=True)
+            ended.free()
             _shrink_chunks(state, batch)
     norm = unless_out_of_memory(lambda: _update(state, batch, step=step))
     if norm is None:
@@ -254,27 +270,6 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         "chunk_tokens": state.chunking.tokens,
         "seconds": round(time.perf_counter() - began, 3),
     }
-
-
-def _gradients(state: _State, batch: _Batch, *, step: int) -> list[StepStats]:
-    """Leave a step's gradient at the weights, this process's part of it; returns a micro-batch's statistics each."""
-    run, accumulation = state.run, state.run.config.train.accumulation
-    # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
-    seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
-    torch.manual_seed(seed)
-    setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
-    size = len(batch.triplets) // accumulation
-    stats: list[StepStats] = []
-    for number, sequences in enumerate(batch.sequences):
-        part = slice(number * size, (number + 1) * size)
-        triplets = batch.triplets[part]
-        stats.append(
-            contrastive_backward(
-                state.embedder, triplets, setup, sequences=sequences, scale=1 / accumulation, seed=seed + part.start
-            )
-        )
-        _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
-    return stats
 
 
 def _update(state: _State, batch: _Batch, *, step: int) -> float:
