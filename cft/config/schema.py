@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from cft.system.overrides import override
+
 PLACEHOLDER = "{text}"
 
 # The settings of the model that is learned from; None without a teacher.
@@ -224,7 +226,10 @@ class PromptSettings:
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
         if self.template.count(PLACEHOLDER) != 1:
-            yield f"prompt.template={self.template!r}: must hold {PLACEHOLDER} exactly once, where the text goes"
+            yield (
+                f"{override('prompt.template', self.template)}: must hold {PLACEHOLDER} exactly once, where the text "
+                "goes"
+            )
 
 
 @dataclass
@@ -263,9 +268,9 @@ class DataSettings:
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
         if self.train is not None and self.source is not DataSource.files:
-            yield f"data.train={self.train} would not be read: add data=files"
+            yield f"{override('data.train', self.train)} would not be read: add data=files"
         if self.dev is not None and self.source is DataSource.scenes:
-            yield f"data.dev={self.dev} would not be read: scenes bring their own development pairs"
+            yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"
         if self.on_bad_row not in ("raise", "skip"):
             yield f"data.on_bad_row={self.on_bad_row}: must be raise or skip"
         if self.rows is not None and self.rows <= 0:
@@ -292,7 +297,7 @@ class EvalSettings:
         """What no job could run with."""
         if self.source is not EvalSource.sts:
             if self.folder is not None:
-                yield f"eval.folder={self.folder} would not be read: add eval=sts"
+                yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts"
             if self.rows is not None:
                 yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         elif not self.sets:
@@ -326,7 +331,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
     precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
     gradient_checkpointing: bool = False  # true: recompute activations in the backward pass, less memory for more time
-    # tokens that go through the model at once; null: the whole batch, or what memory holds
+    # most tokens that go through the model at once, a larger batch in chunks; null: what memory holds
     chunk_tokens: int | None = None
     eval_every: int = 100  # steps between looks at the development data; 0 never looks
     checkpoint_every: int = 20  # steps that a killed training repeats at most

@@ -20,6 +20,15 @@ def text_of(cells: dict[str, Any], column: str, role: str) -> str:
     return _checked_text(_cell(cells, column, label), label)
 
 
+def id_of(cells: dict[str, Any], column: str) -> str:
+    """The id of a cell, a text or a whole number."""
+    label = _label("id", column)
+    value = _cell(cells, column, label)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _checked_text(value, label)
+
+
 def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """The hard negatives of a row. A cell holds a text or a list of texts, and may be empty behind the first column."""
     texts: list[str] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cft.data import formats
-from cft.data.cells import BadRow, negatives_of, number_of, text_of
+from cft.data.cells import BadRow, id_of, negatives_of, number_of, text_of
 from cft.data.formats import Source, printable
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
@@ -140,6 +140,29 @@ def stream_texts(
         plain=True,
     )
     return stream_rows(source, lambda cells: text_of(cells, column, "text"), on_bad_row)
+
+
+def stream_texts_with_ids(
+    path: str | Path, *, column: str, id_column: str, on_bad_row: BadRows = BadRows.RAISE
+) -> Iterator[tuple[str, str] | Skipped]:
+    """Read texts, verbatim, one after the other, each with its id, with the rows that were left out.
+
+    Args:
+        path: the file, of rows.
+        column: that holds the texts. id_column: that holds their ids, texts or whole numbers.
+        on_bad_row: stop at a bad row, or leave it out.
+
+    Raises:
+        UserError: naming the file, row, column and remedy.
+    """
+    source = Source(
+        Path(path),
+        "",
+        {column: "column", id_column: "id_column"},
+        column_advice="Set column= and id_column= to columns of the file",
+        row_advice="mend or drop it, or set on_bad_row=skip",
+    )
+    return stream_rows(source, lambda cells: (text_of(cells, column, "text"), id_of(cells, id_column)), on_bad_row)
 
 
 def stream_rows(source: Source, convert: _Convert[_Record], on_bad_row: BadRows) -> Iterator[_Record | Skipped]:

@@ -15,6 +15,7 @@ from cft.data import delimited
 from cft.data.cells import BadRow
 from cft.data.delimited import BrokenQuoting, Dialect
 from cft.system.errors import UserError, first_line
+from cft.system.overrides import override
 from cft.system.text import described, did_you_mean, shorten
 
 _TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
@@ -101,7 +102,9 @@ class Source:
     def error(self, problem: str) -> UserError:
         """An error about the file as a whole."""
         path = printable(str(self.path))
-        return UserError(f"{self.key}={path}: {problem}" if self.key else f"{path}: {problem}")
+        if self.key:  # a name that cannot be printed cannot be pasted either
+            path = override(self.key, path) if path == str(self.path) else "=".join((self.key, path))
+        return UserError(f"{path}: {problem}")
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:

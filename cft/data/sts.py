@@ -11,6 +11,7 @@ from cft.data.formats import ENDINGS
 from cft.data.records import ScoredPair, require_rankable
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
+from cft.system.overrides import override
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,25 @@ def _read_set(name: str, folder: Path, rows: int | None) -> list[ScoredPair]:
     pairs = read_scored_pairs(path)[0]
     thinned = thin_out(pairs, rows)
     note = "" if len(thinned) == len(pairs) else f", thinned out by eval.rows={rows}"
-    require_rankable([pair.score for pair in thinned], f"{name} (eval.folder={path}{note})")
+    require_rankable([pair.score for pair in thinned], f"{name} ({override('eval.folder', path)}{note})")
     return thinned
 
 
 def _find_file(name: str, folder: Path) -> Path:
     try:
         if not folder.is_dir():
-            raise UserError(f"eval.folder={folder}: no such folder")
+            raise UserError(f"{override('eval.folder', folder)}: no such folder")
         for ending in ENDINGS:
             path = folder / f"{name}{ending}"
             if path.exists() or path.is_symlink():  # reading reports a broken link
                 return path
     except OSError as error:
-        raise UserError(f"eval.folder={folder}: {name} cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"{override('eval.folder', folder)}: {name} cannot be read ({error.strerror or error})"
+        ) from error
     raise UserError(
-        f"eval.folder={folder} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet with columns "
+        f"{override('eval.folder', folder)} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet "
+        "with columns "
         "sentence1, sentence2, score); leave it out of eval.sets, or add it"
     )
 

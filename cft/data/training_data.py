@@ -15,6 +15,7 @@ from cft.data.records import ScoredPair, Triplet, content_digest, require_rankab
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
     pairs = read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
-    require_rankable([pair.score for pair in pairs], f"data.dev={settings.dev}")
+    require_rankable([pair.score for pair in pairs], override("data.dev", settings.dev))
     return pairs
 
 

@@ -10,7 +10,7 @@ Holm 1979 (correction).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,20 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 MEAN = "overall"
 
-# Fewer pairs than these say nothing about an interval.
+# Fewer distinct pairs than these give no verdict. Simulated for two embedders that are equally good, with normal scores
+# and cosines: at 5 pairs, 5% of the resamples have no correlation at all, and an interval that should hold the true
+# one 95 times in 100 does so 86 times; from 10 on it does so 95 times and more, and no more than 5 of 100 verdicts are
+# false, at any number of pairs.
 LEAST_PAIRS = 10
+
+HIGHER, LOWER, NEITHER = "higher", "lower", "not distinguishable"
+TOO_FEW = f"no verdict (fewer than {LEAST_PAIRS} pairs)"
+VERDICTS = (HIGHER, LOWER, NEITHER, TOO_FEW)
+
+# Raise when a change to the code changes an interval or a verdict: stored ones are then not used again.
+METHOD = 2
+
+_WIDEST = 100.0  # a score lies between plus and minus this
 
 # Poisson(1) counts by a 16-bit random number: ten times numpy's own speed, each probability right to 2e-5.
 _BELOW = np.cumsum([math.exp(-1) / math.factorial(count) for count in range(12)])
@@ -45,8 +57,10 @@ class Interval:
 class Difference(Interval):
     """One score minus another over the same pairs, with its 95% confidence interval."""
 
-    p: float  # two-sided, of no difference
+    p: float  # two-sided, of no difference; 1 without a test
     corrected: float  # p after Holm's correction for all differences tested together
+    pairs: int  # distinct ones that were compared; of a mean over sets, those of the smallest set
+    undefined: float = 0.0  # share of the resamples in which an embedder has no score
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -54,9 +68,22 @@ class Difference(Interval):
     @property
     def verdict(self) -> str:
         """What may be said at the 5% level."""
+        if self.pairs < LEAST_PAIRS:
+            return TOO_FEW
         if self.corrected >= 1 - LEVEL:
-            return "not distinguishable"
-        return "higher" if self.value > 0 else "lower"
+            return NEITHER
+        return HIGHER if self.value > 0 else LOWER
+
+
+def undefined_note(differences: Iterable[Difference]) -> str:
+    """A sentence about resamples that had to be left out of intervals; empty if there were none."""
+    share = max((difference.undefined for difference in differences), default=0.0)
+    if not share:
+        return ""
+    return (
+        f"In up to {share:.1%} of the resamples a score is not defined, as all drawn pairs have one human score or one "
+        "cosine: these are left out of the intervals and speak against every difference."
+    )
 
 
 @dataclass(frozen=True)
@@ -65,12 +92,23 @@ class Resamples:
 
     names: list[str]  # of the sets, then MEAN
     values: np.ndarray  # (embedders, names), on the pairs themselves
-    drawn: np.ndarray  # (embedders, names, resamples)
+    drawn: np.ndarray  # (embedders, names, resamples); NaN where a resample orders nothing
+    pairs: list[int]  # (names,) distinct pairs; for MEAN, those of the smallest set
 
     def interval(self, embedder: int, name: str) -> Interval:
-        """Percentile interval of one embedder's score on a set, or on MEAN."""
+        """Percentile interval of one embedder's score on a set, or on MEAN; for too few pairs, all that may be."""
         column = self.names.index(name)
-        return Interval(float(self.values[embedder, column]), *_percentiles(self.drawn[embedder, column]))
+        ends = self._ends(self.drawn[embedder, column], column, _WIDEST)
+        return Interval(float(self.values[embedder, column]), *ends)
+
+    def _ends(self, drawn: np.ndarray, column: int, widest: float) -> tuple[float, float]:
+        """Ends of an interval; with too few pairs, or no resample that has a score, nothing is known."""
+        defined = drawn[~np.isnan(drawn)]
+        if self.pairs[column] < LEAST_PAIRS or not len(defined):
+            return -widest, widest
+        tail = 50 * (1 - LEVEL)
+        low, high = np.percentile(defined, [tail, 100 - tail])
+        return float(low), float(high)
 
     def differences(self, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Difference]]:
         """For every pair of embedders, left minus right by set and on MEAN, all corrected together."""
@@ -78,15 +116,27 @@ class Resamples:
             return []
         values = [self.values[left] - self.values[right] for left, right in pairs]
         drawn = [self.drawn[left] - self.drawn[right] for left, right in pairs]
+        enough = np.array([count >= LEAST_PAIRS for count in self.pairs])
         p = np.array([[_p_value(row) for row in rows] for rows in drawn])
-        tested = p[:, :1] if len(self.names) == 2 else p  # the mean over one set is no second test
-        corrected = np.broadcast_to(holm(tested.ravel()).reshape(tested.shape), p.shape)
+        p[:, ~enough] = 1.0
+        corrected = np.ones_like(p)
+        if len(self.names) == 2:  # the mean over one set is no second test
+            corrected[:] = holm(p[:, 0])[:, None]
+        else:
+            corrected[:, enough] = holm(p[:, enough].ravel()).reshape(len(p), -1)
         return [
             {
-                name: Difference(float(value), *_percentiles(row), p=float(p_value), corrected=float(p_corrected))
-                for name, value, row, p_value, p_corrected in zip(self.names, *columns, strict=True)
+                name: Difference(
+                    float(of_pair[column]),
+                    *self._ends(rows[column], column, 2 * _WIDEST),
+                    p=float(p[place, column]),
+                    corrected=float(corrected[place, column]),
+                    pairs=self.pairs[column],
+                    undefined=float(np.mean(np.isnan(rows[column]))),
+                )
+                for column, name in enumerate(self.names)
             }
-            for columns in zip(values, drawn, p, corrected, strict=True)
+            for place, (of_pair, rows) in enumerate(zip(values, drawn, strict=True))
         ]
 
 
@@ -121,7 +171,9 @@ def resample(
     def with_mean(scores: np.ndarray) -> np.ndarray:
         return np.concatenate([scores, scores.mean(axis=1, keepdims=True)], axis=1)
 
-    return Resamples([*sets, MEAN], with_mean(np.concatenate(values, axis=1)), with_mean(drawn))
+    counted = [len(np.unique(identity[name])) for name in sets]
+    every = with_mean(np.concatenate(values, axis=1))
+    return Resamples([*sets, MEAN], every, with_mean(drawn), [*counted, min(counted, default=0)])
 
 
 class _Set:
@@ -172,15 +224,13 @@ class _Order:
         return ranks[self._group], spread
 
 
-def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
-    tail = 50 * (1 - LEVEL)
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def _p_value(drawn: np.ndarray) -> float:
-    """Two-sided: twice the share of resamples on the rarer side of zero, counting the observed score itself."""
-    sides = 1 + min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
+    """Two-sided: twice the share of resamples on the rarer side of zero, counting the observed score itself.
+
+    Resamples without a score speak for no side, so they count on both.
+    """
+    undefined = int(np.sum(np.isnan(drawn)))
+    sides = 1 + undefined + min(int(np.sum(drawn <= 0)), int(np.sum(drawn >= 0)))
     return min(1.0, 2 * sides / (len(drawn) + 1))
 
 

@@ -16,12 +16,16 @@ from cft.data.records import ScoredPair, Triplet, require_rankable
 from cft.model.contract import Contract
 from cft.system.errors import UserError
 from cft.system.files import read_arrays, read_json, write_arrays, write_record
+from cft.system.text import shorten
 
 METRICS = "metrics.json"
 COSINES = "cosines.npz"
 
 # Cosines of float32 unit vectors that differ by at most this differ by rounding alone.
 ROUNDING = 1e-6
+
+# Vectors whose cosines with as many others are in memory at a time.
+_UNIFORMITY_BLOCK = 2048
 
 
 class Encoder(Protocol):
@@ -95,13 +99,15 @@ def evaluate(
         progress: caption of a progress bar, or None.
 
     Raises:
-        UserError: if a set cannot be scored: fewer than two pairs, constant scores, or constant cosines.
+        UserError: if a set cannot be scored: fewer than two pairs, constant scores, constant cosines, or a vector that
+            is not finite.
     """
     complete = [row for row in triplets if row.negatives]
     texts = [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)]
     texts += [text for row in complete for text in (row.anchor, row.positive, row.negatives[0])]
     distinct = list(dict.fromkeys(texts))
     vectors = embedder.encode(distinct, progress=progress)
+    _require_finite(vectors, distinct)
     row_of = {text: row for row, text in enumerate(distinct)}
 
     def vectors_of(texts: Iterable[str]) -> np.ndarray:
@@ -120,6 +126,17 @@ def evaluate(
     )
 
 
+def _require_finite(vectors: np.ndarray, texts: Sequence[str]) -> None:
+    """Refuse vectors that are no numbers: nothing that is computed of them says anything."""
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim))))
+    if len(broken):
+        raise UserError(
+            f"the vectors of {len(broken)} of {len(texts)} texts are not finite, the first that of "
+            f"{shorten(texts[broken[0]], 60)!r}: the model's weights are broken, or its numbers too large for the "
+            "precision it runs in (train.precision=fp32)"
+        )
+
+
 def uniformity(vectors: np.ndarray) -> float | None:
     """How evenly unit vectors fill the sphere: log of the mean of exp(-2 d^2) over all pairs, d their distance.
 
@@ -133,8 +150,15 @@ def uniformity(vectors: np.ndarray) -> float | None:
     """
     if len(vectors) < 2:
         return None
-    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)]
-    return float(np.log(np.mean(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)))))
+    count, total = len(vectors), 0.0
+    for start in range(0, count, _UNIFORMITY_BLOCK):  # all cosines at once would take count^2 numbers
+        block = vectors[start : start + _UNIFORMITY_BLOCK]
+        within = np.exp(-4.0 + 4.0 * (block @ block.T).astype(np.float64))
+        total += float(np.triu(within, k=1).sum())
+        for other in range(start + len(block), count, _UNIFORMITY_BLOCK):
+            cosines = block @ vectors[other : other + _UNIFORMITY_BLOCK].T
+            total += float(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)).sum())
+    return float(np.log(total / (count * (count - 1) / 2)))
 
 
 def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
@@ -144,6 +168,10 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
         UserError: naming the set, if the correlation is undefined.
     """
     require_rankable(scores, name)
+    if not np.isfinite(cosines).all():
+        raise UserError(
+            f"{int(np.sum(~np.isfinite(cosines)))} cosines of the set {name} are not finite: nothing to rank"
+        )
     if float(np.ptp(cosines)) <= ROUNDING:
         raise UserError(
             f"the embedding has collapsed: all cosines of the set {name} are equal up to rounding "

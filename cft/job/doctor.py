@@ -16,6 +16,7 @@ from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, pool, token_budget_on
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
+from cft.system.memory import available_bytes
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import memory
@@ -222,7 +223,7 @@ def _memory(
     estimate = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, estimate.bytes_for(budget))
-    free = memory.available_bytes(embedder.device)
+    free = available_bytes(embedder.device)
     counted = "; a teacher's weights stay beside the model's" if teacher else ""
     text = (
         as_text(rows)

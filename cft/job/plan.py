@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
 RECIPE = 2
+# The same for what a training alone gives: 2 draws dropout by the token's number in the batch.
+TRAINING_RECIPE = 2
 
 # Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
@@ -103,6 +105,8 @@ class Plan:
             "bf16": self.start.bf16,
             "data": self.data.content,
             **self._teaching,
+            # Without dropout a training gives what it gave under the first recipe.
+            **({"training_recipe": TRAINING_RECIPE} if config.lora.dropout else {}),
             # Part of the result only where training itself is under another prompt.
             **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
         }

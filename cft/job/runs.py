@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cft.config.compose import all_keys, flatten, nearest_names
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import MEAN, resample
+from cft.evaluation.bootstrap import MEAN, resample, undefined_note
 from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.system.errors import UserError
@@ -133,19 +133,24 @@ def _evaluations(folder: Path) -> list[Path]:
 
 
 def _compare_evaluation(name: str, left: Path, right: Path) -> str:
-    """One evaluation's table: both scores, second minus first, and the verdict."""
+    """One evaluation's table: both scores, the first minus the second as in studies, and the verdict."""
     folders = [folder / RunFolder.EVALUATIONS / name for folder in (left, right)]
     data = pairs.read(folders[0])
     cosines = [[_load(folder).cosines] for folder in folders]
     drawn = resample(cosines, data.scores, data.identity)
-    (differences,) = drawn.differences([(1, 0)])
-    rows: list[Row] = [("set", left.name, right.name, "difference", "the second is")]
+    (differences,) = drawn.differences([(0, 1)])
+    rows: list[Row] = [("set", left.name, right.name, "first − second", "the first is")]
     for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
         rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
     prompt = (read_json(folders[0] / METRICS).get("contract") or {}).get("template", "")
-    return f"{name}, prompt {prompt!r}\n\n{as_text(rows)}"
+    stands_on = (
+        f"on {max(drawn.pairs):,} different pairs of the {'largest ' if len(drawn.names) > 2 else ''}set; one training "
+        "each, so that another seed may turn a verdict round"
+    )
+    note = undefined_note(differences.values())
+    return f"{name}, prompt {prompt!r}, first minus second, {stands_on}\n\n{as_text(rows)}" + (f"\n{note}" * bool(note))
 
 
 def _load(folder: Path) -> Evaluation:

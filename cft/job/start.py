@@ -38,8 +38,12 @@ class StartingPoint:
             UserError: if the model cannot be loaded, or the adapter does not belong to it.
         """
         log.info("loading %s (%s)", config.model.name, config.model.path)
-        base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
-        for template in (config.prompt.eval_template, config.prompt.train_template, config.prompt.saved_template):
+        prompt = config.prompt
+        templates = (prompt.eval_template, prompt.train_template, prompt.saved_template)
+        base = Embedder.base(
+            config.model, files=self.files, device=self.device, dtype=self.dtype(config), templates=templates
+        )
+        for template in templates:
             base.with_template(template)  # one that leaves no room for texts is refused before anything is scored
         if self.adapter is None:
             return base

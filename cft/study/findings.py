@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import MEAN, RESAMPLES, Difference, Interval, resample
+from cft.evaluation.bootstrap import LEAST_PAIRS, LEVEL, MEAN, METHOD, RESAMPLES, Difference, Interval, resample
 from cft.evaluation.pairs import Arrays, Pairs
-from cft.evaluation.scores import Evaluation, load_evaluation, spearman
+from cft.evaluation.scores import COSINES, METRICS, Evaluation, load_evaluation, spearman
 from cft.job.run_folder import Cost, RunFolder
 from cft.study import plan
 from cft.study.plan import DONE, FAILED, RunState, Study
 from cft.study.spec import Cell
-from cft.system.digest import digest
+from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 
@@ -96,6 +96,7 @@ class Findings:
     study: Study
     cells: list[CellResult]
     sets: dict[str, int]  # pairs in every test set; empty while nothing is done
+    distinct: int = 0  # different pairs in all of them
     comparisons: list[Comparison] = field(default_factory=list)
     overlap: Overlap | None = None
 
@@ -135,7 +136,8 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     intervals, comparisons = _verdicts(study, [cell for cell in cells if cell.by_seed], reference, resamples)
     cells = [replace(cell, intervals=intervals.get(cell.name, {})) for cell in cells]
     sizes = {name: len(scores) for name, scores in reference.scores.items()}
-    return Findings(study, cells, sizes, comparisons, _overlap(cells, data, reference))
+    distinct = len(np.unique(np.concatenate(list(reference.identity.values()))))
+    return Findings(study, cells, sizes, distinct, comparisons, _overlap(cells, data, reference))
 
 
 def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
@@ -191,10 +193,16 @@ def _require_same_pairs(data: dict[str, Pairs], reference: Pairs) -> None:
 def _verdicts(
     study: Study, cells: list[CellResult], reference: Pairs, resamples: int
 ) -> tuple[dict[str, dict[str, Interval]], list[Comparison]]:
-    """Intervals and differences, out of the study's folder if they were worked out for these very results before."""
+    """Intervals and differences, out of the study's folder if they were worked out before for the same files."""
     names = [cell.name for cell in cells]
     compared = [(left, right) for left, right in study.experiment.comparisons if left in names and right in names]
-    inputs = digest([{cell.name: list(map(str, cell.folders)) for cell in cells}, compared, resamples])
+    inputs = digest(
+        {
+            "method": [METHOD, LEVEL, LEAST_PAIRS, resamples],
+            "cells": [(cell.name, [_content(folder) for folder in cell.folders]) for cell in cells],
+            "compared": compared,
+        }
+    )
     path = plan.study_folder(study.outputs, study.name) / FILE_NAME
     record = read_json(path) if path.exists() else {}
     if record.get("of") != inputs:
@@ -217,6 +225,11 @@ def _verdicts(
             for entry in record["comparisons"]
         ],
     )
+
+
+def _content(folder: Path) -> list[str]:
+    """The content of all files of an evaluation that intervals and verdicts are made of."""
+    return [sha256_of_file(folder / name) for name in (METRICS, COSINES, pairs.FILE_NAME)]
 
 
 def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pairs) -> Overlap:

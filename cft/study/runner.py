@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from cft.job import runner
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.study import plan as study_plan
 from cft.study.plan import DONE, FAILED, Study
+from cft.system import signals
 from cft.system.console import report_error
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
@@ -224,7 +224,7 @@ def _launch(todo: list[str], work: _Worklist, launcher: str, launcher_overrides:
     numbers = ",".join(map(str, range(len(groups))))
     command = [sys.executable, "-m", "cft.study.worker", "-m", f"runs='{path.resolve()}'", f"group={numbers}"]
     command += [f"hydra/launcher={launcher}", f"hydra.sweep.dir='{folder.resolve()}'", *launcher_overrides]
-    if subprocess.run(command, check=False).returncode:
+    if signals.run_child(command):
         log.info("the launcher ended with an error; what its jobs finished is kept")
 
 

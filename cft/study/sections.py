@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cft.evaluation.bootstrap import LEVEL, MEAN
+from cft.evaluation.bootstrap import LEAST_PAIRS, LEVEL, MEAN, NEITHER, TOO_FEW, VERDICTS, undefined_note
 from cft.job import figures
 from cft.study import figures as study_figures
 from cft.study.document import Block, Heading, Picture, Table, Text
@@ -14,7 +14,6 @@ from cft.system.tables import Row
 from cft.system.text import byte_size
 
 _NONE = "—"
-_VERDICTS = ("higher", "lower", "not distinguishable")
 _CAPTIONS = {
     "sets": "Score of every cell on every test set, with 95% intervals.",
     "overall": "Mean over the test sets, with 95% intervals.",
@@ -63,6 +62,7 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
     if findings.comparisons:
         report.append(Heading("Verdicts", 3))
         report.append(Text([_sentence_of(comparison) for comparison in findings.comparisons], "sentences"))
+        report.append(Text([_basis(findings)], "basis"))
         report.append(Table("verdicts", _VERDICTS_CAPTION, verdicts(findings)))
     if any(cell.costs for cell in findings.done):
         report += [Heading("Cost", 3), Table("cost", _COST_CAPTION, costs(findings))]
@@ -128,7 +128,8 @@ def verdicts(findings: Findings) -> list[Row]:
 
 def _verdict_row(comparison: Comparison) -> Row:
     mean = comparison.differences[MEAN]
-    counts = (str(len(names)) for names in _sets_by_verdict(comparison).values())
+    by_verdict = _sets_by_verdict(comparison)
+    counts = (str(len(by_verdict[verdict])) for verdict in VERDICTS if verdict != TOO_FEW)
     return (comparison.title, str(mean), f"{mean.corrected:.4f}", mean.verdict, *counts)
 
 
@@ -206,14 +207,16 @@ def _beside_paper(cell: CellResult, name: str) -> tuple[str, str]:
 def _sets_by_verdict(comparison: Comparison) -> dict[str, list[str]]:
     """Names of the test sets by what may be said of them."""
     differences = {name: value for name, value in comparison.differences.items() if name != MEAN}
-    return {verdict: [name for name, value in differences.items() if value.verdict == verdict] for verdict in _VERDICTS}
+    return {verdict: [name for name, value in differences.items() if value.verdict == verdict] for verdict in VERDICTS}
 
 
 def _sentence_of(comparison: Comparison) -> str:
     """A comparison's outcome in words."""
     mean = comparison.differences[MEAN]
     interval = f"[{mean.low:+.2f}, {mean.high:+.2f}]"
-    if mean.verdict == "not distinguishable":
+    if mean.verdict == TOO_FEW:
+        head = f"{comparison.left} and {comparison.right}: {TOO_FEW} on the mean over sets"
+    elif mean.verdict == NEITHER:
         head = f"{comparison.left} and {comparison.right} are not distinguishable on the mean over sets"
     else:
         head = f"{comparison.left} scores {mean.verdict} than {comparison.right} on the mean over sets"
@@ -222,3 +225,20 @@ def _sentence_of(comparison: Comparison) -> str:
         return head + "."
     parts = [f"{verdict} on {', '.join(names)}" for verdict, names in _sets_by_verdict(comparison).items() if names]
     return f"{head}; {'; '.join(parts)}."
+
+
+def _basis(findings: Findings) -> str:
+    """On how few pairs and seeds the verdicts stand, and which score is subtracted from which."""
+    sizes = sorted(findings.sets.values())
+    of_sets = f"{len(sizes)} sets of {sizes[0]:,} to {sizes[-1]:,} pairs" if len(sizes) > 1 else "one set"
+    seeds = min((len(cell.by_seed) for cell in findings.cells if cell.by_seed and cell.step), default=0)
+    trained = {
+        0: "",
+        1: " and on one training a cell: they hold for these trained weights, and another seed may turn them round",
+    }.get(seeds, f" and on {seeds} trainings a cell, whose mean is compared: the intervals are over pairs, not seeds")
+    text = (
+        f"Differences are the first minus the second. The verdicts stand on {findings.distinct:,} different pairs "
+        f"({of_sets}){trained}. Below {LEAST_PAIRS} different pairs there is no verdict."
+    )
+    differences = [each for comparison in findings.comparisons for each in comparison.differences.values()]
+    return " ".join(filter(None, [text, undefined_note(differences)]))

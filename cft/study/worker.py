@@ -5,7 +5,6 @@ python -m cft.study.worker -m runs=FILE group=0,1,2 hydra/launcher=joblib
 
 import logging
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from hydra.errors import CompactHydraException
 from omegaconf import MISSING
 
 from cft.config.schema import Config
-from cft.system.console import set_up_console
+from cft.system import signals
+from cft.system.console import exit_statuses, set_up_console
 from cft.system.devices import claim_device
 from cft.system.digest import from_plain
 from cft.system.files import read_json
@@ -51,12 +51,14 @@ def work(settings: Settings) -> None:
 
     launched = read_json(Path(settings.runs))
     failed = 0
-    for name in launched["groups"][settings.group]:
-        logging.getLogger("cft").info("\n# group %d, run %s", settings.group, name)
-        failed += not runner.carry_out(name, from_plain(Config, launched["runs"][name]))
+    with signals.handle_signals():  # in a process of the launcher nobody has arranged that
+        for name in launched["groups"][settings.group]:
+            logging.getLogger("cft").info("\n# group %d, run %s", settings.group, name)
+            failed += not runner.carry_out(name, from_plain(Config, launched["runs"][name]))
     if failed:
         raise _GroupFailed(f"{failed} runs of group {settings.group} failed; the causes are given above")
 
 
 if __name__ == "__main__":
-    sys.exit(work())
+    with exit_statuses("the study's command goes on from there"):
+        work()

@@ -83,6 +83,8 @@ def exit_statuses(interrupted: str) -> Iterator[None]:
         with signals.handle_signals():
             yield
     except KeyboardInterrupt as error:
+        if isinstance(error.__cause__, Exception):  # what failed before the signal was acted on
+            report_error(error.__cause__)
         _print_error(f"\ncft: interrupted; {interrupted}\n")
         sys.exit(signals.exit_status(error))
     except BrokenPipeError:

@@ -1,17 +1,20 @@
-"""Signals that end a job (SIGINT, SIGTERM): a training ends after its step and a checkpoint."""
+"""Signals that end a job (SIGINT, SIGTERM): a training ends after its step and a checkpoint.
+
+A signal belongs to the training that it arrived in, and is never lost: the training acts on it after a step or, if
+there is no step left to look, at its end; a training that fails first ends the command all the same. Everywhere else
+a signal is acted on at once.
+"""
 
 import contextlib
+import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-# The signal that arrived during a training, and how many trainings are in progress in this process.
-_received: list[int] = []
-_trainings = 0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -26,6 +29,20 @@ class Interrupted(KeyboardInterrupt):
     def status(self) -> int:
         """The exit status that shells give to a process that this signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
+
+
+class Deferral:
+    """A training in progress; called, it returns the signal that arrived during it, 0 for none."""
+
+    received = 0
+
+    def __call__(self) -> int:
+        """The signal's number."""
+        return self.received
+
+
+# The trainings in progress in this process, the innermost last.
+_deferrals: list[Deferral] = []
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
@@ -46,7 +63,6 @@ def handle_signals() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _arrive)
-    _received.clear()
     try:
         yield
     finally:
@@ -55,18 +71,56 @@ def handle_signals() -> Iterator[None]:
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:
-    if not _trainings or _received:
+    if not _deferrals or _deferrals[-1].received:
         raise Interrupted(number)
-    _received.append(number)
+    _deferrals[-1].received = number
     sys.stderr.write(f"\ncft: {signal.Signals(number).name}: ending after this step and a checkpoint; again: at once\n")
 
 
 @contextlib.contextmanager
-def deferred_to_step_end() -> Iterator[Callable[[], int]]:
-    """Let a training end its step first; it is given a function that returns the signal received, 0 for none."""
-    global _trainings
-    _trainings += 1
+def deferred_to_step_end() -> Iterator[Deferral]:
+    """Let a training end its step first; it is given what to ask for the signal received, and may raise by itself.
+
+    Raises:
+        Interrupted: at the end of the block, for a signal that nobody has acted on; if the block failed, from its
+            error.
+    """
+    deferral = Deferral()
+    _deferrals.append(deferral)
     try:
-        yield lambda: _received[0] if _received else 0
+        yield deferral
+    except Exception as error:
+        if deferral.received:
+            raise Interrupted(deferral.received) from error
+        raise
     finally:
-        _trainings -= 1
+        _deferrals.remove(deferral)
+    if deferral.received:
+        raise Interrupted(deferral.received)
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run a command that handles signals itself, and wait until it has ended; returns its status.
+
+    A signal to this process is passed on, and the child may then end its step; a second one ends it at once.
+    """
+    with subprocess.Popen(command) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt as error:
+            number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+            if number != signal.SIGINT or not _in_foreground():
+                child.send_signal(number)
+            try:
+                child.wait()
+            except KeyboardInterrupt:
+                child.kill()
+            raise
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal's Ctrl-C goes to this process, and so to its children too."""
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # no terminal, or no standard input at all
+        return False

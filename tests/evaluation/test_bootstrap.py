@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from cft.evaluation.bootstrap import _COUNT_OF, MEAN, Difference, _Set, holm, resample
+from cft.evaluation.bootstrap import (
+    _COUNT_OF,
+    LEAST_PAIRS,
+    MEAN,
+    TOO_FEW,
+    Difference,
+    _Set,
+    holm,
+    resample,
+    undefined_note,
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -121,5 +131,65 @@ def test_holm_by_hand():
 
 
 def test_correction_can_take_a_verdict_away():
-    assert Difference(1, 0.1, 2, p=0.04, corrected=0.04).verdict == "higher"
-    assert Difference(1, 0.1, 2, p=0.04, corrected=0.4).verdict == "not distinguishable"
+    assert Difference(1, 0.1, 2, p=0.04, corrected=0.04, pairs=50).verdict == "higher"
+    assert Difference(1, 0.1, 2, p=0.04, corrected=0.4, pairs=50).verdict == "not distinguishable"
+
+
+@pytest.mark.parametrize(("distinct", "copies"), [(2, 1), (2, 20), (9, 1), (9, 100)])
+def test_a_few_distinct_pairs_give_no_verdict_however_often_they_recur(distinct, copies):
+    """Two embedders that agree with the scores fully, and not at all."""
+    gold = np.repeat(np.arange(distinct, dtype=float), copies)
+    numbers = {"x": np.repeat(np.arange(distinct), copies)}
+    drawn = resample([[{"x": gold}], [{"x": -gold}]], {"x": gold}, numbers, resamples=400)
+    (found,) = drawn.differences([(0, 1)])
+    for difference in found.values():
+        assert difference.value == pytest.approx(200) and difference.verdict == TOO_FEW
+        assert difference.p == difference.corrected == 1.0
+        assert (difference.low, difference.high) == (-200, 200), "nothing is known of it"
+    interval = drawn.interval(0, "x")
+    assert (interval.low, interval.high) == (-100, 100)
+
+
+def test_enough_pairs_give_one():
+    gold = np.arange(float(LEAST_PAIRS))
+    numbers = {"x": np.arange(LEAST_PAIRS)}
+    drawn = resample([[{"x": gold}], [{"x": -gold}]], {"x": gold}, numbers, resamples=1000)
+    (found,) = drawn.differences([(0, 1)])
+    assert found["x"].verdict == found[MEAN].verdict == "higher"
+
+
+def test_a_small_set_takes_the_verdict_from_itself_and_the_mean_and_no_share_of_the_correction():
+    generator = np.random.default_rng(5)
+    gold = {"large": generator.normal(size=300), "small": np.arange(3.0)}
+    numbers = {"large": np.arange(300), "small": np.arange(300, 303)}
+    bad = {"large": generator.normal(size=300), "small": -gold["small"]}
+    drawn = resample([[gold], [bad]], gold, numbers, resamples=500)
+    (found,) = drawn.differences([(0, 1)])
+    assert {name: each.verdict for name, each in found.items()} == {"large": "higher", "small": TOO_FEW, MEAN: TOO_FEW}
+    assert found["large"].corrected == found["large"].p < 0.01
+    assert (found["large"].pairs, found["small"].pairs, found[MEAN].pairs) == (300, 3, 3)
+
+
+def test_resamples_without_a_score_are_counted_and_speak_for_no_side():
+    """Twelve pairs, of which all but one have the same human score: a third of the resamples do not draw that one."""
+    gold = np.array([1.0, *[0.0] * 11])
+    numbers = {"x": np.arange(12)}
+    drawn = resample([[{"x": gold + 0.0}], [{"x": np.arange(12.0)}]], {"x": gold}, numbers, resamples=2000)
+    (found,) = drawn.differences([(0, 1)])
+    assert found["x"].undefined == pytest.approx(math.exp(-1), abs=0.05)
+    assert found["x"].p > 0.6 and found["x"].verdict == "not distinguishable"
+    assert math.isfinite(found["x"].low) and math.isfinite(found["x"].high)
+    assert "of the resamples a score is not defined" in undefined_note(found.values())
+    assert undefined_note([]) == ""
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 20])
+def test_verdicts_on_few_pairs_are_no_more_often_false_than_they_say(n):
+    """Both embedders are equally good; few false verdicts are right, and none at all where there are too few pairs."""
+    generator, false = np.random.default_rng(n), 0
+    for _ in range(200):
+        gold = generator.normal(size=n)
+        one, other = ({"x": gold + generator.normal(size=n)} for _ in range(2))
+        drawn = resample([[one], [other]], {"x": gold}, {"x": np.arange(n)}, resamples=399)
+        false += drawn.differences([(0, 1)])[0]["x"].verdict in ("higher", "lower")
+    assert false <= 16

@@ -39,7 +39,10 @@ def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
     expected = "higher" if lowest > 0 else "lower" if highest < 0 else "not distinguishable"
     assert found[4] == expected, "the verdict is what the interval says"
     base = next(paper.outputs.glob("base-*"))
-    assert "the second is" in runs.compare_runs(base, paper.outputs / one)
+    assert "the first is" in text and "first minus second" in text
+    scores = [float(number) for number in re.findall(r"(?<= )-?[\d.]+(?= )", row)[:2]]
+    assert scores[0] - scores[1] == pytest.approx(float(found[1]), abs=0.011)
+    assert "the first is" in runs.compare_runs(base, paper.outputs / one)
 
 
 def test_a_run_compared_with_itself_is_not_distinguishable(paper):

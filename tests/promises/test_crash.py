@@ -8,15 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from forked import ROOT, Commands, Ended
+from jobs import settings
 from safetensors.torch import load_file
 
+from cft.job import runner
 from cft.system import signals
-from cft.training import checkpoint
+from cft.system.console import exit_statuses
+from cft.system.errors import UserError
+from cft.training import checkpoint, trainer
 
 # How often each is killed; `make fuzz` multiplies it.
 MOMENTS = 20 * int(os.environ.get("CFT_FUZZ", "1"))
@@ -205,15 +211,85 @@ def test_an_interrupted_training_ends_with_the_same_bytes(commands, undisturbed,
     assert_same(left(tmp_path), left(undisturbed[0]))
 
 
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
 def test_a_second_signal_ends_it_at_once():
-    with signals.handle_signals(), signals.deferred_to_step_end() as asked:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked() == signal.SIGTERM
-        with pytest.raises(signals.Interrupted) as caught:
-            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(signals.Interrupted) as caught:
+        with signals.handle_signals(), signals.deferred_to_step_end() as asked:
+            send()
+            assert asked() == signal.SIGTERM
+            send()
+            pytest.fail("it went on")
     assert caught.value.status == 143
     with signals.handle_signals(), signals.deferred_to_step_end() as asked:
         assert asked() == 0, "what one command was asked is nothing to the next"
+
+
+def test_a_signal_that_no_step_looked_at_ends_the_command_at_the_end_of_that_training():
+    with signals.handle_signals():
+        with pytest.raises(signals.Interrupted):
+            with signals.deferred_to_step_end():
+                send()
+        with signals.deferred_to_step_end() as asked:  # of the next training
+            assert asked() == 0
+
+
+def test_a_signal_is_not_lost_with_a_training_that_fails(capsys):
+    with pytest.raises(SystemExit) as caught:
+        with exit_statuses("go on"), signals.deferred_to_step_end():
+            send()
+            raise UserError("the loss of step 3 is nan")
+    assert caught.value.code == 143
+    said = capsys.readouterr().err
+    assert "the loss of step 3 is nan" in said and "interrupted; go on" in said
+
+
+@pytest.mark.parametrize("moment", ["_score_development_data", "score"])
+def test_a_signal_during_the_last_evaluations_ends_the_job_and_the_next_goes_on(tmp_path, monkeypatch, moment):
+    """The first is the one after the last step, within the training; the second is that of the result."""
+    config = settings(tmp_path, "train.steps=3")
+    module = trainer if moment == "_score_development_data" else runner
+    evaluate, calls = getattr(module, moment), []
+
+    def signalled(*arguments):
+        calls.append(arguments)
+        found = evaluate(*arguments)
+        if module is trainer or len(calls) == 2:
+            send()
+        return found
+
+    monkeypatch.setattr(module, moment, signalled)
+    with signals.handle_signals():
+        with pytest.raises(signals.Interrupted):
+            runner.run(config)
+        monkeypatch.undo()
+        assert not list(tmp_path.glob("tiny-*/metrics.json")), "the job ended there"
+        monkeypatch.setattr(trainer, "_step", lambda *a, **k: pytest.fail("a step was made again"))
+        assert "after" in runner.run(config)
+        monkeypatch.undo()
+        assert "after" in runner.run(settings(tmp_path, "train.steps=3", "seed=1")), "no signal is left over"
+
+
+def test_a_child_is_passed_the_signal_and_may_end_by_itself(tmp_path):
+    code = (
+        "import signal, sys, time, pathlib\n"
+        "def end(*_): time.sleep(0.5); pathlib.Path(sys.argv[1]).write_text('ended'); sys.exit(7)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path(sys.argv[1]).write_text('begun'); time.sleep(60)"
+    )
+    mark = tmp_path / "mark"
+
+    def send_when_begun() -> None:
+        while not mark.exists() or mark.read_text() != "begun":
+            time.sleep(0.05)
+        send()
+
+    with signals.handle_signals(), pytest.raises(signals.Interrupted):
+        threading.Thread(target=send_when_begun).start()
+        signals.run_child([sys.executable, "-S", "-c", code, str(mark)])
+    assert mark.read_text() == "ended"
 
 
 def test_outside_a_training_a_signal_is_heeded_at_once():

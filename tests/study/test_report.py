@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import MEAN
-from cft.evaluation.scores import load_evaluation
-from cft.study import findings, plan, report, sections, spec
+from cft.evaluation.bootstrap import MEAN, resample
+from cft.evaluation.scores import COSINES, METRICS, load_evaluation
+from cft.study import findings, pack, plan, report, sections, spec
 from cft.study.document import Document, Heading, Picture, Table, Text, to_html, to_markdown, to_text
 from cft.study.findings import collect
 from cft.system.errors import UserError
+from cft.system.files import read_arrays, read_json, write_arrays, write_record
 
 
 def test_table_1_says_the_papers_configuration(tmp_path):
@@ -65,6 +66,59 @@ def test_the_verdict_on_a_cell_is_about_its_cosines(paper):
     assert eq1.intervals[MEAN].low < eq1.overall[0] < eq1.intervals[MEAN].high
     told = json.loads((plan.study_folder(paper.outputs, "table6-smoke") / findings.FILE_NAME).read_text())
     assert told["resamples"] == 50
+    collect(paper.studies["table6"], [])  # leave the usual number behind
+
+
+def copied(paper, name: str, outputs):
+    """A study and its results in a folder of their own."""
+    shutil.copytree(paper.outputs, outputs)
+    study = pack.moved(paper.studies[name], outputs)
+    study.save(plan.study_folder(outputs, study.name))
+    return study
+
+
+def test_verdicts_are_made_anew_when_any_file_or_the_method_behind_them_changes(paper, tmp_path, monkeypatch):
+    study = copied(paper, "table6", tmp_path / "copy")
+    made = []
+    monkeypatch.setattr(findings, "resample", lambda *a, **k: made.append(1) or resample(*a, **k))
+
+    def times_made() -> int:
+        made.clear()
+        collect(study, [], resamples=20)
+        return len(made)
+
+    assert (times_made(), times_made()) == (1, 0)
+    folders = {folder for cell in collect(study, [], resamples=20).cells for folder in cell.folders}
+    assert len(folders) == 2
+    for folder in folders:
+        arrays = read_arrays(folder / COSINES)
+        write_arrays(folder / COSINES, {name: array[::-1] for name, array in arrays.items()})
+        assert (times_made(), times_made()) == (1, 0), "the cosines are others"
+        record = read_json(folder / METRICS)
+        write_record(folder / METRICS, record | {"seconds": 1e6})
+        assert (times_made(), times_made()) == (1, 0), "the scores' record is another"
+    for folder in folders:
+        kept = read_arrays(folder / pairs.FILE_NAME)
+        write_arrays(folder / pairs.FILE_NAME, {name: array + 0 * array for name, array in kept.items()} | {
+            name: array[::-1] for name, array in kept.items() if name.startswith("scores/")
+        })  # fmt: skip
+    assert (times_made(), times_made()) == (1, 0), "the human scores are others"
+    for constant in ("METHOD", "LEVEL", "LEAST_PAIRS"):
+        monkeypatch.setattr(findings, constant, getattr(findings, constant) * 1.01)
+        assert (times_made(), times_made()) == (1, 0), f"{constant} is another"
+
+
+def test_a_report_says_on_how_few_pairs_and_trainings_its_verdicts_stand(paper, tmp_path):
+    found = collect(paper.studies["table6"], [], resamples=20)
+    text = to_text(Document("t", sections.blocks(found, tmp_path)))
+    assert "Differences are the first minus the second." in text
+    assert f"The verdicts stand on {found.distinct} different pairs" in text
+    assert "one training a cell" in text and "Below 10 different pairs there is no verdict" in text
+    few = {name: replace(each, pairs=3) for name, each in found.comparisons[0].differences.items()}
+    found = replace(found, comparisons=[replace(found.comparisons[0], differences=few)])
+    text = to_text(Document("t", sections.blocks(found, tmp_path)))
+    assert "no verdict (fewer than 10 pairs) on the mean over sets" in text
+    assert "scores higher" not in text and "scores lower" not in text
     collect(paper.studies["table6"], [])  # leave the usual number behind
 
 
