@@ -57,6 +57,11 @@ def name_of(delimiter: str) -> str:
     return next((name for name, sign in DELIMITERS.items() if sign == delimiter), repr(delimiter))
 
 
+def sign_of(name: str | None) -> str | None:
+    """A delimiter out of its name, such as `semicolon`; a sign stands for itself."""
+    return None if name is None else DELIMITERS.get(name, name)
+
+
 def separator_line(lines: _Lines) -> tuple[int, str | None]:
     """Excel's line `sep=;` at the top: how many lines it and blank ones take, and the delimiter; 0 and None without."""
     for number, line in enumerate(lines, start=1):
@@ -98,7 +103,6 @@ def records(lines: _Lines, dialect: Dialect) -> Iterator[Record]:
         BrokenQuoting: if quotation marks do not pair, unless they are literal.
     """
     csv.field_size_limit(_MAX_CELL)
-    quoting = csv.QUOTE_NONE if dialect.literal else csv.QUOTE_MINIMAL
     recent: list[str] = []  # lines of the record that is being read
 
     def recorded() -> Iterator[str]:
@@ -107,7 +111,12 @@ def records(lines: _Lines, dialect: Dialect) -> Iterator[Record]:
                 recent.append(line)
                 yield line
 
-    reader = csv.reader(recorded(), delimiter=dialect.delimiter, strict=True, quoting=quoting)
+    reader = csv.reader(
+        recorded(),
+        delimiter=dialect.delimiter,
+        strict=True,
+        quoting=csv.QUOTE_NONE if dialect.literal else csv.QUOTE_MINIMAL,
+    )
     start, width = dialect.after + 1, 0
     try:
         for cells in reader:

@@ -36,7 +36,8 @@ _LINE_ENDS = re.compile(r"\r\n?|\n")
 log = logging.getLogger(__name__)
 
 
-def _log_note(note: "Note") -> None:
+def log_note(note: "Note") -> None:
+    """Say it now."""
     log.log(logging.WARNING if note.warning else logging.INFO, "%s", note.text)
 
 
@@ -83,7 +84,7 @@ class Source:
     # columns that are read instead where a file has none of `columns`
     instead: tuple[str, ...] = ()
     delimiter: str | None = None  # of CSV and TSV; None finds it out
-    note: Callable[[Note], None] = field(default=_log_note)  # takes what is worth saying about how the file is read
+    note: Callable[[Note], None] = field(default=log_note)  # takes what is worth saying about how the file is read
 
     @property
     def ending(self) -> str:

@@ -21,8 +21,8 @@ _QUANTILES = (0.5, 0.9, 1.0)
 _FEW_TEXTS = 0.5
 _ENOUGH_ROWS = 20
 
-# Anchors of a batch that may have their own positive among the negatives, in parts of one, before it is said.
-_OWN_POSITIVES = 0.1
+# In-batch negatives of an anchor that may be its own positives before it is said.
+_OWN_POSITIVES = 0.1  # a tenth of a candidate on average
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Portrait:
     positive_is_anchor: int  # rows
     negative_is_positive: int  # rows with such a negative
     negative_is_anchor: int
-    repeated: float  # probability that the positives of two rows are equal
+    same_positive: float  # probability that the positives of two rows are equal
+    same_anchor: float  # probability that their anchors are, whose positives are not
     first: dict[str, int] = field(default_factory=dict)  # the first row of each of the three kinds above, from 1
 
     def lines(self) -> Iterator[str]:
@@ -72,21 +73,25 @@ class Portrait:
             if self.rows >= _ENOUGH_ROWS and column.most_common > _FEW_TEXTS:
                 yield f"{column.most_common:.0%} of the {name} are one of two texts: is that the right column?"
             if column.lists == column.texts:
-                yield f"every text of the {name} reads like a list of texts ['...', '...']: write lists as JSON or Parquet has them"
+                yield (
+                    f"every text of the {name} reads like a list of texts ['...', '...']: write lists as JSON or "
+                    "Parquet has them"
+                )
 
-    def own_positives(self, batch: int) -> float:
-        """How many in-batch negatives of an anchor are, on average, its own positive again."""
-        return self.repeated * (batch - 1)
-
-    def warning_of_batches(self, batch: int) -> str:
-        """What repeated positives do to batches of this size; empty if next to nothing."""
-        own = self.own_positives(batch)
-        if own < _OWN_POSITIVES:
-            return ""
-        return (
-            f"positives stand in several rows: of an anchor's {batch - 1} in-batch negatives {own:.2g} are its own "
-            "positive on average; loss.mask_false_negatives=true leaves those out"
-        )
+    def warnings_of_batches(self, batch: int) -> Iterator[str]:
+        """What repeated texts do to batches of this size, a line each; nothing where it is next to nothing."""
+        own, other = self.same_positive * (batch - 1), self.same_anchor * (batch - 1)
+        of = f"of an anchor's {batch - 1} in-batch negatives"
+        if own >= _OWN_POSITIVES:
+            yield (
+                f"positives stand in several rows: {of} {own:.2g} are its own positive on average; "
+                "loss.mask_false_negatives=true leaves those out"
+            )
+        if other >= _OWN_POSITIVES:
+            yield (
+                f"anchors stand in several rows: {of} {other:.2g} are another positive of its own on average; a "
+                "smaller train.batch_size has fewer of them, and data.positives=draw takes one positive of a list"
+            )
 
     def require_sound(self, key: str) -> None:
         """Refuse rows from which nothing can be learned.
@@ -112,7 +117,9 @@ class Painter:
     """Makes a portrait of rows that pass by, in memory that grows by a few bytes a text."""
 
     def __init__(self) -> None:
-        self._hashes: dict[str, array] = {name: array("q") for name in ("anchors", "positives", "negatives", "rows")}
+        self._hashes: dict[str, array] = {
+            name: array("q") for name in ("anchors", "positives", "negatives", "pairs", "rows")
+        }
         self._lengths: dict[str, array] = {name: array("l") for name in ("anchors", "positives", "negatives")}
         self._lists = dict.fromkeys(self._lengths, 0)
         self._odd = dict.fromkeys(("positive_is_anchor", "negative_is_positive", "negative_is_anchor"), 0)
@@ -127,6 +134,7 @@ class Painter:
                 self._hashes[name].append(hash(text))
                 self._lengths[name].append(len(text))
                 self._lists[name] += text[0] == "[" and _is_list(text)
+        self._hashes["pairs"].append(hash((row.anchor, row.positive)))
         self._hashes["rows"].append(hash(row))
         self._note("positive_is_anchor", row.positive == row.anchor)
         self._note("negative_is_positive", row.positive in row.negatives)
@@ -151,13 +159,13 @@ class Painter:
             for name, lengths in self._lengths.items()
             if len(lengths)
         }
-        positives = counts["positives"].astype(np.float64)
-        pairs = self._count * (self._count - 1)
+        same = {name: _same(found) for name, found in counts.items()}
         return Portrait(
             rows=self._count,
             columns=columns,
             duplicate_rows=self._count - len(counts["rows"]),
-            repeated=float((positives * (positives - 1)).sum() / pairs) if pairs else 0.0,
+            same_positive=same["positives"],
+            same_anchor=max(0.0, same["anchors"] - same["pairs"]),
             first=self._first,
             **self._odd,
         )
@@ -169,6 +177,12 @@ def portrait_from(record: dict[str, Any]) -> Portrait:
         name: Column(**{**column, "lengths": tuple(column["lengths"])}) for name, column in record["columns"].items()
     }
     return Portrait(**{**record, "columns": columns})
+
+
+def _same(counts: np.ndarray) -> float:
+    """The probability that two of the things counted here are equal."""
+    numbers, total = counts.astype(np.float64), float(counts.sum())
+    return float((numbers * (numbers - 1)).sum() / (total * (total - 1))) if total > 1 else 0.0
 
 
 def _is_list(text: str) -> bool:

@@ -238,7 +238,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     data = inputs.data(config.data) if config.train.steps else None
     if data is None and config.data.train is not None:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
-    steps = plan_steps(config.train, len(data.triplets)) if data else 0
+    steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(
             f"schedule.warmup_ratio={config.schedule.warmup_ratio}: the warm-up would take all {steps} steps of this "

@@ -140,7 +140,8 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     environment = describe_environment(plan.start.device) | {"processes": world.size}
     write_record(folder.file(RunFolder.ENVIRONMENT), environment)
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
-    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut}
+    portraits = {"portrait": data.portraits} if data.portraits else {}
+    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits}
     write_record(folder.file(RunFolder.DATA), facts)
 
 
@@ -201,6 +202,9 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         "bf16" if plan.start.bf16 else "float32",
         f", on {world.size} processes" if world.size > 1 else "",
     )
+    for portrait in data.portraits.values():
+        for warning in portrait.warnings_of_batches(micro_batch):
+            log.warning("%s", warning)
     if steps < config.train.steps:
         log.info(
             "that is all of the data, train.epochs=%d time(s): raise it to come to train.steps=%d",

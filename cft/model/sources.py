@@ -24,7 +24,7 @@ from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import cache_folder, staging_folder
+from cft.system.files import LFS_POINTER, cache_folder, is_lfs_pointer, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 from cft.system.overrides import override
 
@@ -76,12 +76,8 @@ def require_whole(path: Path) -> None:
     Raises:
         UserError: naming the file.
     """
-    with path.open("rb") as stream:
-        if stream.read(len(_LFS)) == _LFS:
-            raise UserError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
-
-
-_LFS = b"version https://git-lfs"
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} {LFS_POINTER}")
 
 
 def fetch(model: ModelSettings) -> ModelFiles:

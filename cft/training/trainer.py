@@ -86,16 +86,19 @@ class _Batch:
     tokens: int  # most tokens of a micro-batch, as they count against the budget
 
 
-def plan_steps(train: TrainSettings, rows: int) -> int:
+def plan_steps(train: TrainSettings, data: TrainingData) -> int:
     """Steps that a training takes: as many as configured, but at most its epochs have full batches for.
 
     Raises:
         UserError: if the data does not fill one batch.
     """
+    rows = len(data.triplets)
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
+        held = f" ({len(data.holdout)} more are held out; data.holdout=0 keeps them)" if data.holdout else ""
         raise UserError(
-            f"{rows} training triplets do not fill one batch of train.batch_size={train.batch_size}; "
+            f"{rows} training {noun_of(data.triplets)}{held} do not fill one batch of "
+            f"train.batch_size={train.batch_size}; "
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
         )
     return min(train.steps, train.epochs * per_epoch)
