@@ -268,4 +268,5 @@ def _not_complete(error: OmegaConfBaseException, overrides: list[str]) -> str:
     if key and typed is not None and isinstance(error, InterpolationKeyError):
         text = written(key, re.sub(r"^(['\"])(.*)\1$", r"\2", typed, flags=re.DOTALL))
         return f"{key}: what stands in ${{}} is read as the name of another setting; as a text it is written {text}"
-    return f"the configuration is not complete: {first_line(error)}"
+    problem = first_line(error)
+    return f"the configuration is not complete: {f'{key}: ' if key and key not in problem else ''}{problem}"

@@ -24,6 +24,7 @@ from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, requi
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
 from cft.system.memory import unless_out_of_memory
+from cft.system.text import described
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +127,8 @@ class Embedder:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
                 what the contract promises.
         """
+        if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
+            raise UserError(f"the folder of an embedder is a path or OWNER/NAME, not {described(folder)}")
         name, folder = str(folder), Path(folder).expanduser()
         if not folder.is_dir():
             if not may_be_repository(name):
