@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from cft.data import formats
 from cft.data.cells import BadRow, id_of, negatives_of, number_of, text_of, texts_of
-from cft.data.formats import Note, Source, log_note, printable
+from cft.data.formats import Note, Source, log_note
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
 from cft.system.files import LFS_POINTER, is_lfs_pointer
-from cft.system.text import did_you_mean
+from cft.system.text import did_you_mean, printable
 
 _MAX_REASONS = 3
 

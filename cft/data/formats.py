@@ -16,7 +16,7 @@ from cft.data.cells import BadRow
 from cft.data.delimited import BrokenQuoting, Dialect
 from cft.system.errors import UserError, first_line
 from cft.system.overrides import override
-from cft.system.text import described, did_you_mean, shorten
+from cft.system.text import described, did_you_mean, printable, shorten
 
 _TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 ENDINGS = (*_TEXT_ENDINGS, *(f"{ending}.gz" for ending in _TEXT_ENDINGS), ".parquet")
@@ -385,8 +385,3 @@ def _check_columns(source: Source, columns: list[str]) -> list[str]:
 def _named(column: str) -> str:
     """A column's name in quotes, shortened: without a header it is a text of the first row."""
     return shorten(repr(column[: _NAME_LENGTH * 2]), _NAME_LENGTH)
-
-
-def printable(text: str) -> str:
-    """A text that can neither upset a terminal nor break a line: other characters as Python writes them."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

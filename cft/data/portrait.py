@@ -15,11 +15,16 @@ import numpy as np
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
 
+_ROLES = ("anchors", "positives", "negatives")
+
 _QUANTILES = (0.5, 0.9, 1.0)
 
 # A column is suspicious if two texts make up more than this share of it, and it has rows enough to tell.
 _FEW_TEXTS = 0.5
 _ENOUGH_ROWS = 20
+
+# A text with more brackets is not looked into: Python reads deeply nested ones at any price.
+_MOST_BRACKETS = 50
 
 # In-batch negatives of an anchor that may be its own positives before it is said.
 _OWN_POSITIVES = 0.1  # a tenth of a candidate on average
@@ -120,7 +125,7 @@ class Painter:
         self._hashes: dict[str, array] = {
             name: array("q") for name in ("anchors", "positives", "negatives", "pairs", "rows")
         }
-        self._lengths: dict[str, array] = {name: array("l") for name in ("anchors", "positives", "negatives")}
+        self._lengths: dict[str, array] = {name: array("l") for name in _ROLES}
         self._lists = dict.fromkeys(self._lengths, 0)
         self._odd = dict.fromkeys(("positive_is_anchor", "negative_is_positive", "negative_is_anchor"), 0)
         self._first: dict[str, int] = {}
@@ -173,8 +178,9 @@ class Painter:
 
 def portrait_from(record: dict[str, Any]) -> Portrait:
     """A portrait out of its record."""
+    known = record["columns"]
     columns = {
-        name: Column(**{**column, "lengths": tuple(column["lengths"])}) for name, column in record["columns"].items()
+        name: Column(**{**known[name], "lengths": tuple(known[name]["lengths"])}) for name in _ROLES if name in known
     }
     return Portrait(**{**record, "columns": columns})
 
@@ -188,12 +194,12 @@ def _same(counts: np.ndarray) -> float:
 def _is_list(text: str) -> bool:
     """Whether a text is a list of texts as Python or JSON writes it."""
     readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
-    if not text.rstrip().endswith("]"):
+    if not text.rstrip().endswith("]") or text.count("[") > _MOST_BRACKETS:
         return False
     for read in readers:
         try:
             value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, RecursionError):
             continue
         return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
     return False

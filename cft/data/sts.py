@@ -8,12 +8,13 @@ from pathlib import Path
 from cft.config.schema import EvalSettings, EvalSource
 from cft.data import scenes
 from cft.data.files import read_scored_pairs
-from cft.data.formats import ENDINGS, printable
+from cft.data.formats import ENDINGS
 from cft.data.portrait import warnings_of_pairs
 from cft.data.records import ScoredPair, require_rankable
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
 from cft.system.overrides import override
+from cft.system.text import printable
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from cft.data import scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
 from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
-from cft.data.formats import log_note, printable
+from cft.data.formats import log_note
 from cft.data.holdout import hold_out
 from cft.data.portrait import Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
@@ -21,6 +21,7 @@ from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
 from cft.system.overrides import override
+from cft.system.text import printable
 
 log = logging.getLogger(__name__)
 

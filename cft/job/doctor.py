@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from cft.batching.layout import padded_states, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
-from cft.data.formats import printable
 from cft.data.records import Triplet, noun_of
 from cft.data.training_data import TrainingData
 from cft.job.lengths import find_cut
@@ -22,7 +21,7 @@ from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.memory import available_bytes
 from cft.system.tables import Row, as_text
-from cft.system.text import byte_size
+from cft.system.text import byte_size, printable
 from cft.training import memory
 from cft.training.contrastive import texts_of
 from cft.training.trainer import plan_steps, recompute_activations
