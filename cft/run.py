@@ -13,7 +13,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, to_config
+from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, require_settings, to_config
 from cft.config.schema import Config
 from cft.system.console import exit_statuses, report_error, set_up_console
 from cft.system.digest import digest
@@ -29,7 +29,7 @@ class _JobFailed(CompactHydraException):
 def main() -> None:
     """Run the command line and end with status 0, 1 (a defect), 2 (the user can mend it), 130 or 143 (interrupted)."""
     set_up_console()
-    arguments = get_args_parser().parse_args()
+    arguments, unknown = get_args_parser().parse_known_args()
     failures: list[int] = []  # exit statuses of the jobs that failed
     results: list[tuple[list[str], str]] = []  # overrides and outcomes of the others
     main_process = os.getpid()
@@ -53,6 +53,7 @@ def main() -> None:
     other_config = any([arguments.config_dir, arguments.config_path, arguments.config_name])
     try:
         with exit_statuses("the same command goes on from the last checkpoint, if there is one yet"):
+            require_settings(unknown)
             if not (only_shows or other_config):
                 for config in check_overrides(arguments.overrides):
                     require_writable(Path(config.outputs))  # Hydra goes there before any job does

@@ -29,8 +29,8 @@ COMBINED = 120  # files a seed that unite several mutations, besides those of on
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 ROWS_OF_TEXT = ("csv", "tsv", "jsonl")
 DELIMITED = ("csv", "tsv")
-TEXT = ("txt", *ROWS_OF_TEXT)
-COLUMNED = (*ROWS_OF_TEXT, "parquet")
+TEXT = ("txt", *ROWS_OF_TEXT, "json")
+COLUMNED = (*ROWS_OF_TEXT, "json", "parquet")
 ALL = (*TEXT, "parquet")
 
 
@@ -101,6 +101,8 @@ class Draft:
     types: dict[str, Any] = field(default_factory=dict)
     line_ends: tuple[str, ...] = ("\n",)
     delimiter: str = ""
+    above: str = ""  # what stands above the header
+    literal: bool = False  # whether quotation marks are written as they are
     last_end: bool = True
     table: Callable[[pyarrow.Table], pyarrow.Table] = lambda table: table
     options: dict[str, Any] = field(default_factory=dict)
@@ -432,16 +434,50 @@ def no_header(draft):
     draft.refuse("has no column '")
 
 
-@mutation("columns", ("csv",), (TRIPLETS, PAIRS))
+def other_delimiter(draft: Draft, delimiter: str) -> None:
+    """Separate the columns by another sign, which is found out; lines written by hand might then be other rows."""
+    draft.rows = [row for row in draft.rows if row.raw is None]
+    draft.delimiter = delimiter
+
+
+@mutation("columns", DELIMITED, (TRIPLETS, PAIRS))
 def semicolons(draft):
-    draft.delimiter = ";"
-    draft.refuse("has no column '|broken quoting")
+    other_delimiter(draft, ";")
 
 
-@mutation("columns", ("csv", "tsv"), (TRIPLETS, PAIRS))
+@mutation("columns", DELIMITED, (TRIPLETS, PAIRS))
+def pipes(draft):
+    other_delimiter(draft, "|")
+
+
+@mutation("columns", DELIMITED, (TRIPLETS, PAIRS))
 def the_other_delimiter(draft):
-    draft.delimiter = {"csv": "\t", "tsv": ","}[draft.form]
+    other_delimiter(draft, {"csv": "\t", "tsv": ","}[draft.form])
+
+
+@mutation("columns", DELIMITED, (TRIPLETS, PAIRS))
+def a_line_for_excel(draft):
+    other_delimiter(draft, draft.rng.choice(";,\t|"))
+    draft.above = draft.rng.choice(["sep={}\n", "SEP={}\r\n", '"sep={}"\n', "\nsep={}\n"]).format(draft.delimiter)
+
+
+@mutation("columns", DELIMITED, (TRIPLETS, PAIRS))
+def a_delimiter_that_is_not_known(draft):
+    draft.rows = [row for row in draft.rows if row.raw is None]
+    draft.delimiter = "^"
     draft.refuse("has no column '|broken quoting")
+
+
+@mutation("columns", ("tsv",), (TRIPLETS, PAIRS))
+def quotes_without_a_pair(draft):
+    draft.rows = [row for row in draft.rows if row.raw is None and row.wrong is None]
+    odd = ['"Well', 'he said, "no"', 'no"', '"One" two', '"', '""', 'a "quoted" word', '"Well,", he said', '"quoted"']
+    draft.rows += [Row(draft.good()) for _ in range(6)]
+    for row in draft.rows:
+        for column in draft.places:
+            row.cells[column] = draft.rng.choice(odd)
+    draft.rows.append(Row(draft.good(**dict.fromkeys(draft.places, '"Well, who knows" is no reply'))))
+    draft.literal = True
 
 
 @mutation("columns")
@@ -501,7 +537,8 @@ def encoded(encoding: str, refused: str) -> _Mutate:
 
     def apply(draft: Draft) -> None:
         cells = draft.good(**{draft.some_place(): "Émile"})
-        raw = (lambda draft: as_json(cells, False)) if draft.form == "jsonl" else None  # escaped, it would be ASCII
+        # Escaped, it would be ASCII.
+        raw = (lambda draft: as_json(cells, False)) if draft.form in ("json", "jsonl") else None
         draft.put(Row(cells, raw=raw))
         draft.recode = lambda draft, text: text.encode(encoding, errors="replace")
         draft.known = False
@@ -539,17 +576,25 @@ def cut_within_a_character(draft):
     draft.refuse(r"line \d+ is not valid UTF-8")
 
 
+def refuse_quoting(draft: Draft) -> None:
+    """The file is bad for its quotes; between tabs they may as well be part of the texts."""
+    if draft.form == "tsv" or draft.delimiter == "\t":
+        draft.anything = True
+    else:
+        draft.refuse("broken quoting")
+
+
 @mutation("encoding", DELIMITED)
 def unbalanced_quote(draft):
     draft.recode = lambda draft, text: text.encode() + b'\n"an open quote, and \tno end\n'
-    draft.refuse("broken quoting")
+    refuse_quoting(draft)
 
 
 @mutation("encoding", DELIMITED)
 def quote_within_quotes(draft):
     raw = draft.rng.choice(['"He said "no" to"', '"a"b'])
     draft.recode = lambda draft, text: text.encode() + f"\n{raw}\n".encode()
-    draft.refuse("broken quoting")
+    refuse_quoting(draft)
 
 
 @mutation("encoding", ("jsonl",))
@@ -567,7 +612,9 @@ def a_whole_array(draft):
     indent = draft.rng.choice([None, 2])
     draft.recode = lambda draft, text: json.dumps([row.cells for row in draft.rows], indent=indent).encode()
     draft.known = False
-    draft.refuse("none of its|has no column|has no data rows|is not a JSON object but|is not valid JSON")
+    draft.refuse(
+        "holds one JSON list|none of its|has no column|has no data rows|is not a JSON object but|is not valid JSON"
+    )
 
 
 @mutation("encoding", TEXT)
@@ -786,6 +833,8 @@ def many_row_groups(draft):
 def delimited(cells: list[str], draft: Draft) -> str:
     """One row as CSV, in quotes where it must be and sometimes where it need not."""
     delimiter = draft.delimiter or DELIMITERS[draft.form]
+    if draft.literal:
+        return delimiter.join(cells)
 
     def quoted(cell: str) -> str:
         must = (
@@ -800,7 +849,7 @@ def written(row: Row, draft: Draft) -> str:
     """A row as a line of a text file."""
     if draft.form == "txt":
         return str(row.cells[draft.kind.columns[0]])
-    if draft.form == "jsonl":
+    if draft.form in ("json", "jsonl"):
         more = {name: "more" for name in draft.header if name not in draft.kind.columns}
         cells = {
             name: cell for name, cell in row.cells.items() if name in draft.header or name not in draft.kind.columns
@@ -831,14 +880,21 @@ def text_of(draft: Draft) -> tuple[str, list[int]]:
         parts.append(text)
         line += len(re.findall(r"\r\n?|\n", text))
 
+    if draft.form == "json":
+        add(f"[{draft.rng.choice(draft.line_ends)}")
     if draft.form in DELIMITED:
+        add(draft.above)
         add(delimited(draft.header, draft) + draft.rng.choice(draft.line_ends))
     for number, row in enumerate(draft.rows, start=1):
         add("".join(draft.rng.choices(draft.line_ends, k=row.blank)))
         starts.append(line)
         text = written(row, draft) if row.raw is None else row.raw(draft)
+        if draft.form == "json":
+            text += "," * (number < len(draft.rows))
         ends = draft.last_end or number < len(draft.rows) or not text
         add(text + (draft.rng.choice(draft.line_ends) if ends else ""))
+    if draft.form == "json":
+        add("]")
     return "".join(parts), starts
 
 

@@ -5,8 +5,9 @@ states. So a model whose attention adds something of its own (ALiBi, soft caps, 
 is not embedded slightly wrong on prefix trees: the trial at loading shows it, and the model runs on padded batches.
 """
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +17,14 @@ from cft.batching.padded import PaddedLayout, pad
 from cft.batching.prefix_tree import ATTENTION_NAME, TreeLayout, build_tree
 from cft.config.schema import Attention, Batches, ModelSettings
 from cft.system.errors import UserError, first_line
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
 Layout = TreeLayout | PaddedLayout
+
+# Tokens of the longest text of the trial: enough to cross the windows and blocks of most models, and quick.
+_LONGEST_TRIED = 512
 
 # Largest distance between two computations of the same states, as a share of the distance between the states of
 # different texts. Rounding stays far below it (1e-6 in float32, 1e-2 in bfloat16), a term left out far above.
@@ -53,6 +58,25 @@ class Batching:
         """Upper bound of the tokens that a batch of `rows` sequences and `total` tokens puts through the model."""
         return total if self.kind is Batches.tree else rows * longest
 
+    def tokens_in_memory(self, sequences: Sequence[tuple[int, ...]]) -> int:
+        """Tokens that a batch of sequences counts for against a budget; at most their sum for prefix trees.
+
+        A token that sequences share goes through the model once, but attention sees it in each of them: it counts half
+        where it is not the first.
+        """
+        distinct = sorted(set(sequences))
+        if self.kind is Batches.padded:
+            return self.forward_tokens(0, len(distinct), max(map(len, distinct)))
+        total = sum(map(len, distinct))
+        if not self.causal:
+            return total
+        return total - sum(_common_beginning(one, two) for one, two in itertools.pairwise(distinct)) // 2
+
+
+def _common_beginning(one: Sequence[int], two: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+
 
 def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
     """Try a trunk, on its device and with its own attention, on batches; leave it with the attention of the exact kind.
@@ -60,6 +84,7 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
     Raises:
         UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch wanted.
     """
+    _require_fixed_positions(trunk.config, model.max_length)
     own = trunk.config._attn_implementation
     sequences = [sequence[: model.max_length] for sequence in sample_sequences(trunk, prefix_ids)]
     expected = _states_one_by_one(trunk, sequences, model)
@@ -72,7 +97,9 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
         difference, reason = _try_tree(trunk, sequences, expected, causal=not ahead)
         reason = reason or _short_window(trunk, model.max_length)
         if not reason:
-            return Batching(Batches.tree, "", causal, difference, own, made_bidirectional=made_bidirectional)
+            tree = Batching(Batches.tree, "", causal, difference, own, made_bidirectional=made_bidirectional)
+            _require_independent(trunk, tree, sequences[0], model.max_length)
+            return tree
     _set_attention(trunk, own)
     if made_bidirectional:
         raise UserError(
@@ -89,6 +116,7 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
             f"{type(trunk).__name__} gives other states in a padded batch than one by one (off by {difference:.2g} of "
             "the distance between texts): it cannot be run in batches"
         )
+    _require_independent(trunk, padded, sequences[0], model.max_length)
     if model.batches is Batches.auto:
         log.info("texts are padded instead of sharing prefixes: %s", reason)
     return replace(padded, difference=difference)
@@ -104,6 +132,66 @@ def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int,
     tokens = [token for token in range(rows // 37, rows, max(rows // 37, 1)) if token not in special]
     cuts = [tokens[:7], tokens[:10], [*tokens[:7], *tokens[12:14]], tokens[3:5], tokens[5:30], tokens[:1]]
     return [(*prefix_ids, *cut) for cut in cuts]
+
+
+def _require_fixed_positions(config: Any, max_length: int) -> None:
+    """Refuse rotary positions that are scaled by the longest text of a batch: a text's vector would depend on others.
+
+    This is read in the configuration, as the difference may drown in the rounding of bfloat16.
+    """
+    limits = [limit for limit in _changes_of_positions(config.to_dict()) if limit < max_length]
+    if limits:
+        raise UserError(
+            f"model.max_length={max_length}: this model scales the positions of a whole batch otherwise as soon as one "
+            f"of its texts has more than {min(limits)} tokens: a text's vector would depend on the texts beside "
+            f"it; set model.max_length={min(limits)}"
+        )
+
+
+def _changes_of_positions(
+    settings: dict[str, Any], positions: int | None = None, original: int | None = None
+) -> Iterator[int]:
+    """Numbers of tokens beyond which rotary positions are scaled otherwise, wherever a configuration has them."""
+    positions = settings.get("max_position_embeddings", positions)
+    kind, limit = str(settings.get("rope_type", settings.get("type"))), None
+    if kind in ("longrope", "su") and settings.get("long_factor") != settings.get("short_factor"):
+        limit = settings.get("original_max_position_embeddings", original)
+    elif "dynamic" in kind:
+        limit = positions
+    if isinstance(limit, int):
+        yield limit
+    original = settings.get("original_max_position_embeddings", original or positions)
+    for value in settings.values():
+        if isinstance(value, dict):
+            yield from _changes_of_positions(value, positions, original)
+
+
+def _require_independent(trunk: Any, batching: Batching, sequence: tuple[int, ...], max_length: int) -> None:
+    """Try a short text beside one that is as long as a text may be: it must keep its own state.
+
+    Raises:
+        UserError: if it does not.
+    """
+    tokens = [token for other in sample_sequences(trunk, ()) for token in other]
+    length = min(max_length, _LONGEST_TRIED)
+    if length <= len(sequence):
+        return
+    long = tuple(tokens[place % len(tokens)] for place in range(length))
+    short, device = sequence, next(trunk.parameters()).device
+    layout = batching.layout([short, long], device)
+    if batching.made_bidirectional:  # its own attention looks backwards only
+        alone = torch.stack([_forward(trunk, batching.layout([each], device))[-1] for each in (short, long)])
+    else:
+        _set_attention(trunk, batching.own_attention)
+        alone = torch.stack([_states_alone(trunk, each)[-1] for each in (short, long)])
+        _set_attention(trunk, batching.attention)
+    difference = relative_distance(_forward(trunk, layout)[layout.last], alone)
+    if not difference <= tolerance(trunk):
+        raise UserError(
+            f"model.max_length={max_length}: {type(trunk).__name__} gives a short text another state beside one of "
+            f"{length} tokens than alone (off by {difference:.2g} of the distance between texts): its vector would "
+            "depend on the texts beside it; lower model.max_length"
+        )
 
 
 def padded_states(model: Any, sequences: Sequence[Sequence[int]], batching: Batching) -> tuple[torch.Tensor, Layout]:
@@ -159,11 +247,11 @@ def _states_one_by_one(trunk: Any, sequences: list[tuple[int, ...]], model: Mode
         states = torch.stack([_states_alone(trunk, sequence)[-1] for sequence in sequences])
     except Exception as error:  # whatever a model's own code raises
         raise UserError(
-            f"model.path={model.path}: {type(trunk).__name__} cannot be run on token ids alone "
+            f"{override('model.path', model.path)}: {type(trunk).__name__} cannot be run on token ids alone "
             f"({first_line(error)[:200]})"
         ) from error
     if not torch.isfinite(states).all():
-        raise UserError(f"model.path={model.path}: its hidden states are not finite in {_dtype(trunk)}")
+        raise UserError(f"{override('model.path', model.path)}: its hidden states are not finite in {_dtype(trunk)}")
     return states
 
 

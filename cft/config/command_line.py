@@ -1,9 +1,9 @@
 """Reads the words of a command into a dataclass, whose fields are `Annotated[type, help]`.
 
-A positional field is given by its place, a keyword-only one as KEY=VALUE, and the list `overrides` takes every other
-KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`, `--key=VALUE`,
-`--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not read the values:
-in a text such as `is ${HOME} a word?` it would see an interpolation.
+A positional field is given by its place or named, a keyword-only one as KEY=VALUE, and the list `overrides` takes every
+other KEY=VALUE. The dialect is Hydra's: quotes around a value are taken off, `null` is None. `--key VALUE`,
+`--key=VALUE`, `--flag` and `--no-flag` mean the same as `key=VALUE`, `flag=true` and `flag=false`. OmegaConf does not
+read the values: in a text such as `is ${HOME} a word?` it would see an interpolation.
 """
 
 import dataclasses
@@ -18,9 +18,12 @@ from typing import Any, Generic, TypeVar
 
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
-from cft.system.text import did_you_mean
+from cft.system.text import described, did_you_mean
 
 Options = TypeVar("Options")
+
+# An argument that is a key and its value rather than a text: a word, and no blank around the =.
+_LIKE_A_KEY = re.compile(r"[a-z][a-z_.]*=(?:[^\s=].*)?", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,33 @@ class _Word:
             return Path(text).expanduser()
         return int(text) if self.type is int else text
 
+    def checked(self, value: Any) -> Any:
+        """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
+        kinds = {self.type, *typing.get_args(self.type)} if not self.choices else set()
+        if isinstance(value, (str, Path)) and "\0" in str(value):
+            raise UserError(f"{self.name}={described(value)}: holds a NUL byte")
+        if self.choices:
+            if isinstance(value, str) and value in self.choices:
+                return self.choices[value]
+            if any(value is each for each in self.choices.values()):
+                return value
+            wanted = " or ".join(self.choices)
+        elif Path in kinds:
+            if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
+                return Path(value).expanduser() if value is not None else None
+            wanted = "a path"
+        elif self.type is int:
+            if isinstance(value, int) and not isinstance(value, bool) and value >= self.rules.least:
+                return value
+            wanted = f"a whole number, {self.rules.least} or more"
+        elif str in kinds and not self.is_list:
+            if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
+                return str(value) if value is not None else None
+            wanted = "a text"
+        else:
+            return value
+        raise UserError(f"{self.name}={'None' if value is None else described(value)}: must be {wanted}")
+
     def line(self) -> tuple[str, str]:
         """For the help: its name and meaning, with the choices and the default of a key."""
         if self.by_place:
@@ -75,6 +105,21 @@ class _Word:
         default = next((word for word, value in self.choices.items() if value == self.default), self.default)
         default = "none" if default in (None, "", []) else default
         return f"{self.name}=", self.help + choices + ("" if self.required else f" [{default}]")
+
+
+def _words_of(options: type) -> list[_Word]:
+    hints = typing.get_type_hints(options, include_extras=True)
+    return [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
+
+
+def check_options(options: Any) -> None:
+    """Hold a frozen dataclass of options to its types and rules, as a command line does; for its `__post_init__`.
+
+    Raises:
+        UserError: naming the field and what it must be.
+    """
+    for word in _words_of(type(options)):
+        object.__setattr__(options, word.name, word.checked(getattr(options, word.name)))
 
 
 class CommandLine(Generic[Options]):
@@ -87,12 +132,12 @@ class CommandLine(Generic[Options]):
 
     def __init__(self, name: str, options: type[Options], *, example: str = "", notes: str = "") -> None:
         self.name, self.options, self.example, self.notes = name, options, example, notes
-        hints = typing.get_type_hints(options, include_extras=True)
-        words = [_Word(field, hints[field.name]) for field in dataclasses.fields(typing.cast(Any, options))]
+        words = _words_of(options)
         self.overrides = next((word for word in words if word.name == "overrides"), None)
         self.keys = {word.name: word for word in words if not word.by_place and word is not self.overrides}
-        # a list takes what the other places leave
+        # a list takes what the other places leave; what stands at a place may be named too
         self.places = {word.name: word for word in sorted(words, key=lambda word: word.is_list) if word.by_place}
+        self._named = self.keys | {name: word for name, word in self.places.items() if not word.is_list}
 
     def run(self, action: Callable[[Options], str | None], interrupted: str = "the same command starts over") -> None:
         """Read the command line, carry out the action and print what it returns.
@@ -121,14 +166,14 @@ class CommandLine(Generic[Options]):
             if name in values:
                 raise UserError(f"{name}= is given twice")
             if name:
-                values[name] = self.keys[name].value(re.sub(r"^(['\"])(.*)\1$", r"\2", text, flags=re.DOTALL))
+                values[name] = self._named[name].value(re.sub(r"^(['\"])(.*)\1$", r"\2", text, flags=re.DOTALL))
             else:
                 free.append(argument)
         if self.overrides:
             values["overrides"] = [each for each in free if "=" in each]
             free = [each for each in free if "=" not in each]
         for name, word in self.places.items():
-            if free:
+            if free and name not in values:
                 values[name], free = (free, []) if word.is_list else (word.value(free[0]), free[1:])
         if free:
             raise UserError(f"{free[0]!r} is one argument too many; {self._usage()}")
@@ -142,7 +187,7 @@ class CommandLine(Generic[Options]):
     def _setting(self, argument: str, remaining: Iterator[str]) -> tuple[str, str]:
         """A key and its text, with dashes out of the next argument; the key is empty if it is none of the command.
 
-        A text may hold a = too: it is refused only if it looks like a key, or if nothing is given by its place.
+        A text may hold a = too: it is refused only if it looks like a key and its value.
         """
         dashed = argument.startswith("--")
         name, equals, text = argument.removeprefix("--").partition("=")
@@ -152,14 +197,17 @@ class CommandLine(Generic[Options]):
             flag = name.removeprefix("no_")
             if not equals and flag in self.keys and self.keys[flag].type is bool:
                 return flag, str(flag == name).lower()
-        if name in self.keys and (dashed or equals):
+        if name in self._named and (equals or (dashed and name in self.keys)):
             return name, text if equals else next(remaining, "")
         hint = did_you_mean(name, self.keys, show="{}=".format)
         if not dashed:
             takes_any = self.overrides or any(word.is_list for word in self.places.values())
-            if takes_any or not re.match("[a-z_]+=", argument) or (self.places and not hint):
+            if takes_any or not _LIKE_A_KEY.fullmatch(argument):
                 return "", ""
-        raise UserError(f"{self.name} has no key {name!r}{hint or '; there are ' + (', '.join(self.keys) or 'none')}")
+        there = f"; there are {', '.join(self.keys) or 'none'}"
+        place = next(iter(self._named.keys() - self.keys.keys()), "") if not dashed else ""
+        given = f"; if it is no key, name its place: {place}={argument}" if place and not hint else ""
+        raise UserError(f"{self.name} has no key {name!r}{hint or there}{given}")
 
     def _usage(self) -> str:
         words = [f"{name}=..." for name, word in self.keys.items() if word.required]

@@ -13,12 +13,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from cft.config.advice import known_elsewhere, misfit, no_setting
 from cft.config.rules import LONGEST_NAME, require_valid
 from cft.config.schema import TEACHER, Config, ModelSettings
-from cft.system.errors import UserError
+from cft.system.errors import UserError, first_line
 from cft.system.hub import last_part
+from cft.system.overrides import override as written
 from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean, shorten_words
 
@@ -46,7 +48,7 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration is not complete: {error}") from error
+        raise UserError(_not_complete(error, overrides)) from error
     assert isinstance(config, Config)
     keys = {override.split("=", 1)[0].lstrip("+") for override in overrides}
     config = replace(config, model=_of_path(config.model, "model", keys))
@@ -73,6 +75,16 @@ def _of_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSetting
         return model
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last_part(model.path)).strip("-.")[:LONGEST_NAME]
     return replace(model, name=name or model.name)
+
+
+def require_settings(words: list[str]) -> None:
+    """Refuse options that the command line does not know: most people mean a setting.
+
+    Raises:
+        UserError: naming the first, and what to write.
+    """
+    if words:
+        raise UserError(shorten_words(no_setting(words[0], all_groups(), all_keys())))
 
 
 def check_overrides(overrides: list[str]) -> list[Config]:
@@ -121,15 +133,15 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
     """Read overrides and check their keys and choices."""
+    return [_parse(word) for word in overrides]
+
+
+def _parse(word: str) -> Override:
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        (parsed,) = OverridesParser.create().parse_overrides([word])
     except HydraException as error:
-        raise UserError(
-            f"cannot read the command line: {str(error).splitlines()[0]}; a value with blanks, commas or braces needs "
-            "quotes inside quotes, as in \"prompt.template='Query, {text}'\""
-        ) from error
-    for override in parsed:
-        _check_names(override)
+        raise UserError(shorten_words(no_setting(word, all_groups(), all_keys()))) from error
+    _check_names(parsed)
     return parsed
 
 
@@ -147,7 +159,7 @@ def compose_job(overrides: list[str]) -> Config:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
     except HydraException as error:
-        raise UserError(_cause(error)) from error
+        raise UserError(_cause(error, overrides)) from error
 
 
 def _jobs(parsed: list[Override]) -> list[list[str]]:
@@ -199,7 +211,7 @@ def _check_names(override: Override) -> None:
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
     if key == TEACHER and override.value() is not None:
         named = str(override.value()) in all_groups()["model"]
-        another = f"model@{TEACHER}={override.value()}" if named else f"{TEACHER}.path={override.value()}"
+        another = written(f"model@{TEACHER}" if named else f"{TEACHER}.path", override.value())
         raise UserError(f"{override.input_line}: is a whole section, not a name; write distill=minilm {another}")
     choices = all_groups()
     if key in choices:
@@ -214,7 +226,11 @@ def _check_names(override: Override) -> None:
     if key not in names:
         section = key.split(".")[0]
         within = [name for name in names if name.startswith(f"{section}.")] or [n for n in names if "." not in n]
-        raise UserError(f"{key}: no such key{nearest_names(key, [*names, *choices])} Keys there: {', '.join(within)}.")
+        elsewhere = known_elsewhere(key, _typed_value(override), names)
+        if elsewhere:
+            raise UserError(f"{key}: no such key{elsewhere}")
+        guess = nearest_names(key, [*names, *choices])
+        raise UserError(f"{key}: no such key{guess} Keys there: {', '.join(within)}.")
 
 
 def _choices_of(override: Override) -> list[str]:
@@ -222,7 +238,11 @@ def _choices_of(override: Override) -> list[str]:
         if not override.is_choice_sweep():
             return []
         return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 1000)]
-    return [str(override.value())]
+    return [_typed_value(override)]
+
+
+def _typed_value(override: Override) -> str:
+    return (override.input_line or "").partition("=")[2]
 
 
 def nearest_names(word: str, words: list[str]) -> str:
@@ -230,14 +250,23 @@ def nearest_names(word: str, words: list[str]) -> str:
     return f".{did_you_mean(word, words, sentence=True, cutoff=0.5)}"
 
 
-def _cause(error: BaseException) -> str:
-    """Hydra's message with the reason under it, less the object dumps."""
-    lines = [str(error).splitlines()[0]]
-    if error.__cause__ is not None:
-        lines.append(str(error.__cause__).splitlines()[0])
-    message = ": ".join(lines)
-    enumerated = re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", message)
-    if "is not a ListConfig" in message:
-        message += " Write a list in brackets, as in data.negative_columns='[wrong_answer]'"
-    message += nearest_names(enumerated[1], enumerated[2].split(", ")) if enumerated else ""
-    return shorten_words(message)
+def _cause(error: BaseException, overrides: list[str]) -> str:
+    """Why overrides cannot be composed: ours where one of them does not fit its key, else Hydra's without its dumps."""
+    first = str(error).splitlines()[0]
+    merged = [line for line in overrides if first.startswith(f"Error merging override {line}")]
+    line = max(merged, key=len, default="")
+    if line and misfit(line):
+        return shorten_words(misfit(line))
+    lines = [first, str(error.__cause__).splitlines()[0]] if error.__cause__ is not None else [first]
+    return shorten_words(": ".join(lines))
+
+
+def _not_complete(error: OmegaConfBaseException, overrides: list[str]) -> str:
+    """Why a composed configuration has no value for a key."""
+    key = getattr(error, "full_key", None)
+    typed = next((line.partition("=")[2] for line in overrides if line.startswith(f"{key}=")), None)
+    if key and typed is not None and isinstance(error, InterpolationKeyError):
+        text = written(key, re.sub(r"^(['\"])(.*)\1$", r"\2", typed, flags=re.DOTALL))
+        return f"{key}: what stands in ${{}} is read as the name of another setting; as a text it is written {text}"
+    problem = first_line(error)
+    return f"the configuration is not complete: {f'{key}: ' if key and key not in problem else ''}{problem}"

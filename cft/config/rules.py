@@ -8,6 +8,7 @@ from typing import Any
 
 from cft.config.schema import Config, DataSource, Quantization
 from cft.system.errors import UserError
+from cft.system.overrides import override
 from cft.system.text import shorten_words
 
 # Torch draws its random numbers from 64 bits, of which a step's number takes a part.
@@ -37,7 +38,7 @@ def _problems(config: Config) -> Iterator[str]:
     if not 0 <= config.seed < _SEEDS:
         yield f"seed={config.seed}: must be 0 to {_SEEDS - 1}"
     if config.adapter is None and config.adapter_revision is not None:
-        yield f"adapter_revision={config.adapter_revision} has no adapter to belong to"
+        yield f"{override('adapter_revision', config.adapter_revision)} has no adapter to belong to"
     for section in fields(config):
         settings = getattr(config, section.name)
         yield from settings.problems() if hasattr(settings, "problems") else ()
@@ -74,10 +75,10 @@ def _malformed_values(config: Config) -> Iterator[str]:
         if isinstance(value, float) and not math.isfinite(value):
             # Only the gradients' bound may be infinite, which means that there is none.
             if not (key == "train.max_grad_norm" and value == math.inf):
-                yield f"{key}={value}: must be a finite number"
+                yield f"{override(key, value)}: must be a finite number"
         # Names of files may hold other bytes, which Python shows as halves of characters; no record could.
         elif isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
-            yield f"{key}={value!a}: is not UTF-8; rename what it names"
+            yield key + f"={value!a}: is not UTF-8; rename what it names"  # nobody could paste it
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,6 +100,7 @@ def _unfit_names(config: Config) -> Iterator[str]:
         fits = name == name.strip() and name.isprintable() and re.fullmatch(r"[^./\\][^/\\]*", name)
         if not fits or len(name) > LONGEST_NAME:
             yield (
-                f"{key}={name[:LONGEST_NAME]!r}: names folders, so it takes 1 to {LONGEST_NAME} printable characters, "
+                f"{override(key, name[:LONGEST_NAME])}: names folders, so it takes 1 to {LONGEST_NAME} printable "
+                "characters, "
                 "none of which is / or \\, and the first of which is no dot"
             )

@@ -7,7 +7,9 @@ from these defaults. Other modules take these dataclasses, or plain values out o
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from cft.system.overrides import override
 
 PLACEHOLDER = "{text}"
 
@@ -281,7 +283,9 @@ class PromptSettings:
         """What no job could run with."""
         for key, template in {"template": self.template, "query": self.query, "document": self.document}.items():
             if template is not None and template.count(PLACEHOLDER) != 1:
-                yield f"prompt.{key}={template!r}: must hold {PLACEHOLDER} exactly once, where the text goes"
+                yield (
+                    f"{override(f'prompt.{key}', template)}: must hold {PLACEHOLDER} exactly once, where the text goes"
+                )
 
 
 @dataclass
@@ -297,32 +301,71 @@ class ScheduleSettings:
             yield f"schedule.warmup_ratio={self.warmup_ratio}: a share of the steps, at least 0 and below 1"
 
 
+def _is_delimiter(name: str) -> bool:
+    return name in ("comma", "semicolon", "tab", "pipe") or (
+        len(name) == 1 and not name.isalnum() and name not in '"\r\n'
+    )
+
+
+def _column_problems(key: str, columns: list[str]) -> Iterator[str]:
+    if len(columns) != 3 or len(set(columns)) != 3:
+        yield f"{override(key, columns)}: must name three columns, of a sentence, another sentence and their score"
+
+
 @dataclass
 class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
     name: str = "???"  # what folders and tables call it
     source: DataSource = DataSource.scenes  # scenes (generated), hub or files
-    train: str | None = None  # the file, as in data.train=triplets.csv; only for data=files
+    # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
+    train: Any = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
     anchor_column: str = "sent0"  # column of the anchor (premise, query); columns are only read from files
     positive_column: str = "sent1"  # column of its positive (entailment, answer)
     # columns of its hard negatives (contradictions), any number; [] with loss=in_batch
     negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
+    # of a row with a list of positives: all (a triplet for each of them), or draw (one of them, always the same)
+    positives: str = "all"
+    delimiter: str | None = None  # of CSV and TSV: comma, semicolon, tab, pipe or a sign; null finds it out
     on_bad_row: str = "raise"  # raise, or skip, which counts and lists what it skips
     rows: int | None = None  # the first so many rows, or triplets to generate (1 to 50000); null for all
-    # rows kept out of training, at most a tenth (of scenes, of another lexicon); for pictures and development scores
+    # rows kept out of training, at most about a tenth, with all that share a text with them (of scenes, of another
+    # lexicon); for pictures and development scores
     holdout: int = 500
     # scored pairs (sentence1, sentence2, score) for in-training evaluation: a file, STSBenchmark-dev (hub), or null
     dev: str | None = None
+    # columns of the scored pairs: two sentences and the score
+    dev_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
+
+    @property
+    def files(self) -> list[str]:
+        """The names and patterns of `train`."""
+        named = self.train if isinstance(self.train, list) else [self.train]
+        return [each for each in named if isinstance(each, str)]
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
         if self.train is not None and self.source is not DataSource.files:
-            yield f"data.train={self.train} would not be read: add data=files"
+            yield f"{override('data.train', self.train)} would not be read: add data=files"
+        named = self.train if isinstance(self.train, list) else [self.train]
+        if self.train is not None and (not named or not all(isinstance(each, str) and each for each in named)):
+            yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
+        columns = [self.anchor_column, self.positive_column, *self.negative_columns]
+        twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
+        if twice:
+            yield (
+                f"the column {twice[0]!r} is named more than once by data.anchor_column, data.positive_column and "
+                "data.negative_columns: each role has a column of its own"
+            )
+        if self.positives not in ("all", "draw"):
+            yield f"{override('data.positives', self.positives)}: must be all or draw"
+        if self.delimiter is not None and not _is_delimiter(self.delimiter):
+            yield f"{override('data.delimiter', self.delimiter)}: must be comma, semicolon, tab, pipe or one sign"
+        yield from _column_problems("data.dev_columns", self.dev_columns)
         if self.dev is not None and self.source is DataSource.scenes:
-            yield f"data.dev={self.dev} would not be read: scenes bring their own development pairs"
+            yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"
         if self.on_bad_row not in ("raise", "skip"):
             yield f"data.on_bad_row={self.on_bad_row}: must be raise or skip"
         if self.rows is not None and self.rows <= 0:
@@ -347,13 +390,18 @@ class EvalSettings:
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
     documents: int = 2000  # that held-out anchors look through, if the file has as many; only for eval=rows
+    # columns of the files in the folder: two sentences and their score; only for eval=sts
+    columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
     step: int | None = None  # the step of the training whose weights are scored; null for the last
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
+        if self.name == "triplets":
+            yield "eval.name=triplets is what the score of the held-out triplets is called: choose another name"
+        yield from _column_problems("eval.columns", self.columns)
         if self.source not in (EvalSource.sts, EvalSource.retrieval):
             if self.folder is not None:
-                yield f"eval.folder={self.folder} would not be read: add eval=sts, or eval=retrieval"
+                yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
             if self.rows is not None:
                 yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         elif not self.sets:
@@ -394,7 +442,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
     precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
     gradient_checkpointing: bool = False  # true: recompute activations in the backward pass, less memory for more time
-    # tokens that go through the model at once; null: the whole batch, or what memory holds
+    # most tokens that go through the model at once, a larger batch in chunks; null: what memory holds
     chunk_tokens: int | None = None
     eval_every: int = 100  # steps between looks at the development data; 0 never looks
     checkpoint_every: int = 20  # steps that a killed training repeats at most

@@ -1,7 +1,7 @@
 """Training triplets as an Arrow file that is mapped into memory: read row by row, whatever their number.
 
     CACHE/triplets/DIGEST.arrow    columns anchor, positive, negatives; the digest is of the user's file and its columns
-    CACHE/triplets/DIGEST.json     how many of the file's rows were skipped, and why the first of them
+    CACHE/triplets/DIGEST.json     what was noticed when the file was read: its portrait, and the rows that were skipped
 
 A user's file is converted once, in blocks; later only its content is hashed.
 """
@@ -18,6 +18,8 @@ from typing import Any, overload
 import numpy as np
 
 from cft.data.files import Skipped
+from cft.data.formats import Note
+from cft.data.portrait import Painter, Portrait, portrait_from
 from cft.data.records import Triplet, in_blocks
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
@@ -26,7 +28,7 @@ from cft.system.files import atomic_write, cache_folder, write_json
 log = logging.getLogger(__name__)
 
 # Raise when the same file would be read as other rows.
-_FORMAT = 1
+_FORMAT = 2
 
 # Rows of one Arrow batch, and of what is held as Python objects at one time.
 _BLOCK = 10_000
@@ -35,12 +37,16 @@ _MAX_REASONS = 10
 _UNUSED_DAYS = 30
 
 
+_Stream = Iterator[Triplet | Skipped]
+
+
 class Rows(Sequence[Triplet]):
     """Triplets in an Arrow file, or a selection of them; a row becomes Python objects when it is read."""
 
     def __init__(self, blocks: list[Any], selection: np.ndarray | None = None) -> None:
-        self._blocks = blocks  # record batches, all but the last of _BLOCK rows
-        self._selection = np.arange(sum(map(len, blocks))) if selection is None else selection  # (n,) ascending
+        self._blocks = blocks  # record batches
+        self._starts = np.cumsum([0, *map(len, blocks)])  # (blocks + 1,) number of each one's first row
+        self._selection = np.arange(self._starts[-1]) if selection is None else selection  # (n,) ascending
 
     def __len__(self) -> int:
         return len(self._selection)
@@ -52,19 +58,26 @@ class Rows(Sequence[Triplet]):
     def __getitem__(self, index: int | slice) -> "Triplet | Rows":
         if isinstance(index, slice):
             return Rows(self._blocks, self._selection[index])
-        block, row = divmod(int(self._selection[index]), _BLOCK)
+        number = int(self._selection[index])
+        block = int(np.searchsorted(self._starts, number, side="right")) - 1
+        row = number - int(self._starts[block])
         return _triplet(*(column[row].as_py() for column in self._blocks[block].columns))
 
     def __iter__(self) -> Iterator[Triplet]:
         """All rows in order, block by block: many times faster than one by one."""
-        ends = np.searchsorted(self._selection, np.arange(1, len(self._blocks)) * _BLOCK)
+        ends = np.searchsorted(self._selection, self._starts[1:-1])
         for number, rows in enumerate(np.split(self._selection, ends)):
-            block = self._blocks[number].take(rows - number * _BLOCK)
+            block = self._blocks[number].take(rows - self._starts[number])
             yield from map(_triplet, *(column.to_pylist() for column in block.columns))
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows of these indices, (n,) ascending, without a copy."""
         return Rows(self._blocks, self._selection[indices])
+
+    @staticmethod
+    def joined(parts: "Sequence[Rows]") -> "Rows":
+        """The rows of several files, one file after the other."""
+        return Rows([block for part in parts for block in part._blocks])
 
 
 @dataclass(frozen=True)
@@ -74,15 +87,17 @@ class Corpus:
     rows: Rows
     skipped: int  # how many bad rows were left out
     reasons: list[Skipped]  # the first of them
+    notes: list[Note]  # how the file was read, where that is not plain from its name
+    portrait: Portrait  # what the rows are like
 
 
-def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Skipped]]) -> Corpus:
+def open_corpus(path: Path, facts: Any, read: Callable[[Callable[[Note], None]], _Stream]) -> Corpus:
     """The triplets of a file, converted unless this very content was before.
 
     Args:
         path: the user's file.
         facts: plain data that says how it is read.
-        read: reads it.
+        read: reads it, and hands what is worth saying about that to its argument.
 
     Raises:
         UserError: by `read`, about the file; or if the cache cannot be written.
@@ -90,16 +105,16 @@ def open_corpus(path: Path, facts: Any, read: Callable[[], Iterator[Triplet | Sk
     folder = cache_folder() / "triplets"
     try:
         if not path.is_file():
-            next(read())  # raises the UserError; hashing a pipe would wait for its writer
+            next(read(_ignore))  # raises the UserError; hashing a pipe would wait for its writer
         content = sha256_of_file(path)
     except OSError as error:
-        next(read())  # raises a more precise UserError, if it cannot read the file either
+        next(read(_ignore))  # raises a more precise UserError, if it cannot read the file either
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     table = folder / f"{digest([_FORMAT, facts, content])}.arrow"
     corpus = _open(table)
     if corpus is None:
         try:
-            _convert(read(), table)
+            _convert(read, table)
         except OSError as error:
             raise UserError(
                 f"{folder} cannot be written ({error.strerror or error}): triplets are kept there in a quick form; set "
@@ -123,25 +138,36 @@ def _open(table: Path) -> Corpus | None:
             blocks = [file.get_batch(number) for number in range(file.num_record_batches)]
     except (OSError, ValueError, arrow.ArrowException):
         return None
-    return Corpus(Rows(blocks), notes["skipped"], [Skipped(**reason) for reason in notes["reasons"]])
+    return Corpus(
+        Rows(blocks),
+        notes["skipped"],
+        [Skipped(**reason) for reason in notes["reasons"]],
+        [Note(**note) for note in notes["notes"]],
+        portrait_from(notes["portrait"]),
+    )
 
 
 def _notes(table: Path) -> Path:
     return table.with_suffix(".json")
 
 
-def _convert(rows: Iterator[Triplet | Skipped], table: Path) -> None:
+def _ignore(note: Note) -> None:
+    """For a reading that is only to fail."""
+
+
+def _convert(read: Callable[[Callable[[Note], None]], _Stream], table: Path) -> None:
     """Write the Arrow file, after its notes: where the table is, they are."""
     import pyarrow as arrow
 
     text = arrow.large_string()  # plain strings hold at most 2 GB a block
     schema = arrow.schema([("anchor", text), ("positive", text), ("negatives", arrow.list_(text))])
-    skipped, reasons = 0, []
+    skipped, reasons, noted, painter = 0, [], list[Note](), Painter()
 
     def triplets() -> Iterator[Triplet]:
         nonlocal skipped
-        for row in rows:
+        for row in read(noted.append):
             if isinstance(row, Triplet):
+                painter.add(row)
                 yield row
             else:
                 skipped += 1
@@ -151,7 +177,8 @@ def _convert(rows: Iterator[Triplet | Skipped], table: Path) -> None:
         with arrow.OSFile(str(part), "wb") as sink, arrow.ipc.new_file(sink, schema) as writer:
             for block in in_blocks(triplets(), _BLOCK):
                 writer.write(arrow.RecordBatch.from_pylist([row._asdict() for row in block], schema))
-        write_json(_notes(table), {"skipped": skipped, "reasons": reasons})
+        notes = {"notes": [note._asdict() for note in noted], "portrait": asdict(painter.portrait())}
+        write_json(_notes(table), {"skipped": skipped, "reasons": reasons, **notes})
 
 
 def _tidy(folder: Path) -> None:

@@ -20,6 +20,24 @@ def text_of(cells: dict[str, Any], column: str, role: str) -> str:
     return _checked_text(_cell(cells, column, label), label)
 
 
+def id_of(cells: dict[str, Any], column: str) -> str:
+    """The id of a cell, a text or a whole number."""
+    label = _label("id", column)
+    value = _cell(cells, column, label)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _checked_text(value, label)
+
+
+def texts_of(cells: dict[str, Any], column: str, role: str) -> list[str]:
+    """The texts of a cell that holds a text or a list of texts, at least one."""
+    label = _label(role, column)
+    value = _cell(cells, column, label)
+    if value == []:
+        raise BadRow(f"has an empty list as {label}")
+    return [_checked_text(text, label) for text in (value if isinstance(value, list) else [value])]
+
+
 def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     """The hard negatives of a row. A cell holds a text or a list of texts, and may be empty behind the first column."""
     texts: list[str] = []
@@ -28,11 +46,7 @@ def negatives_of(cells: dict[str, Any], columns: Sequence[str]) -> tuple[str, ..
         blank = value is None or value == [] or (isinstance(value, str) and not value.strip())
         if blank and column != columns[0]:
             continue
-        label = _label("negative", column)
-        if value == []:
-            raise BadRow(f"has an empty list as {label}")
-        value = _cell(cells, column, label)
-        texts += [_checked_text(text, label) for text in (value if isinstance(value, list) else [value])]
+        texts += texts_of(cells, column, "negative")
     return tuple(texts)
 
 

@@ -13,13 +13,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cft.data import formats
-from cft.data.cells import BadRow, negatives_of, number_of, text_of
-from cft.data.formats import Source, printable
+from cft.data.cells import BadRow, id_of, negatives_of, number_of, text_of, texts_of
+from cft.data.formats import Note, Source, log_note
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
-from cft.system.text import did_you_mean
+from cft.system.files import LFS_POINTER, is_lfs_pointer
+from cft.system.text import did_you_mean, printable
 
 _MAX_REASONS = 3
+
+# The keys of FlagEmbedding's files: a query, a list of positives and a list of negatives.
+_FLAG_ANCHOR, _FLAG_POSITIVES, _FLAG_NEGATIVES = "query", "pos", "neg"
+
+# What to say where rows have no negatives.
+PAIRS_ADVICE = "pairs without negatives: data.negative_columns='[]' loss=in_batch"
+
+# The columns of scored pairs, as the STS sets have them.
+PAIR_COLUMNS = ("sentence1", "sentence2", "score")
 
 _Record = TypeVar("_Record")
 _Convert = Callable[[dict[str, Any]], _Record]
@@ -40,78 +50,101 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class TripletColumns:
+    """Where a file has its triplets, and how it is read.
+
+    A file that has none of these columns, but FlagEmbedding's `query` and `pos`, is read by those and `neg`.
+    """
+
+    anchor: str
+    # a cell holds a text, or a list of texts: then the row gives a triplet for each of them, or for one
+    positive: str
+    # hard negatives, perhaps none; a cell holds a text or a list of texts, and may be empty behind the first column
+    negatives: Sequence[str]
+    on_bad_row: BadRows = BadRows.RAISE  # stop at a bad row, or leave it out
+    draw: bool = False  # of several positives take one, always the same for one anchor
+    delimiter: str | None = None  # of CSV and TSV; None finds it out
+
+
 def stream_triplets(
-    path: str | Path,
-    *,
-    anchor: str,
-    positive: str,
-    negatives: Sequence[str],
-    on_bad_row: BadRows = BadRows.RAISE,
+    path: str | Path, columns: TripletColumns, *, note: Callable[[Note], None] = log_note
 ) -> Iterator[Triplet | Skipped]:
     """Read training triplets, texts verbatim, one after the other, with the rows that were left out.
 
     Args:
         path: the file.
-        anchor, positive: their columns.
-        negatives: columns of hard negatives, perhaps none. A cell may hold a list of texts (JSONL, Parquet), and may
-            be empty behind the first of the columns.
-        on_bad_row: stop at a bad row, or leave it out.
+        columns: what to read of it.
+        note: takes what is worth saying about how the file is read.
 
     Raises:
         UserError: naming the file, row, column and remedy.
     """
+    anchor, positive, negatives = columns.anchor, columns.positive, columns.negatives
+    flag_negatives = [_FLAG_NEGATIVES] if negatives else []
     source = Source(
         Path(path),
         "data.train",
         dict.fromkeys(negatives, "data.negative_columns")
         | {positive: "data.positive_column", anchor: "data.anchor_column"},
         column_advice="Set data.anchor_column, data.positive_column and data.negative_columns to columns of the file "
-        "(pairs without negatives: data.negative_columns='[]' loss=in_batch)",
+        f"({PAIRS_ADVICE})",
         row_advice="mend or drop it, or set data.on_bad_row=skip",
+        instead=(_FLAG_ANCHOR, _FLAG_POSITIVES),
+        optional=tuple(flag_negatives),
+        delimiter=columns.delimiter,
+        note=note,
     )
 
-    def triplet(cells: dict[str, Any]) -> Triplet:
-        return Triplet(
-            text_of(cells, anchor, "anchor"), text_of(cells, positive, "positive"), negatives_of(cells, negatives)
-        )
+    def triplets(cells: dict[str, Any]) -> list[Triplet]:
+        named = (anchor, positive, negatives)
+        if not any(name in cells for name in source.columns) and _FLAG_ANCHOR in cells and _FLAG_POSITIVES in cells:
+            named = (_FLAG_ANCHOR, _FLAG_POSITIVES, flag_negatives)
+        text, others = text_of(cells, named[0], "anchor"), negatives_of(cells, named[2])
+        positives = texts_of(cells, named[1], "positive")
+        if columns.draw:
+            # By the text alone: neither other rows nor their order change what is drawn.
+            positives = [positives[zlib.crc32(text.encode()) % len(positives)]]
+        return [Triplet(text, each, others) for each in positives]
 
-    return stream_rows(source, triplet, on_bad_row)
+    for row in stream_rows(source, triplets, columns.on_bad_row):
+        yield from [row] if isinstance(row, Skipped) else row
 
 
 def read_scored_pairs(
     path: str | Path,
     *,
-    sentence1: str = "sentence1",
-    sentence2: str = "sentence2",
-    score: str = "score",
+    columns: Sequence[str] = PAIR_COLUMNS,
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
+    columns_key: str = "eval.columns",
 ) -> tuple[list[ScoredPair], list[Skipped]]:
     """Read pairs of sentences, texts verbatim, with scores on any scale; returned with the rows that were left out.
 
     Args:
         path: the file.
-        sentence1, sentence2, score: the columns; a score is a finite number.
+        columns: of the two sentences and of the score, a finite number.
         on_bad_row: stop at a bad row, or leave it out.
-        key: the config key that named the file, for messages.
+        key, columns_key: the config keys that named the file and its columns, for messages.
 
     Raises:
         UserError: naming the file, row, column and remedy.
     """
+    sentence1, sentence2, score = columns
     source = Source(
         Path(path),
         key,
-        dict.fromkeys((sentence1, sentence2, score), ""),
-        column_advice=f"Scored pairs need the columns {sentence1!r}, {sentence2!r} and {score!r}",
+        dict.fromkeys(columns, columns_key),
+        column_advice=f"Scored pairs need two columns of sentences and one of scores: set {columns_key} to their names",
         # No setting skips rows of an evaluation: scores on different rows cannot be compared.
         row_advice="mend or drop it",
     )
 
     def pair(cells: dict[str, Any]) -> ScoredPair:
         return ScoredPair(
-            text_of(cells, sentence1, "sentence1"),
-            text_of(cells, sentence2, "sentence2"),
-            number_of(cells, score, "score"),
+            text_of(cells, sentence1, PAIR_COLUMNS[0]),
+            text_of(cells, sentence2, PAIR_COLUMNS[1]),
+            number_of(cells, score, PAIR_COLUMNS[2]),
         )
 
     rows = list(stream_rows(source, pair, on_bad_row))
@@ -140,6 +173,29 @@ def stream_texts(
         plain=True,
     )
     return stream_rows(source, lambda cells: text_of(cells, column, "text"), on_bad_row)
+
+
+def stream_texts_with_ids(
+    path: str | Path, *, column: str, id_column: str, on_bad_row: BadRows = BadRows.RAISE
+) -> Iterator[tuple[str, str] | Skipped]:
+    """Read texts, verbatim, one after the other, each with its id, with the rows that were left out.
+
+    Args:
+        path: the file, of rows.
+        column: that holds the texts. id_column: that holds their ids, texts or whole numbers.
+        on_bad_row: stop at a bad row, or leave it out.
+
+    Raises:
+        UserError: naming the file, row, column and remedy.
+    """
+    source = Source(
+        Path(path),
+        "",
+        {column: "column", id_column: "id_column"},
+        column_advice="Set column= and id_column= to columns of the file",
+        row_advice="mend or drop it, or set on_bad_row=skip",
+    )
+    return stream_rows(source, lambda cells: (text_of(cells, column, "text"), id_of(cells, id_column)), on_bad_row)
 
 
 def stream_rows(source: Source, convert: _Convert[_Record], on_bad_row: BadRows) -> Iterator[_Record | Skipped]:
@@ -195,3 +251,5 @@ def _check_path(source: Source) -> None:
         raise source.error("is a pipe or a device, not a regular file; write what it gives to a file first")
     if path.stat().st_size == 0:
         raise source.error("is empty")
+    if is_lfs_pointer(path):
+        raise source.error(LFS_POINTER)

@@ -1,30 +1,45 @@
-"""Files to numbered rows of cells: CSV, TSV and JSONL (each also gzipped), Parquet, and plain lines of text."""
+"""Files to numbered rows of cells: CSV, TSV, JSONL and JSON (each also gzipped), Parquet, and plain lines of text."""
 
-import csv
 import gzip
+import itertools
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cft.data import delimited
 from cft.data.cells import BadRow
+from cft.data.delimited import BrokenQuoting, Dialect
 from cft.system.errors import UserError, first_line
-from cft.system.text import described, did_you_mean, shorten
+from cft.system.overrides import override
+from cft.system.text import described, did_you_mean, printable, shorten
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+ENDINGS = (*_TEXT_ENDINGS, *(f"{ending}.gz" for ending in _TEXT_ENDINGS), ".parquet")
 _PLAIN_ENDINGS = (".txt", ".txt.gz")
-
-# The csv module's own limit is 131,072 characters; this is the largest that every platform takes.
-_MAX_CELL = 2**31 - 1
 
 # A message is read at a glance, whatever the file holds.
 _MAX_NAMES = 20
 _NAME_LENGTH = 40
 _NAMES_LENGTH = 160
 _CAUSE_LENGTH = 160
+_MAX_JOINED = 3
+
+_LIST_BEGINS = re.compile(r"\s*\[\s*($|\{)")
+_BLANKS = re.compile(r"[ \t\r\n]*")  # as JSON has them
+_LINE_ENDS = re.compile(r"\r\n?|\n")
+
+log = logging.getLogger(__name__)
+
+
+def log_note(note: "Note") -> None:
+    """Say it now."""
+    log.log(logging.WARNING if note.warning else logging.INFO, "%s", note.text)
+
 
 # How files begin that are not text in UTF-8; the last byte of the marks of Parquet and zip is a control character.
 _FOREIGN = {
@@ -38,6 +53,13 @@ _GZIP = b"\x1f\x8b"
 
 _Cells = dict[str, Any] | BadRow  # a row's cells by column, or why there are none
 _Lines = Iterator[tuple[int, _Cells]]  # with the line that a row starts on
+
+
+class Note(NamedTuple):
+    """How a file was read, where that is not plain from its name."""
+
+    text: str
+    warning: bool = False
 
 
 class RawRow(NamedTuple):
@@ -59,6 +81,10 @@ class Source:
     row_advice: str  # what to do about a bad row
     plain: bool = False  # whether plain text is read too, each line as a cell of the only column
     optional: tuple[str, ...] = ()  # columns that are read where a file has them
+    # columns that are read instead where a file has none of `columns`
+    instead: tuple[str, ...] = ()
+    delimiter: str | None = None  # of CSV and TSV; None finds it out
+    note: Callable[[Note], None] = field(default=log_note)  # takes what is worth saying about how the file is read
 
     @property
     def ending(self) -> str:
@@ -77,7 +103,9 @@ class Source:
     def error(self, problem: str) -> UserError:
         """An error about the file as a whole."""
         path = printable(str(self.path))
-        return UserError(f"{self.key}={path}: {problem}" if self.key else f"{path}: {problem}")
+        if self.key:  # a name that cannot be printed cannot be pasted either
+            path = override(self.key, path) if path == str(self.path) else "=".join((self.key, path))
+        return UserError(f"{path}: {problem}")
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
@@ -95,9 +123,9 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         if ending == ".txt":
             rows = _plain_rows(source)
         elif ending in (".csv", ".tsv"):
-            rows = _delimited_rows(source, "," if ending == ".csv" else "\t")
+            rows = _delimited_rows(source)
         else:
-            rows = _json_rows(source)
+            rows = _json_list_rows(source) if ending == ".json" else _json_rows(source)
     for number, (line, cells) in enumerate(rows, start=1):
         yield RawRow(number, line, cells)
 
@@ -141,28 +169,65 @@ def _plain_rows(source: Source) -> _Lines:
         yield number, {column: line.rstrip("\r\n")}
 
 
-def _delimited_rows(source: Source, delimiter: str) -> _Lines:
-    csv.field_size_limit(_MAX_CELL)
-    reader = csv.reader(_lines(source), delimiter=delimiter, strict=True)
-    start = 1
+def _delimited_rows(source: Source) -> _Lines:
+    dialect = _dialect(source)
+    rows = delimited.records(_lines(source), dialect)
+    joined = 0
     try:
-        header = next(filter(None, reader), None)  # a blank line is no row
-        if header is None:
+        columns = next((record.cells for record in rows if record.cells), None)  # a blank line is no row
+        if columns is None:
             raise source.error("is empty")
-        _check_columns(source, header)
-        start = reader.line_num + 1
-        for cells in reader:
-            if len(cells) == len(header):
-                yield start, dict(zip(header, cells, strict=True))
-            elif cells:
-                amount = "many" if len(cells) > len(header) else "few"
-                yield start, BadRow(f"has too {amount} cells: {len(cells)} where the header has {len(header)}")
-            start = reader.line_num + 1
-    except csv.Error as error:
+        _check_columns(source, columns)
+        for record in rows:
+            joined += record.joins_rows
+            if record.joins_rows and joined <= _MAX_JOINED:
+                source.note(_joined_note(source, record))
+            if len(record.cells) == len(columns):
+                yield record.line, dict(zip(columns, record.cells, strict=True))
+            elif record.cells:
+                amount = "many" if len(record.cells) > len(columns) else "few"
+                cells = f"{len(record.cells)} where the header has {len(columns)}"
+                yield record.line, BadRow(f"has too {amount} cells: {cells}")
+    except BrokenQuoting as error:
         raise source.error(
-            f"the row that starts on line {start} has broken quoting ({printable(str(error))}); "
+            f"the row that starts on line {error.line} has broken quoting ({printable(str(error))}); "
             'put a text that begins with " in quotes and double the quotes within'
         ) from error
+    if joined > _MAX_JOINED:
+        source.note(Note(f"{printable(source.path.name)}: {joined - _MAX_JOINED} more rows of that kind", warning=True))
+
+
+def _joined_note(source: Source, record: delimited.Record) -> Note:
+    return Note(
+        f"{printable(source.path.name)}: the row on lines {record.line} to {record.line + record.lines - 1} has a text "
+        f"in quotes that goes over {record.lines} lines, each of which would be a row of its own: if a quotation mark "
+        "is unpaired there, rows were joined",
+        warning=True,
+    )
+
+
+def _dialect(source: Source) -> Dialect:
+    """How a delimited file is written; what is not plain from its name is noted."""
+    usual = "\t" if source.ending.startswith(".tsv") else ","
+    after, named = delimited.separator_line(_lines(source))
+    delimiter = source.delimiter or named
+    if delimiter is None:
+
+        def header_by(delimiter: str) -> list[str]:
+            return delimited.header(itertools.islice(_lines(source), after, None), delimiter)
+
+        delimiter = delimited.choose_delimiter(usual, header_by, lambda columns: _needed(source, columns) is not None)
+    name = printable(source.path.name)
+    if delimiter != usual:
+        how = "data.delimiter" if source.delimiter else "its first line" if named else "its header"
+        source.note(Note(f"{name}: columns are separated by {delimited.name_of(delimiter)}, as {how} says"))
+    dialect = Dialect(delimiter, after=after)
+    if delimiter == "\t" and delimited.quotes_are_literal(lambda: _lines(source), dialect):
+        source.note(
+            Note(f"{name}: quotation marks are read as parts of the texts, because they do not pair as quoting")
+        )
+        return replace(dialect, literal=True)
+    return dialect
 
 
 def _json_rows(source: Source) -> _Lines:
@@ -170,9 +235,11 @@ def _json_rows(source: Source) -> _Lines:
     for line, text in enumerate(_lines(source), start=1):
         if not text.strip():
             continue
+        if not checked and _LIST_BEGINS.match(text):
+            raise source.error("holds one JSON list; let its name end in .json")
         cells = _json_object(text)
         if not checked and isinstance(cells, dict):
-            _check_keys(source, cells)
+            _check_keys(source, cells, lambda: map(_json_object, _lines(source)))
             checked = True
         yield line, cells
 
@@ -184,13 +251,68 @@ def _json_object(text: str) -> _Cells:
         return BadRow(f"is not valid JSON ({error.msg} at character {error.pos + 1}); a line holds one object")
     except (RecursionError, ValueError):
         return BadRow("is not JSON that can be read (too many nested brackets, or a number of thousands of digits)")
+    return _object(value)
+
+
+def _object(value: Any) -> _Cells:
     return value if isinstance(value, dict) else BadRow(f"is not a JSON object but {described(value)}")
 
 
-def _check_keys(source: Source, first: dict[str, Any]) -> None:
+def _json_list_rows(source: Source) -> _Lines:
+    """The objects of one JSON list; a file of one object a line, which many call .json too, is read as such."""
+    begin = next((line.lstrip() for line in _lines(source) if line.strip()), "")
+    if not begin.startswith("["):
+        yield from _json_rows(source)
+        return
+    checked = False
+    for line, value in _list_entries(source):
+        cells = _object(value)
+        if not checked and isinstance(cells, dict):
+            _check_keys(source, cells, lambda: (_object(value) for _, value in _list_entries(source)))
+            checked = True
+        yield line, cells
+
+
+def _list_entries(source: Source) -> Iterator[tuple[int, Any]]:
+    """The entries of a JSON list one by one, each with the line that it starts on; the text is held whole."""
+    text, decoder = "".join(_lines(source)), json.JSONDecoder()
+    place, line, counted = text.index("[") + 1, 1, 0
+
+    def skip_blanks(place: int) -> int:
+        return _BLANKS.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+
+    def broken(problem: str, place: int) -> UserError:
+        return source.error(f"is not a JSON list that can be read ({problem} on line {_line_of(text, place)})")
+
+    place = skip_blanks(place)
+    closed = text.startswith("]", place)
+    while not closed:
+        line, counted = line + len(_LINE_ENDS.findall(text, counted, place)), place
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise broken(error.msg, error.pos) from error
+        except (RecursionError, ValueError) as error:
+            raise broken("too many nested brackets, or a number of thousands of digits,", place) from error
+        yield line, value
+        place = skip_blanks(place)
+        closed = text.startswith("]", place)
+        if not closed:
+            if not text.startswith(",", place):
+                raise broken("Expecting ',' delimiter", place)
+            place = skip_blanks(place + 1)
+    if skip_blanks(place + 1) < len(text):
+        raise broken("more behind the list", skip_blanks(place + 1))
+
+
+def _line_of(text: str, place: int) -> int:
+    return 1 + len(_LINE_ENDS.findall(text, 0, place))
+
+
+def _check_keys(source: Source, first: dict[str, Any], every: Callable[[], Iterator[_Cells]]) -> None:
     """Refuse a file of which no object has a needed key; where some have it, rows are judged one by one."""
-    if not source.columns.keys() <= first.keys():
-        objects = (cells for cells in map(_json_object, _lines(source)) if isinstance(cells, dict))
+    if _needed(source, list(first)) is None:
+        objects = (cells for cells in every() if isinstance(cells, dict))
         _check_columns(source, list(dict.fromkeys(key for cells in objects for key in cells)))
 
 
@@ -203,9 +325,9 @@ def _parquet_rows(source: Source) -> Iterator[_Cells]:
     with source.path.open("rb") as stream:
         try:
             table = parquet.ParquetFile(stream)
-            _check_columns(source, table.schema_arrow.names)
-            wanted = [*source.columns, *(name for name in source.optional if name in table.schema_arrow.names)]
-            for batch in table.iter_batches(columns=wanted):
+            needed = _check_columns(source, table.schema_arrow.names)
+            wanted = [*needed, *(name for name in source.optional if name in table.schema_arrow.names)]
+            for batch in table.iter_batches(columns=list(dict.fromkeys(wanted))):
                 for cells in zip(*batch.columns, strict=True):
                     number += 1
                     yield _from_arrow(dict(zip(batch.schema.names, cells, strict=True)), arrow.ArrowException)
@@ -231,27 +353,35 @@ def _from_arrow(row: dict[str, Any], arrow_error: type[Exception]) -> _Cells:
     return cells
 
 
-def _check_columns(source: Source, columns: list[str]) -> None:
+def _needed(source: Source, columns: list[str]) -> list[str] | None:
+    """Those of a file's columns that are to be read; None if some are missing."""
+    if source.columns.keys() <= set(columns):
+        return list(source.columns)
+    known = source.instead and set(source.instead) <= set(columns) and not source.columns.keys() & set(columns)
+    return list(source.instead) if known else None
+
+
+def _check_columns(source: Source, columns: list[str]) -> list[str]:
+    """Those of a file's columns that are to be read.
+
+    Raises:
+        UserError: if one is missing, or two have one name.
+    """
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise source.error(f"has the column {_named(twice[0])} more than once; rename one")
+    needed = _needed(source, columns)
+    if needed is not None:
+        return needed
     folded = {column.strip().casefold(): _named(column) for column in reversed(columns)}
-    for name, key in source.columns.items():
-        if name not in columns:
-            named = f" ({key} names it)" if key else ""
-            listed = shorten(", ".join(map(_named, columns[:_MAX_NAMES])), _NAMES_LENGTH) or "none"
-            more = f" and {len(columns) - _MAX_NAMES} more" if len(columns) > _MAX_NAMES else ""
-            guess = did_you_mean(name.strip().casefold(), folded, sentence=True, show=folded.__getitem__)
-            raise source.error(
-                f"has no column {name!r}{named}; its columns are {listed}{more}.{guess} {source.column_advice}."
-            )
+    name, key = next((name, key) for name, key in source.columns.items() if name not in columns)
+    named = f" ({key} names it)" if key else ""
+    listed = shorten(", ".join(map(_named, columns[:_MAX_NAMES])), _NAMES_LENGTH) or "none"
+    more = f" and {len(columns) - _MAX_NAMES} more" if len(columns) > _MAX_NAMES else ""
+    guess = did_you_mean(name.strip().casefold(), folded, sentence=True, show=folded.__getitem__)
+    raise source.error(f"has no column {name!r}{named}; its columns are {listed}{more}.{guess} {source.column_advice}.")
 
 
 def _named(column: str) -> str:
     """A column's name in quotes, shortened: without a header it is a text of the first row."""
     return shorten(repr(column[: _NAME_LENGTH * 2]), _NAME_LENGTH)
-
-
-def printable(text: str) -> str:
-    """A text that can neither upset a terminal nor break a line: other characters as Python writes them."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

@@ -33,6 +33,11 @@ class ScoredPair(NamedTuple):
     score: float
 
 
+def noun_of(rows: Iterable[Triplet]) -> str:
+    """What training rows are called: triplets, or pairs if none of them has a hard negative."""
+    return "triplets" if any(row.negatives for row in rows) else "pairs"
+
+
 def in_blocks(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
     """Rows in lists of `size`; the last one may be shorter, none is empty."""
     remaining = iter(rows)

@@ -1,6 +1,7 @@
 """The nine English STS test sets of the paper, from the hub at pinned revisions or from a folder."""
 
 import contextlib
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,9 +9,14 @@ from cft.config.schema import EvalSettings, EvalSource
 from cft.data import scenes
 from cft.data.files import read_scored_pairs
 from cft.data.formats import ENDINGS
+from cft.data.portrait import warnings_of_pairs
 from cft.data.records import ScoredPair, require_rankable
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
+from cft.system.overrides import override
+from cft.system.text import printable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
     if settings.folder is not None:
         folder = Path(settings.folder).expanduser()
-        return {name: _read_set(name, folder, settings.rows) for name in settings.sets}
+        return {name: _read_set(name, folder, settings) for name in settings.sets}
     unknown = [name for name in settings.sets if name not in NINE_SETS]
     if unknown:
         raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
@@ -70,29 +76,33 @@ def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
     return [pairs[index * len(pairs) // rows] for index in range(rows)]
 
 
-def _read_set(name: str, folder: Path, rows: int | None) -> list[ScoredPair]:
+def _read_set(name: str, folder: Path, settings: EvalSettings) -> list[ScoredPair]:
     """A set from its file, refused before a model is loaded if no embedder could be scored on it."""
     path = _find_file(name, folder)
-    pairs = read_scored_pairs(path)[0]
-    thinned = thin_out(pairs, rows)
-    note = "" if len(thinned) == len(pairs) else f", thinned out by eval.rows={rows}"
-    require_rankable([pair.score for pair in thinned], f"{name} (eval.folder={path}{note})")
+    pairs = read_scored_pairs(path, columns=settings.columns)[0]
+    for warning in warnings_of_pairs(pairs):
+        log.warning("%s: %s", printable(path.name), warning)
+    thinned = thin_out(pairs, settings.rows)
+    note = "" if len(thinned) == len(pairs) else f", thinned out by eval.rows={settings.rows}"
+    require_rankable([pair.score for pair in thinned], f"{name} ({override('eval.folder', path)}{note})")
     return thinned
 
 
 def _find_file(name: str, folder: Path) -> Path:
     try:
         if not folder.is_dir():
-            raise UserError(f"eval.folder={folder}: no such folder")
+            raise UserError(f"{override('eval.folder', folder)}: no such folder")
         for ending in ENDINGS:
             path = folder / f"{name}{ending}"
             if path.exists() or path.is_symlink():  # reading reports a broken link
                 return path
     except OSError as error:
-        raise UserError(f"eval.folder={folder}: {name} cannot be read ({error.strerror or error})") from error
+        raise UserError(
+            f"{override('eval.folder', folder)}: {name} cannot be read ({error.strerror or error})"
+        ) from error
     raise UserError(
-        f"eval.folder={folder} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet with columns "
-        "sentence1, sentence2, score); leave it out of eval.sets, or add it"
+        f"{override('eval.folder', folder)} holds no file for {name} ({name}.jsonl.gz, .jsonl, .csv, .tsv or .parquet "
+        "with the columns of eval.columns); leave it out of eval.sets, or add it"
     )
 
 

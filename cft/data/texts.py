@@ -5,11 +5,19 @@ rows of a file are.
 """
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from cft.system.errors import UserError
 from cft.system.text import described
+
+_NO_LETTERS = re.compile(r"[\W_]+")
+
+
+def normalized(text: str) -> str:
+    """By which near-duplicates are equal: without case, blanks and punctuation, unless there is nothing else."""
+    return _NO_LETTERS.sub("", text.casefold()) or text
 
 
 def checked_texts(given: Any, name: str = "texts") -> list[str]:

@@ -1,8 +1,9 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
+import glob
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,22 @@ import numpy as np
 from cft.config.schema import DataSettings, DataSource
 from cft.data import scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
-from cft.data.files import BadRows, read_scored_pairs, stream_triplets
+from cft.data.delimited import sign_of
+from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
+from cft.data.formats import log_note
+from cft.data.holdout import hold_out
+from cft.data.portrait import Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
+from cft.system.overrides import override
+from cft.system.text import printable
 
 log = logging.getLogger(__name__)
 
 NLI_REPOSITORY = "princeton-nlp/datasets-for-simcse"
 NLI_FILE = "nli_for_simcse.csv"
-
-# A small file keeps at least nine tenths of its rows for training.
-_LARGEST_HOLDOUT_SHARE = 10
 
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
@@ -37,6 +41,7 @@ class TrainingData:
     dev: list[ScoredPair]  # development pairs, perhaps none
     content: str  # digest of all three
     skipped: int  # how many bad rows were left out
+    portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file; none of scenes
 
 
 def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
@@ -49,33 +54,65 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     Raises:
         UserError: naming the file and row, or the hub file that is neither on this machine nor to be had.
     """
-    skipped = 0
+    corpora: dict[str, Corpus] = {}
     if settings.source is DataSource.scenes:
         rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     else:
-        corpus = _open_triplets(settings)
-        skipped = corpus.skipped
-        rows, holdout = _hold_out(corpus.rows[: settings.rows], settings.holdout, seed)
+        paths = [_hub_file(settings)] if settings.source is DataSource.hub else _named_files(settings.files)
+        corpora = {str(path): _open_triplets(path, settings) for path in paths}
+        known = Rows.joined([corpus.rows for corpus in corpora.values()])[: settings.rows]
+        numbers, holdout = hold_out(known, settings.holdout, seed)
+        rows = known.select(numbers)
         dev = _read_dev(settings)
-    return TrainingData(rows, holdout, dev, content=content_digest(rows, holdout, dev), skipped=skipped)
-
-
-def _open_triplets(settings: DataSettings) -> Corpus:
-    path = _hub_file(settings) if settings.source is DataSource.hub else Path(str(settings.train)).expanduser()
-    anchor, positive, negatives = settings.anchor_column, settings.positive_column, list(settings.negative_columns)
-    bad = BadRows(settings.on_bad_row)
-    corpus = open_corpus(
-        path,
-        # the file's name is in messages, and its ending says how it is read
-        [path.name, anchor, positive, negatives, bad],
-        lambda: stream_triplets(path, anchor=anchor, positive=positive, negatives=negatives, on_bad_row=bad),
+    return TrainingData(
+        rows,
+        holdout,
+        dev,
+        content=content_digest(rows, holdout, dev),
+        skipped=sum(corpus.skipped for corpus in corpora.values()),
+        portraits={path: corpus.portrait for path, corpus in corpora.items()},
     )
+
+
+def _named_files(names: Sequence[str]) -> list[Path]:
+    """The files of paths and patterns in their order, those of a pattern by name, each of them once."""
+    paths: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.exists() or not glob.has_magic(str(path)):
+            paths.append(path)
+            continue
+        found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
+        paths += [each for each in found if each.is_file()]
+        if not any(each.is_file() for each in found):
+            raise UserError(f"{override('data.train', name)}: no file fits this pattern")
+    return list(dict.fromkeys(paths))
+
+
+def _open_triplets(path: Path, settings: DataSettings) -> Corpus:
+    columns = TripletColumns(
+        settings.anchor_column,
+        settings.positive_column,
+        list(settings.negative_columns),
+        BadRows(settings.on_bad_row),
+        draw=settings.positives == "draw",
+        delimiter=sign_of(settings.delimiter),
+    )
+    # the file's name is in messages, and its ending says how it is read
+    corpus = open_corpus(path, [path.name, columns], lambda note: stream_triplets(path, columns, note=note))
+    for note in corpus.notes:
+        log_note(note)
     for row in corpus.reasons:
         log.warning("skipped %s: %s", row.where, row.reason)
     if corpus.skipped > len(corpus.reasons):
         log.warning("skipped %d more bad rows", corpus.skipped - len(corpus.reasons))
+    name = printable(path.name)
+    corpus.portrait.require_sound(override("data.train", path))
+    log.info("%s: %s", name, next(corpus.portrait.lines()))
+    for warning in corpus.portrait.warnings():
+        log.warning("%s: %s", name, warning)
     return corpus
 
 
@@ -96,20 +133,17 @@ def _hub_file(settings: DataSettings) -> Path:
     return Path(path)
 
 
-def _hold_out(rows: Rows, count: int, seed: int) -> tuple[Rows, list[Triplet]]:
-    """Set aside `count` random rows, or a tenth of all if that is fewer; the others keep their order."""
-    count = min(count, len(rows) // _LARGEST_HOLDOUT_SHARE)
-    held = np.sort(np.random.default_rng([seed, 1]).permutation(len(rows))[:count])
-    return rows.select(np.delete(np.arange(len(rows)), held)), list(rows.select(held))
-
-
 def _read_dev(settings: DataSettings) -> list[ScoredPair]:
     if settings.dev is None:
         return []
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
-    pairs = read_scored_pairs(Path(settings.dev).expanduser(), key="data.dev")[0]
-    require_rankable([pair.score for pair in pairs], f"data.dev={settings.dev}")
+    pairs = read_scored_pairs(
+        Path(settings.dev).expanduser(), columns=settings.dev_columns, key="data.dev", columns_key="data.dev_columns"
+    )[0]
+    require_rankable([pair.score for pair in pairs], override("data.dev", settings.dev))
+    for warning in warnings_of_pairs(pairs):
+        log.warning("%s: %s", override("data.dev", settings.dev), warning)
     return pairs
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from cft.config.command_line import check_options
 from cft.data.files import BadRows
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.errors import UserError
-from cft.system.text import did_you_mean
+from cft.system.text import described, did_you_mean
 
 if TYPE_CHECKING:
     from cft.model.embedder import Embedder
@@ -25,6 +26,10 @@ class EmbedderOptions:
     run: Annotated[str, "the embedder: a run's folder, or the end of its name under outputs/"]
     prompt: Annotated[str, "words around every text, as in 'query: {text}'; none takes those of its training"] = ""
 
+    def __post_init__(self) -> None:
+        """Refuse what Python code gives that no command line could."""
+        check_options(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextFileOptions(EmbedderOptions):
@@ -35,13 +40,15 @@ class TextFileOptions(EmbedderOptions):
     device: Annotated[Device, "where it runs"] = "auto"
 
 
-def find_embedder(name: str, outputs: Path = Path("outputs")) -> Path:
+def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     """A finished embedder's folder, by its path, its name or the end of its name.
 
     Raises:
         UserError: if there is none, or several, naming those that are there.
     """
-    path = Path(name).expanduser()
+    if not isinstance(name, (str, Path)) or "\0" in str(name):
+        raise UserError(f"run={described(name)}: must be a folder, or the end of a run's name")
+    path, name = Path(name).expanduser(), str(name)
     if (path / CONTRACT).exists():
         return path
     final, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
@@ -62,7 +69,7 @@ def _newest_first(contracts: Iterable[Path]) -> list[Path]:
     return sorted((path.parent for path in contracts), key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def load_embedder(run: str, *, prompt: str = "", device: Device = "auto") -> "Embedder":
+def load_embedder(run: str | Path, *, prompt: str = "", device: Device = "auto") -> "Embedder":
     """Load a finished embedder.
 
     Args:

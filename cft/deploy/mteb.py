@@ -19,6 +19,22 @@ from cft.system.hub import last_part
 from cft.system.text import described
 
 
+def _as_rows(vectors: Any) -> torch.Tensor:
+    """Vectors (n, D), or one (D,) as it is."""
+    try:
+        rows = torch.as_tensor(vectors)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"vectors must be numbers (n, D), as encode gives them, not {described(vectors)}") from error
+    if rows.ndim not in (1, 2):
+        raise UserError(f"vectors must be (n, D), as encode gives them, not {tuple(rows.shape)}")
+    return rows
+
+
+def _require_alike(first: torch.Tensor, second: torch.Tensor, alike: bool) -> None:
+    if not alike:
+        raise UserError(f"vectors {tuple(first.shape)} and {tuple(second.shape)} do not go together")
+
+
 class MtebEncoder:
     """MTEB's encoder interface around an embedder.
 
@@ -58,11 +74,15 @@ class MtebEncoder:
 
     def similarity(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n, m) of unit vectors (n, D) and (m, D)."""
-        return torch.as_tensor(left) @ torch.as_tensor(right).T
+        first, second = _as_rows(left), _as_rows(right)
+        _require_alike(first, second, first.shape[-1] == second.shape[-1])
+        return first @ second.T
 
     def similarity_pairwise(self, left: Any, right: Any) -> torch.Tensor:
         """Cosines (n,) of unit vectors (n, D) and (n, D)."""
-        return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=-1)
+        first, second = _as_rows(left), _as_rows(right)
+        _require_alike(first, second, first.shape == second.shape)
+        return (first * second).sum(dim=-1)
 
     @property
     def mteb_model_meta(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cft.config.command_line import Rules
 from cft.data.files import Skipped, stream_texts
+from cft.data.texts import problem_of
 from cft.deploy.load import TextFileOptions, load_embedder
 from cft.system.errors import UserError
 from cft.system.tables import Row
@@ -34,8 +35,9 @@ def nearest(options: SimilarOptions) -> list[Row]:
     Raises:
         UserError: if the query is empty, a text cannot be read, or the embedder cannot be had.
     """
-    if not options.query.strip():
-        raise UserError("the query is empty")
+    problem = problem_of(options.query)
+    if problem:
+        raise UserError(f"the query {problem}")
     rows = stream_texts(options.corpus, column=options.column, on_bad_row=options.on_bad_row)
     first_row: dict[str, int] = {}  # of each distinct text
     for number, row in enumerate(rows, start=1):

@@ -12,6 +12,7 @@ from cft.config.schema import Attention, Pooling
 from cft.data.records import ScoredPair
 from cft.evaluation.scores import ROUNDING, spearman
 from cft.model.embedder import Embedder, in_mode, pool
+from cft.system.errors import UserError
 
 # Tokens of one batch; the states of all its layers are in memory at once.
 _TOKEN_BUDGET = 4096
@@ -31,7 +32,18 @@ class LayerScores:
 
     @property
     def best(self) -> tuple[int, str, float]:
-        """Layer, pooling and mean score of the best cell."""
+        """Layer, pooling and mean score of the best cell.
+
+        Raises:
+            UserError: naming the sets, if no layer and pooling has a score on all of them.
+        """
+        if np.isnan(self.mean).all():
+            unscored = [name for name, cells in self.scores.items() if np.isnan(cells).all()] or list(self.scores)
+            raise UserError(
+                f"no layer with any pooling orders the pairs of {', '.join(unscored)}: the cosines of each are equal "
+                "up to rounding, or not finite. See whether the model's weights were loaded (python -m cft.doctor), "
+                "whether prompt.template leaves room for the text, and whether the pairs differ in their first tokens"
+            )
         row, column = np.unravel_index(np.nanargmax(self.mean), self.mean.shape)
         return int(row) + 1, self.poolings[column], float(self.mean[row, column])
 

@@ -6,7 +6,6 @@ Intervals and verdicts can then be computed from a folder of results alone, with
 folder holds no sentences.
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cft.data.records import ScoredPair
+from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
 from cft.system.files import read_arrays, write_arrays
@@ -31,11 +31,6 @@ class Pairs:
     scores: Arrays  # human scores
     identity: Arrays  # equal numbers for equal pairs, within a set and across sets
     seen: Arrays | None  # how many of a pair's sentences are in the training data; None without training
-
-
-def normalized(text: str) -> str:
-    """A text without case, blanks and punctuation."""
-    return re.sub(r"[\W_]+", "", text.casefold())
 
 
 def _key(pair: ScoredPair) -> tuple[str, ...]:

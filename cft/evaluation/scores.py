@@ -17,12 +17,16 @@ from cft.data.records import ScoredPair, Triplet, require_rankable
 from cft.model.contract import Contract
 from cft.system.errors import UserError
 from cft.system.files import read_arrays, read_json, write_arrays, write_record
+from cft.system.text import shorten
 
 METRICS = "metrics.json"
 COSINES = "cosines.npz"
 
 # Cosines of float32 unit vectors that differ by at most this differ by rounding alone.
 ROUNDING = 1e-6
+
+# Vectors whose cosines with as many others are in memory at a time.
+_UNIFORMITY_BLOCK = 2048
 
 
 class Encoder(Protocol):
@@ -101,7 +105,8 @@ def evaluate(
         progress: caption of a progress bar, or None.
 
     Raises:
-        UserError: if a set cannot be scored: fewer than two pairs, constant scores, or constant cosines.
+        UserError: if a set cannot be scored: fewer than two pairs, constant scores, constant cosines, or a vector that
+            is not finite.
     """
     complete = [row for row in triplets if row.negatives]
     texts = {
@@ -134,13 +139,25 @@ def _vectors_by_role(
 ) -> dict[Role, tuple[np.ndarray, dict[str, int]]]:
     """Vectors of the distinct texts of every role, and their rows; roles of one prompt are encoded together."""
     encoders = {role: embedder.in_role(role) for role in texts}
-    found = {}
+    found: dict[Role, tuple[np.ndarray, dict[str, int]]] = {}
     for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
         roles = [role for role in texts if encoders[role] is encoder]
         distinct = list(dict.fromkeys(text for role in roles for text in texts[role]))
-        of_roles = encoder.encode(distinct, progress=progress), {text: row for row, text in enumerate(distinct)}
-        found |= dict.fromkeys(roles, of_roles)
+        vectors = encoder.encode(distinct, progress=progress)
+        _require_finite(vectors, distinct)
+        found |= dict.fromkeys(roles, (vectors, {text: row for row, text in enumerate(distinct)}))
     return found
+
+
+def _require_finite(vectors: np.ndarray, texts: Sequence[str]) -> None:
+    """Refuse vectors that are no numbers: nothing that is computed of them says anything."""
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim))))
+    if len(broken):
+        raise UserError(
+            f"the vectors of {len(broken)} of {len(texts)} texts are not finite, the first that of "
+            f"{shorten(texts[broken[0]], 60)!r}: the model's weights are broken, or its numbers too large for the "
+            "precision it runs in (train.precision=fp32)"
+        )
 
 
 def uniformity(vectors: np.ndarray) -> float | None:
@@ -156,8 +173,15 @@ def uniformity(vectors: np.ndarray) -> float | None:
     """
     if len(vectors) < 2:
         return None
-    cosines = (vectors @ vectors.T)[np.triu_indices(len(vectors), k=1)]
-    return float(np.log(np.mean(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)))))
+    count, total = len(vectors), 0.0
+    for start in range(0, count, _UNIFORMITY_BLOCK):  # all cosines at once would take count^2 numbers
+        block = vectors[start : start + _UNIFORMITY_BLOCK]
+        within = np.exp(-4.0 + 4.0 * (block @ block.T).astype(np.float64))
+        total += float(np.triu(within, k=1).sum())
+        for other in range(start + len(block), count, _UNIFORMITY_BLOCK):
+            cosines = block @ vectors[other : other + _UNIFORMITY_BLOCK].T
+            total += float(np.exp(-4.0 + 4.0 * cosines.astype(np.float64)).sum())
+    return float(np.log(total / (count * (count - 1) / 2)))
 
 
 def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
@@ -167,6 +191,10 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
         UserError: naming the set, if the correlation is undefined.
     """
     require_rankable(scores, name)
+    if not np.isfinite(cosines).all():
+        raise UserError(
+            f"{int(np.sum(~np.isfinite(cosines)))} cosines of the set {name} are not finite: nothing to rank"
+        )
     if float(np.ptp(cosines)) <= ROUNDING:
         raise UserError(
             f"the embedding has collapsed: all cosines of the set {name} are equal up to rounding "

@@ -17,7 +17,7 @@ from cft.job.run_folder import RunFolder, evaluation_name
 from cft.model.contract import Contract
 from cft.system.errors import UserError, first_line
 from cft.system.files import read_json, write_text
-from cft.system.hub import last_part, may_be_repository
+from cft.system.hub import may_be_repository
 from cft.system.tables import Row, as_markdown
 
 FILE_NAME = "README.md"
@@ -47,7 +47,8 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
     card = ModelCard.from_template(
         _metadata(folder, config, contract, list(hub_results.values())),
         template_path=str(_TEMPLATE),
-        base=contract.model if may_be_repository(contract.model) else last_part(contract.model),
+        base=contract.model if may_be_repository(contract.model) else config.model.name,
+        rows="triplets" if config.data.source is not DataSource.files or config.data.negative_columns else "pairs",
         version=__version__,
         library="cft",
         config=config,

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,17 @@ import torch.nn.functional as F
 
 from cft.batching.layout import padded_states, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
-from cft.data.records import Triplet
+from cft.data.records import Triplet, noun_of
+from cft.data.training_data import TrainingData
+from cft.job.lengths import find_cut
 from cft.job.plan import InputCache
 from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, pool, token_budget_on
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
+from cft.system.memory import available_bytes
 from cft.system.tables import Row, as_text
-from cft.system.text import byte_size
+from cft.system.text import byte_size, printable
 from cft.training import memory
 from cft.training.contrastive import texts_of
 from cft.training.trainer import plan_steps, recompute_activations
@@ -64,7 +68,8 @@ def examine(config: Config) -> tuple[str, bool]:
     """
     trains = config.train.steps > 0
     start = find_starting_point(config)
-    triplets = _triplets(config) if trains else []
+    data = _data(config) if trains else None
+    triplets = list(data.triplets[: config.train.batch_size]) if data else []
     base = start.load(config, trainable=trains)
     embedder = base.with_prompts(config.prompt.in_evaluation)
     checks = [*_token_checks(embedder), *_batch_checks(embedder)]
@@ -77,6 +82,8 @@ def examine(config: Config) -> tuple[str, bool]:
             recompute_activations(model)
         embedder = Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
         parts.append(_trained(model, config, targets))
+        if data:
+            parts.append(_portrait(data, embedder, config))
     of_teacher = config.distill.model if trains else None
     with renaming_keys(TEACHER):
         teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
@@ -88,15 +95,31 @@ def examine(config: Config) -> tuple[str, bool]:
     return "\n\n".join(parts), all(check.holds for check in checks)
 
 
-def _triplets(config: Config) -> list[Triplet]:
-    """A first batch of the training data; none if they cannot be had here."""
+def _data(config: Config) -> TrainingData | None:
+    """The training data; None if they cannot be had here."""
     try:
-        triplets = InputCache().data(config.data).triplets
+        data = InputCache().data(config.data)
     except UserError as error:
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
-        return []
-    plan_steps(config.train, len(triplets))  # too few rows for a batch are refused here as they would be there
-    return list(triplets[: config.train.batch_size])
+        return None
+    plan_steps(config.train, data)  # too few rows for a batch are refused here as they would be there
+    return data
+
+
+def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
+    """What the training learns from, and what of it is suspicious."""
+    noun = noun_of(data.triplets)
+    lines = [("data", f"{len(data.triplets):,} {noun} to train on, {len(data.holdout):,} held out")]
+    batch = config.train.batch_size // config.train.accumulation
+    for path, portrait in data.portraits.items():
+        lines += [(f"  {printable(Path(path).name)}", line) for line in portrait.lines()]
+        warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch))
+        lines += [("  suspicious", warning) for warning in warnings]
+    cut = find_cut(embedder, data.triplets)
+    share = f"{cut.texts / cut.of:.1%} of the texts are" if cut.texts else "no text is"
+    sample = "" if cut.triplets == len(data.triplets) else f", by {cut.triplets:,} {noun}"
+    lines.append(("  cut", f"{share} longer than model.max_length={cut.max_length} tokens{sample}"))
+    return _aligned(lines)
 
 
 def _model(embedder: Embedder, config: Config) -> str:
@@ -222,7 +245,7 @@ def _memory(
     estimate = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, estimate.bytes_for(budget))
-    free = memory.available_bytes(embedder.device)
+    free = available_bytes(embedder.device)
     counted = "; a teacher's weights stay beside the model's" if teacher else ""
     text = (
         as_text(rows)

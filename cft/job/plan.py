@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Raise when a change to the code changes what a training or an evaluation gives: old results are then not reused.
 RECIPE = 2
+# The same for what a training alone gives: 2 draws dropout by the token's number in the batch.
+TRAINING_RECIPE = 2
 
 # Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
@@ -103,6 +105,8 @@ class Plan:
             "bf16": self.start.bf16,
             "data": self.data.content,
             **self._teaching,
+            # Without dropout a training gives what it gave under the first recipe.
+            **({"training_recipe": TRAINING_RECIPE} if config.lora.dropout else {}),
             # Part of the result only where training itself is under another prompt.
             **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
             **_roles("roles", prompt.in_training),
@@ -243,7 +247,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     data = inputs.data(config.data) if config.train.steps else None
     if data is None and config.data.train is not None:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
-    steps = plan_steps(config.train, len(data.triplets)) if data else 0
+    steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(
             f"schedule.warmup_ratio={config.schedule.warmup_ratio}: the warm-up would take all {steps} steps of this "

@@ -77,6 +77,7 @@ def _stored(folder: Path) -> LayerScores | None:
 
 def _report(config: Config, layers: LayerScores, folder: Path, *, ours: bool) -> str:
     """Write the tables and the picture; returns what to print."""
+    layer, pooling, score = layers.best
     title = f"{config.model.name} on {config.eval.name}, layer by layer"
     if config.adapter:
         title += f", with {config.adapter}"
@@ -88,14 +89,13 @@ def _report(config: Config, layers: LayerScores, folder: Path, *, ours: bool) ->
             pages += [f"## {name}", as_markdown(_table(layers, scores))]
     write_text(folder / "table.md", "\n\n".join(page for page in pages if page) + "\n")
     figures.save(figures.layers(layers.scores, layers.mean, layers.poolings, title), folder, "layers")
-    layer, pooling, score = layers.best
     last = layers.mean[-1, layers.poolings.index(config.model.pooling.value)]
     chosen = f"model.pooling={pooling}" + ("" if layer == len(layers.mean) else f" model.layer={layer}")
     lines = [
         f"{title} (mean Spearman x 100 over {len(layers.scores)} set{'s' if len(layers.scores) > 1 else ''})\n",
         as_text(table),
         f"\nbest: layer {layer}, {pooling}: {score:.2f} ({chosen}); the last layer, {config.model.pooling.value}, as "
-        f"configured: {last:.2f}",
+        f"configured: {_shown(last)}",
         *(["The adapter was trained for the layer and pooling of its contract; these would be for a new one."] * ours),
         "The best of many cells on one set of pairs flatters itself: choose on development pairs, report on others.",
         f"written: {folder / 'table.md'}, {folder / 'layers.png'}",
@@ -107,5 +107,9 @@ def _table(layers: LayerScores, scores: np.ndarray) -> list[Row]:
     rows: list[Row] = [("layer", *(name.replace("_", " ") for name in layers.poolings))]
     for number, row in enumerate(scores, start=1):
         name = f"{number} (last)" if number == len(scores) else str(number)
-        rows.append((name, *("—" if np.isnan(value) else f"{value:.2f}" for value in row)))
+        rows.append((name, *map(_shown, row)))
     return rows
+
+
+def _shown(score: float) -> str:
+    return "—" if np.isnan(score) else f"{score:.2f}"

@@ -27,6 +27,8 @@ class Finished:
     seconds: float  # of the last call alone, which may have gone on from a checkpoint
     peak_memory: int | None  # bytes that the last call held at most, if the system reports it
     weights: str  # SHA-256 of the adapter
+    # The most tokens that went through the model at once, as it was lowered in time; None in older records.
+    chunk_tokens: list[int] | None = None
     history: str | None = None  # SHA-256 of the history; None in records of older versions
 
 

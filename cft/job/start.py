@@ -38,8 +38,12 @@ class StartingPoint:
             UserError: if the model cannot be loaded, or the adapter does not belong to it.
         """
         log.info("loading %s (%s)", config.model.name, config.model.path)
-        base = Embedder.base(config.model, files=self.files, device=self.device, dtype=self.dtype(config))
-        for prompts in (config.prompt.in_evaluation, config.prompt.in_training, config.prompt.saved):
+        every = (config.prompt.in_evaluation, config.prompt.in_training, config.prompt.saved)
+        templates = tuple(dict.fromkeys(prompts.of(role) for prompts in every for role in Role))
+        base = Embedder.base(
+            config.model, files=self.files, device=self.device, dtype=self.dtype(config), templates=templates
+        )
+        for prompts in every:
             base.with_prompts(prompts)  # one that leaves no room for texts is refused before anything is scored
         if self.adapter is None:
             return base

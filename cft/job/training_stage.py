@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from cft.config.schema import TEACHER, Config
+from cft.data.records import noun_of
 from cft.evaluation import pairs
 from cft.job import figures
 from cft.job.lengths import Cut, find_cut
@@ -25,7 +26,7 @@ from cft.training import checkpoint
 from cft.training.contrastive import Teacher
 from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
-from cft.training.trainer import RowCallback, TrainingRun
+from cft.training.trainer import RowCallback, TrainingRun, has_development_score
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +114,18 @@ class TrainingStage:
         if plan.stop_at == plan.steps:
             weights = _save(plan, self.embedder, folder)
             figures.save(figures.training(history), folder.path, "training")
-            losses = [row["loss"] for row in history if row["event"] == "step"]
+            steps = [row for row in history if row["event"] == "step"]
+            chunk_tokens = list(dict.fromkeys(row["chunk_tokens"] for row in steps if "chunk_tokens" in row))
             seconds = round(time.perf_counter() - self._began, 1)
-            record = Finished(plan.training_facts, plan.steps, losses[-1], seconds, self._memory.bytes(), weights)
+            record = Finished(
+                facts=plan.training_facts,
+                steps=plan.steps,
+                final_loss=steps[-1]["loss"],
+                seconds=seconds,
+                peak_memory=self._memory.bytes(),
+                weights=weights,
+                chunk_tokens=chunk_tokens,
+            )
             folder.finish(record, history)
         if self.run.folder != folder.path:
             checkpoint.remove(self.run.folder)
@@ -130,7 +140,8 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     environment = describe_environment(plan.start.device) | {"processes": world.size}
     write_record(folder.file(RunFolder.ENVIRONMENT), environment)
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
-    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut}
+    portraits = {"portrait": data.portraits} if data.portraits else {}
+    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits}
     write_record(folder.file(RunFolder.DATA), facts)
 
 
@@ -177,11 +188,13 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     sample = list(itertools.islice(data.triplets, 10_000))
     negatives = sum(len(row.negatives) for row in sample) / len(sample)
     hard = round(micro_batch * negatives) if config.loss.hard_negatives else 0
+    noun = noun_of(sample)
     log.info(
-        "training %s weights for %s steps of %d triplets (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
+        "training %s weights for %s steps of %d %s (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
         f"{sum(weight.numel() for weight in trainable(model).values()):,}",
         steps if plan.stop_at == steps else f"the first {plan.stop_at} of {steps}",
         config.train.batch_size,
+        noun,
         len(data.triplets),
         f", {data.skipped} bad rows skipped" if data.skipped else "",
         config.lr,
@@ -189,11 +202,20 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         "bf16" if plan.start.bf16 else "float32",
         f", on {world.size} processes" if world.size > 1 else "",
     )
+    for portrait in data.portraits.values():
+        for warning in portrait.warnings_of_batches(micro_batch):
+            log.warning("%s", warning)
     if steps < config.train.steps:
         log.info(
             "that is all of the data, train.epochs=%d time(s): raise it to come to train.steps=%d",
             config.train.epochs,
             config.train.steps,
+        )
+    if config.train.eval_every and not has_development_score(data):
+        log.info(
+            "no score during training: there are no scored pairs, and the held-out %s have no negatives to be in order "
+            "with; data.dev=FILE gives one",
+            noun,
         )
     overlap = pairs.overlapping(data.dev, plan.sets)
     if overlap:

@@ -3,6 +3,7 @@
 __all__ = [
     "adapters",  # trained weights to start from: fetch_adapter, attach
     "contract",  # Contract: everything that a vector depends on
+    "dropout",  # LoRA's dropout by the token: Draw, drawing
     "embedder",  # Embedder: load, encode, save
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words

@@ -29,6 +29,7 @@ from cft.model.weights import (
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, last_part, may_be_repository
+from cft.system.overrides import override, overrides
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if not may_be_repository(name):
-            raise UserError(f"adapter={name}: no such folder (a hub repository is named OWNER/NAME)")
+            raise UserError(f"{override('adapter', name)}: no such folder (a hub repository is named OWNER/NAME)")
         folder = fetch_repository("adapter", name, revision, ADAPTER_FILES)
     promised = None
     for run in (folder, folder.parent):
@@ -67,7 +68,7 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     if promised is None and not all((folder / file).exists() for file in ADAPTER_FILES):
         pickled = " (a pickled adapter_model.bin is not loaded: convert it with safetensors first)"
         raise UserError(
-            f"adapter={name}: needs {' and '.join(ADAPTER_FILES)}, or the folder of a finished run"
+            f"{override('adapter', name)}: needs {' and '.join(ADAPTER_FILES)}, or the folder of a finished run"
             + (pickled if list(folder.glob("*.bin")) else "")
         )
     identity = require_promised_weights(folder, promised) if promised else weights_digest(folder)
@@ -101,7 +102,9 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
     embedder = Embedder(model, base.backbone, replace(base.contract, adapter=adapter.identity))
     change = float(np.abs(embedder.encode(_SAMPLES) - before).max())
     if change == 0:
-        raise UserError(f"adapter={adapter.name} changes no embedding: its updates are zero, or on unused layers")
+        raise UserError(
+            f"{override('adapter', adapter.name)} changes no embedding: its updates are zero, or on unused layers"
+        )
     log.info("adapter %s: all its tensors are in place and move embeddings by up to %.2g", adapter.name, change)
     return embedder
 
@@ -117,7 +120,8 @@ def require_named_base(adapter: Adapter, model_path: str, *, any_base: bool) -> 
     name = adapter.config.base_model_name_or_path if adapter.config and not adapter.contract else None
     if name and not any_base and _short(name) != _short(model_path):
         raise UserError(
-            f"adapter={adapter.name} names {name} as its base model, and model.path is {model_path}; if these are the "
+            f"{override('adapter', adapter.name)} names {name} as its base model, and model.path is {model_path}; if "
+            "these are the "
             "same weights, set adapter_any_base=true"
         )
 
@@ -130,18 +134,18 @@ def _check_contract(base: Embedder, adapter: Adapter) -> None:
         adapter.contract.require(base.contract)
     except UserError as error:
         settings = _settings_of(adapter.contract, base.contract)
-        raise UserError(f"adapter={adapter.name}: {error}{settings}") from error
+        raise UserError(f"{override('adapter', adapter.name)}: {error}{settings}") from error
 
 
 def _settings_of(promised: Contract, actual: Contract) -> str:
     """The end of an error message: settings under which the base model keeps an adapter's contract, if there are."""
     same = promised.has_weights_of(actual) or promised.model == actual.model
-    fixes = [] if same else [f"model.path={promised.model}"]
+    fixes = {} if same else {"model.path": promised.model}
     for name in contract.SETTINGS:
         value = to_plain(getattr(promised, name))
         if value != to_plain(getattr(actual, name)):
-            fixes.append(f"model.{name}={'null' if value is None else str(value).lower()}")
-    return "\nits own settings: " + " ".join(fixes) if fixes else ""
+            fixes[f"model.{name}"] = value
+    return f"\nits own settings: {overrides(fixes)}" if fixes else ""
 
 
 def _short(path: str) -> str:
@@ -154,15 +158,19 @@ def _check_lora(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets
     if adapter.config is None:
         if lora.rank:
             raise UserError(
-                f"adapter={adapter.name} is a whole model: train it on with lora=none; for a LoRA on top of it, name "
+                f"{override('adapter', adapter.name)} is a whole model: train it on with lora=none; for a LoRA on top "
+                "of it, name "
                 "the weights by model.path"
             )
         return None
     if adapter.config.peft_type != "LORA":
-        raise UserError(f"adapter={adapter.name} is no LoRA: it can be evaluated (train.steps=0), not trained on")
+        raise UserError(
+            f"{override('adapter', adapter.name)} is no LoRA: it can be evaluated (train.steps=0), not trained on"
+        )
     if not lora.rank:
         raise UserError(
-            f"adapter={adapter.name} is a LoRA: with lora=none it could not be trained on; choose lora=paper"
+            f"{override('adapter', adapter.name)} is a LoRA: with lora=none it could not be trained on; choose "
+            "lora=paper"
         )
     targets = find_targets(base.model, lora)
     configured = {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(targets.names)}
@@ -170,10 +178,10 @@ def _check_lora(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets
     own = {"rank": adapter.config.r, "alpha": float(adapter.config.lora_alpha), "targets": layers}
     different = [name for name in own if own[name] != configured[name]]
     if different:
-        shown = own | {"targets": f"[{','.join(layers)}]"}
-        fix = " ".join(f"lora.{name}={shown[name]}" for name in different)
+        fix = overrides({f"lora.{name}": own[name] for name in different})
         raise UserError(
-            f"adapter={adapter.name} has another LoRA than the one configured (lora.{', lora.'.join(different)}); to "
+            f"{override('adapter', adapter.name)} has another LoRA than the one configured "
+            f"(lora.{', lora.'.join(different)}); to "
             f"train it on as it is: {fix}"
         )
     return targets

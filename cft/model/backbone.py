@@ -19,6 +19,7 @@ from cft.model.sources import ADAPTER_CONFIG, ModelFiles
 from cft.model.tokenizer import byte_tokenizer, cached_tokenizer, special_tokens, tokenizer_digest
 from cft.model.truncate import keep_layers
 from cft.system.errors import UserError, first_line
+from cft.system.overrides import override
 
 # Small enough for a test to take milliseconds, with grouped key-value heads so that no test misses them.
 _TINY: dict[str, Any] = {
@@ -118,14 +119,17 @@ def _explaining(model: ModelSettings, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"model.path={model.path}: transformers cannot load {what} ({first_line(error)})") from error
+        raise UserError(
+            f"{override('model.path', model.path)}: transformers cannot load {what} ({first_line(error)})"
+        ) from error
 
 
 def _load_tokenizer(model: ModelSettings, folder: Path) -> Any:
     if not any(list(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         # transformers would make up a tokenizer without words
         raise UserError(
-            f"model.path={model.path}: holds no tokenizer files (tokenizer.json, tokenizer.model, vocab.txt, ...): "
+            f"{override('model.path', model.path)}: holds no tokenizer files (tokenizer.json, tokenizer.model, "
+            "vocab.txt, ...): "
             "save the model's tokenizer into the same folder"
         )
     with _explaining(model, "its tokenizer"):
@@ -157,7 +161,8 @@ def _load_trunk(model: ModelSettings, folder: Path, dtype: torch.dtype) -> tuple
     if missing:
         # transformers would fill them with random numbers and go on
         raise UserError(
-            f"model.path={model.path}: {len(missing)} tensors of {type(trunk).__name__} are not in the checkpoint or "
+            f"{override('model.path', model.path)}: {len(missing)} tensors of {type(trunk).__name__} are not in the "
+            "checkpoint or "
             f"have another shape there ({', '.join(sorted(missing)[:3])}); it is not whole, or of another model"
         )
     for module in trunk.modules():
@@ -182,7 +187,8 @@ def _from_pretrained(folder: Path, **options: Any) -> Any:
 def _check_kind(model: ModelSettings, config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
-            f"model.path={model.path}: {config.model_type} has an encoder and a decoder; cft embeds with models that "
+            f"{override('model.path', model.path)}: {config.model_type} has an encoder and a decoder; cft embeds with "
+            "models that "
             "are one of both"
         )
 
@@ -208,7 +214,7 @@ def _random_trunk(model: ModelSettings, dtype: torch.dtype) -> Any:
         sizes = _TINY | _TINY_OF.get(architecture, {})
         config = AutoConfig.for_model(architecture, vocab_size=len(byte_tokenizer()), **sizes)
     except ValueError as error:
-        raise UserError(f"model.path={model.path}: transformers knows no such architecture") from error
+        raise UserError(f"{override('model.path', model.path)}: transformers knows no such architecture") from error
     _check_kind(model, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -220,7 +226,8 @@ def _check_vocabulary(model: ModelSettings, trunk: Any, special: tuple[int, ...]
     beyond = [token for token in special if token >= rows]
     if beyond:
         raise UserError(
-            f"model.path={model.path}: its tokenizer's special token {beyond[0]} is beyond the model's {rows} "
+            f"{override('model.path', model.path)}: its tokenizer's special token {beyond[0]} is beyond the model's "
+            f"{rows} "
             "embeddings; tokenizer and model do not belong together, or tokens were added without the model"
         )
 

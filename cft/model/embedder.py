@@ -1,7 +1,7 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,14 @@ from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling, Prom
 from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
-from cft.model.sources import ModelFiles, fetch, find_base, published_pooling
+from cft.model.published import require_known_modules, warn_of_differences
+from cft.model.sources import ModelFiles, fetch, find_base
 from cft.model.tokenizer import prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
+from cft.system.memory import unless_out_of_memory
+from cft.system.text import described
 
 log = logging.getLogger(__name__)
 
@@ -77,23 +80,33 @@ class Embedder:
         files: ModelFiles | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        templates: Collection[str] = (),
     ) -> "Embedder":
         """A base model as an embedder, before any training.
+
+        What it was published with and is not used with is a warning.
 
         Args:
             model: which model, and how it embeds.
             files: its files, if `sources.fetch` was called already.
             device: where it goes.
             dtype: of its weights.
+            templates: prompts that it will be used with.
 
         Raises:
-            UserError: if the model cannot be fetched, read or run in batches.
+            UserError: if the model cannot be fetched, read or run in batches, or was published with more than cft has.
         """
         files, device = files or fetch(model), torch_device(device)
-        published = published_pooling(files.folder) if files.folder else None
-        if published not in (None, model.pooling):
-            ours = model.pooling.value
-            log.warning("%s was published with pooling=%s; here it is pooling=%s", model.path, published.value, ours)
+        if files.folder:
+            require_known_modules(files.folder, model)
+        embedder = cls._of_files(model, files, device, dtype)
+        if files.folder:
+            warn_of_differences(files.folder, model, embedder.backbone.tokenizer, templates)
+        return embedder
+
+    @classmethod
+    def _of_files(cls, model: ModelSettings, files: ModelFiles, device: torch.device, dtype: torch.dtype) -> "Embedder":
+        """A base model as its settings have it, whatever it was published with."""
         backbone = load_backbone(model, files, dtype=dtype, device=device)
         return cls(backbone.trunk, backbone, backbone.contract)
 
@@ -114,6 +127,8 @@ class Embedder:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
                 what the contract promises.
         """
+        if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
+            raise UserError(f"the folder of an embedder is a path or OWNER/NAME, not {described(folder)}")
         name, folder = str(folder), Path(folder).expanduser()
         if not folder.is_dir():
             if not may_be_repository(name):
@@ -125,7 +140,7 @@ class Embedder:
         path, files = find_base(contract, folder, str(model_path) if model_path else None)
         model = ModelSettings(name=contract.model, path=path, **settings)
         device = torch_device(device)
-        base = cls.base(model, files=files, device=device, dtype=getattr(torch, contract.dtype))
+        base = cls._of_files(model, files, device, getattr(torch, contract.dtype))
         contract.require(base.contract)
         weights = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
         identity = require_promised_weights(weights, contract)
@@ -223,13 +238,11 @@ class Embedder:
 
     def _embed(self, sequences: list[tuple[int, ...]]) -> torch.Tensor:
         """Vectors (B, D) of sequences, in halves where all at once run out of memory."""
-        try:
-            return self.forward(self.layout(sequences))
-        except torch.OutOfMemoryError:
-            if len(sequences) == 1:
-                raise UserError(
-                    f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length"
-                ) from None
+        vectors = unless_out_of_memory(lambda: self.forward(self.layout(sequences)))
+        if vectors is not None:
+            return vectors
+        if len(sequences) == 1:
+            raise UserError(f"out of memory with a single text of {len(sequences[0])} tokens: lower model.max_length")
         half = len(sequences) // 2
         return torch.cat([self._embed(sequences[:half]), self._embed(sequences[half:])])
 

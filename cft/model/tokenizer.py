@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cft.config.schema import PLACEHOLDER, ModelSettings
 from cft.system.errors import UserError
+from cft.system.overrides import override
 from cft.system.text import did_you_mean
 
 # A fast tokenizer cannot be set up by two threads at a time, and each call sets it up.
@@ -55,7 +56,8 @@ def special_tokens(
             suffix = tuple(full[starts[0] + len(bare) :])
             return tuple(full[: starts[0]]), (_eos(model, tokenizer, eos_hint),) if model.append_eos else suffix
     raise UserError(
-        f"model.path={model.path}: its tokenizer ({type(tokenizer).__name__}) turns a text into other tokens when it "
+        f"{override('model.path', model.path)}: its tokenizer ({type(tokenizer).__name__}) turns a text into other "
+        "tokens when it "
         "adds its special ones, so that nobody can tell them apart; this tokenizer is not supported"
     )
 
@@ -65,9 +67,14 @@ def _eos(model: ModelSettings, tokenizer: Any, hint: int | list[int] | None) -> 
         if tokenizer.eos_token_id is not None:
             return int(tokenizer.eos_token_id)
         token = next(iter(tokenizer.convert_ids_to_tokens([hint] if isinstance(hint, int) else hint or [])), None)
-        better = f"model.eos_token='{token}', which the model's own configuration names" if token else "model.eos_token"
+        better = (
+            f"{override('model.eos_token', token)}, which the model's own configuration names"
+            if token
+            else "model.eos_token"
+        )
         raise UserError(
-            f"model.path={model.path}: its tokenizer has no EOS token to embed; name one by {better}, or set "
+            f"{override('model.path', model.path)}: its tokenizer has no EOS token to embed; name one by {better}, or "
+            "set "
             "model.append_eos=false to embed the last word instead"
         )
     vocabulary = tokenizer.get_vocab()
@@ -75,7 +82,7 @@ def _eos(model: ModelSettings, tokenizer: Any, hint: int | list[int] | None) -> 
         special = sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()))
         guess = did_you_mean(model.eos_token, special, sentence=True, show=repr, cutoff=0.3)
         raise UserError(
-            f"model.eos_token={model.eos_token!r} is no token of this tokenizer; its special tokens: "
+            f"{override('model.eos_token', model.eos_token)} is no token of this tokenizer; its special tokens: "
             f"{', '.join(special[:12]) or 'none'}.{guess}"
         )
     return int(vocabulary[model.eos_token])

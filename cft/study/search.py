@@ -1,7 +1,9 @@
 """A search for good settings with Optuna."""
 
 import logging
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from cft.config.schema import Config, EvalSource
 from cft.config.sweeps import Dimension, search_space
 from cft.evaluation.pairs import overlapping
 from cft.job import figures, runner
-from cft.job.plan import InputCache
+from cft.job.plan import InputCache, make_plan
 from cft.job.run_folder import RunFolder
 from cft.study.arguments import outputs_of
 from cft.study.document import Block, Document, Heading, Picture, Table, Text, to_markdown
@@ -19,13 +21,18 @@ from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json, write_json, write_text
 from cft.system.tables import Row
 from cft.system.text import shorten
-from cft.training.trainer import plan_steps
 
 log = logging.getLogger("cft.search")
 
 SPACE_FILE = "space.json"
 
-_PROBLEM = "problem"  # a trial's attribute: why it failed
+# Attributes of a trial.
+_PROBLEM = "problem"  # why it failed
+_TRAINING = "training"  # the name of its training's folder, which holds all that it depends on
+
+
+class _FailedBefore(UserError):
+    """The sampler proposed settings that have failed: no new trial."""
 
 
 def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune: bool = True) -> list[Row]:
@@ -54,16 +61,58 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
     _require_same_search(folder, sorted(overrides))
     inputs = InputCache()
     lowest = [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
-    _check_development(compose_config([*fixed, *lowest]), inputs)
+    _check_judge(compose_config([*fixed, *lowest]), inputs)
     with exclusive_lock(folder):  # so trials that are still running are those of killed calls
-        write_json(folder / SPACE_FILE, sorted(overrides))
         study = _study(folder, space, seed, prune=prune)
-        left = _requeue_interrupted(study, trials)
-        if left > 0:
-            study.optimize(lambda trial: _trial(trial, fixed, space, inputs), n_trials=left, catch=(UserError,))
+        _require_same_inputs(folder, study, fixed, inputs)
+        write_json(folder / SPACE_FILE, sorted(overrides))
+        _requeue_interrupted(study)
+        _make_trials(study, trials, space, lambda trial: _trial(trial, fixed, space, inputs))
         table = ranking(study, space)
         _report(folder, study, table, space)
     return table
+
+
+def _make_trials(study: Any, trials: int, space: list[Dimension], objective: Callable[[Any], float]) -> None:
+    """Make the trials that are left, of which those count that came to a result or failed by their settings."""
+    size = math.prod(len(dimension.choices) for dimension in space)  # 0 with an interval, which has no end
+    while (left := trials - len(_counted(study))) > 0:
+        before = len(_counted(study))
+        if size and len({_settings(trial) for trial in _counted(study)}) >= size:
+            log.info("all %d combinations were tried", size)
+            return
+        study.optimize(objective, n_trials=left, catch=(UserError,))
+        if len(_counted(study)) == before:
+            log.warning("the search ends here: what would be tried next has failed before")
+            return
+
+
+def _counted(study: Any) -> list[Any]:
+    """Trials that came to a result, were given up or failed by their settings; not those that were interrupted."""
+    from optuna.trial import TrialState
+
+    ended = (TrialState.COMPLETE, TrialState.PRUNED)
+    return [trial for trial in study.trials if trial.state in ended or _PROBLEM in trial.user_attrs]
+
+
+def _settings(trial: Any) -> tuple[tuple[str, Any], ...]:
+    """What was proposed for a trial."""
+    return tuple(sorted(trial.params.items()))
+
+
+def _require_same_inputs(folder: Path, study: Any, fixed: list[str], inputs: InputCache) -> None:
+    """Refuse to go on where a trial would be another training by now: its scores do not compare with new ones."""
+    for trial in _counted(study):
+        before = trial.user_attrs.get(_TRAINING)
+        if before is None:  # of an older version, or it failed before its training had a name
+            continue
+        chosen = [f"{key}={value}" for key, value in trial.params.items()]
+        if make_plan(compose_config([*fixed, *chosen]), inputs).folder.name != before:
+            raise UserError(
+                f"{folder} holds trials on other files than there are now (trial {trial.number}, {' '.join(chosen)}, "
+                "would be another training): the data, the model or this version of cft have changed since. Give this "
+                "search another name, or remove that folder"
+            )
 
 
 def _require_same_search(folder: Path, overrides: list[str]) -> None:
@@ -76,8 +125,15 @@ def _require_same_search(folder: Path, overrides: list[str]) -> None:
         )
 
 
-def _check_development(config: Config, inputs: InputCache) -> None:
-    """Refuse to choose by nothing, or by pairs of the test sets."""
+def _check_judge(config: Config, inputs: InputCache) -> None:
+    """Refuse to choose by nothing, by an unfinished training, or by pairs of the test sets."""
+    if config.eval.step is not None:
+        raise UserError(
+            f"eval.step={config.eval.step}: a search judges every training by its last step, not by an earlier one; "
+            "leave it out, or make the trainings shorter by train.steps"
+        )
+    if not config.train.steps:
+        raise UserError("train.steps=0: a search compares trainings, and there is nothing to train")
     data = inputs.data(config.data)
     if not data.dev or not config.train.eval_every:
         raise UserError(
@@ -119,43 +175,48 @@ def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> A
     return study
 
 
-def _requeue_interrupted(study: Any, trials: int) -> int:
-    """Have trials of killed calls made again, from their checkpoints; returns how many trials are left to make."""
+def _requeue_interrupted(study: Any) -> None:
+    """Have trials of killed calls made again, from their checkpoints."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.enqueue_trial(trial.params)
         study.tell(trial.number, state=TrialState.FAIL)
-    done = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
-    return trials - len(done) - sum(_PROBLEM in trial.user_attrs for trial in study.trials)
 
 
 def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: InputCache) -> float:
     """Train under proposed settings; returns the development score of the last step."""
-    import optuna
-
     chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
+    if any(_PROBLEM in other.user_attrs and other.params == trial.params for other in trial.study.trials):
+        raise _FailedBefore(" ".join(chosen))
     log.info("\n# trial %d: %s", trial.number, " ".join(chosen))
-
-    config = compose_config([*fixed, *chosen])
-    last = plan_steps(config.train, len(inputs.data(config.data).triplets))
-
-    def on_row(row: dict) -> None:
-        if row["event"] == "dev" and row["spearman"] is not None:
-            trial.report(row["spearman"], row["step"])
-            if row["step"] < last and trial.should_prune():
-                log.info("given up at step %d: below the median of the trials before", row["step"])
-                raise optuna.TrialPruned
-
     try:
-        folder = runner.train_only(config, inputs, on_row)
+        return _train(trial, compose_config([*fixed, *chosen]), inputs)
     except UserError as error:  # a loss that is not finite, say: this trial failed, and the search goes on
         report_error(error)
-        trial.set_user_attr(_PROBLEM, str(error).splitlines()[0])
+        trial.set_user_attr(_PROBLEM, str(error))
         raise
     except KeyboardInterrupt:
         trial.study.enqueue_trial(trial.params)
         raise
+
+
+def _train(trial: Any, config: Config, inputs: InputCache) -> float:
+    """Train one trial, which may be given up; returns its score."""
+    import optuna
+
+    _check_judge(config, inputs)  # what is searched may be what trials are judged by
+    plan = make_plan(config, inputs)
+    trial.set_user_attr(_TRAINING, plan.folder.name)
+
+    def on_row(row: dict) -> None:
+        if row["event"] == "dev" and row["spearman"] is not None:
+            trial.report(row["spearman"], row["step"])
+            if row["step"] < plan.steps and trial.should_prune():
+                log.info("given up at step %d: below the median of the trials before", row["step"])
+                raise optuna.TrialPruned
+
+    folder = runner.train_only(config, inputs, on_row)
     trial.set_user_attr("run", folder.name)
     return RunFolder(folder).development_scores()[-1][1]
 
@@ -187,17 +248,34 @@ def ranking(study: Any, space: list[Dimension]) -> list[Row]:
         add(trial, f"{score:.2f} at step {step}, given up")
     for trial in study.trials:
         if _PROBLEM in trial.user_attrs:
-            add(trial, f"failed: {shorten(trial.user_attrs[_PROBLEM], 60)}")
+            add(trial, f"failed: {shorten(_one_line(trial.user_attrs[_PROBLEM]), 60)}")
     return table
+
+
+def _one_line(cause: str) -> str:
+    """A cause without the line that only announces what follows."""
+    lines = [line.strip() for line in cause.splitlines() if line.strip()]
+    return " ".join(lines[1:] if len(lines) > 1 and lines[0].endswith(":") else lines[:1])
+
+
+def _failures(study: Any) -> list[str]:
+    """A line a failed trial: its settings and the whole cause."""
+    return [
+        f"trial {trial.number}, {' '.join(f'{key}={value}' for key, value in trial.params.items())}: "
+        f"{_one_line(trial.user_attrs[_PROBLEM])}"
+        for trial in study.trials
+        if _PROBLEM in trial.user_attrs
+    ]
 
 
 def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
     """Write the table and the pictures, and say what to do with the best."""
     from optuna.trial import TrialState
 
-    done = study.get_trials(states=[TrialState.COMPLETE])
+    done, failed = study.get_trials(states=[TrialState.COMPLETE]), _failures(study)
     if not done:
-        raise UserError(f"no trial came to its end: {'; '.join(row[-2] for row in table[1:]) or 'none was made'}")
+        causes = "; ".join(failed or [row[-2] for row in table[1:]])
+        raise UserError(f"no trial came to its end: {causes or 'none was made'}")
     by_order = {dimension.key: dimension.log for dimension in space}
     drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], by_order)
     picture, _ = figures.save(drawn, folder, "search")
@@ -205,6 +283,15 @@ def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) 
     about = "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at."
     blocks: list[Block] = [Heading(study.study_name, 1), Text([about]), Table("trials", "", table)]
     blocks += [Picture("each trial's score, and the score by setting", picture), Text([f"best: `{best}`"])]
+    if failed:
+        blocks += [Heading("Failed", 2), Text(failed, "failed")]
     write_text(folder / "report.md", to_markdown(Document(study.study_name, blocks), folder))
     log.info("\nbest: %s  (%.2f)\nwritten: %s, search.png", best, study.best_value, folder / "report.md")
+    if failed:
+        log.warning(
+            "%d of %d trials failed, and are not tried again in this search:\n  %s",
+            len(failed),
+            len(_counted(study)),
+            "\n  ".join(failed),
+        )
     log.info("each run of the table is an embedder; score one on test sets by the same settings with python -m cft.run")

@@ -12,6 +12,8 @@ __all__ = [
     "files",  # files written whole or not at all; locks
     "hub",  # the Hugging Face hub
     "logs",  # a log file beside the terminal
+    "memory",  # memory that may still be taken, and what is done when there is none
+    "overrides",  # settings in messages, as they can be pasted
     "secrets",  # keys kept out of messages
     "shipped",  # folders of YAML that travel with the package
     "signals",  # SIGINT and SIGTERM, deferred to the end of a step

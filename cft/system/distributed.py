@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from cft.system.errors import UserError, first_line
+from cft.system.memory import is_out_of_memory
 
 # The others wait this long for the main process, which alone evaluates.
 _PATIENCE = timedelta(hours=12)
@@ -183,6 +184,8 @@ def _translate_communication_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
+        if is_out_of_memory(error):  # of this process: the others are well
+            raise
         raise UserError(
             "another process of this training has ended or cannot be reached "
             f"({first_line(error)[:200]}); its own output says why. The same command goes on from the last checkpoint"

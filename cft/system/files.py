@@ -38,6 +38,22 @@ def cache_folder() -> Path:
         raise UserError("this user has no home folder: name a folder for the cache by CFT_CACHE") from error
 
 
+# What to say about a file that is one.
+LFS_POINTER = "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
+
+_LFS_BEGINS = b"version https://git-lfs"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves where a repository was cloned without its large files.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return stream.read(len(_LFS_BEGINS)) == _LFS_BEGINS
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`, which replaces `path` in one step at the end of the block.

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cft.system.errors import UserError
+from cft.system.overrides import override
 
 OFFLINE_HINT = (
     "without the hub these run: model=smollm2 and model=minilm (out of Python packages), model=tiny (random weights), "
@@ -60,19 +61,21 @@ def fetch_repository(key: str, repository: str, revision: str | None, patterns: 
         )
     except GatedRepoError as error:
         raise UserError(
-            f"{key}={repository} is gated: accept its licence at https://huggingface.co/{repository}, then log in with "
+            f"{override(key, repository)} is gated: accept its licence at https://huggingface.co/{repository}, then "
+            "log in with "
             "`hf auth login` (or set HF_TOKEN) on this machine and run the same command again"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{key}={repository}: the hub's repository has no revision {revision}") from error
+        raise UserError(f"{override(key, repository)}: the hub's repository has no revision {revision}") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{key}={repository}: the hub has no such repository, or it is private: log in with `hf auth login`"
+            f"{override(key, repository)}: the hub has no such repository, or it is private: log in with `hf auth "
+            "login`"
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{key}={repository} (revision {revision or 'main'}) is not on this machine and the hub does not answer"
-            + (f"; {OFFLINE_HINT}" if key == "model.path" else "; name a folder instead")
+            f"{override(key, repository)} (revision {revision or 'main'}) is not on this machine and the hub does not "
+            "answer" + (f"; {OFFLINE_HINT}" if key == "model.path" else "; name a folder instead")
         ) from error
 
 

@@ -61,3 +61,8 @@ _VALUE_LENGTH = 60
 # A value's nested lists and objects are shown two levels deep: messages stay readable, and quick to make.
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
+
+
+def printable(text: str) -> str:
+    """A text that can neither upset a terminal nor break a line: other characters as Python writes them."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)

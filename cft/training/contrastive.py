@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
-from cft.config.schema import DistillSettings, LossSettings, Role
+from cft.batching.places import Places
+from cft.config.schema import Batches, DistillSettings, LossSettings, Role
 from cft.data.records import Triplet
+from cft.model.dropout import Draw, drawing, drops
 from cft.model.embedder import Embedder
 from cft.system.distributed import SINGLE_PROCESS, World
+from cft.system.errors import UserError
 from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, info_nce
 
 # Anchors per block of the loss: the similarities of a large batch would take more memory than a chunk of the model.
@@ -51,7 +54,7 @@ class BatchSetup:
     loss: LossSettings
     teacher: Teacher | None = None
     world: World = SINGLE_PROCESS  # the processes that share a batch
-    chunk_tokens: int | None = None  # that go through the model at once; None for the whole batch
+    chunk_tokens: int | None = None  # most that go through the model at once; None for the whole batch
     autocast: Callable[[], AbstractContextManager] = nullcontext  # the precision that models run in
 
 
@@ -74,7 +77,11 @@ def contrastive_backward(
         setup: loss, teacher, processes, memory and precision.
         sequences: what `tokens_of` gives for the batch, if it is tokenized already.
         scale: what the loss is multiplied by.
-        seed: of the chunks' dropout; without chunks the random generator goes on as it stands.
+        seed: of LoRA's dropout, whose masks are the same in chunks and as a whole. What else a model draws at random
+            comes from torch's generator: as it stands, or seeded anew for each of several chunks.
+
+    Raises:
+        UserError: if the batch needs chunks, and the model mixes the texts that go through it together.
     """
     loss, world = setup.loss, setup.world
     if sequences is None:
@@ -133,15 +140,37 @@ def _hard_negatives(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:
     return [text for row in rows for text in row.negatives] if loss.hard_negatives else []
 
 
+def require_separable(model: torch.nn.Module) -> None:
+    """Refuse gradient caching for a model whose texts change one another's vectors.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"this model has batch normalisation ({name}), which mixes the texts that go through it together: a "
+                "batch cannot go in chunks (gradient caching, train.chunk_tokens); take a train.batch_size that fits "
+                "as a whole, and train.chunk_tokens=null"
+            )
+
+
 class _Chunks:
     """A process's texts of a batch, in chunks that go through the model one after the other."""
 
     def __init__(self, embedder: Embedder, sequences: Sequence[tuple[int, ...]], setup: BatchSetup, seed: int) -> None:
         self.rows = [list(range(len(sequences)))]  # of each chunk
-        if setup.chunk_tokens is not None:
+        batching = embedder.backbone.batching
+        if setup.chunk_tokens is not None and batching.tokens_in_memory(sequences) > setup.chunk_tokens:
+            require_separable(embedder.model)
             self.rows = list(embedder.batches(sequences, setup.chunk_tokens))
         self.tokens = self.nodes = 0
         self._embedder, self._sequences, self._autocast, self._seed = embedder, sequences, setup.autocast, seed
+        self._places: Places | None = None
+        # The nodes of a whole tree are in the order of their numbers already.
+        if drops(embedder.model) and (len(self.rows) > 1 or batching.kind is Batches.padded):
+            self._places = Places(sequences, batching)
+        self._draw = Draw(seed)  # of the chunk that went through the model last
 
     def embed(self) -> torch.Tensor:
         """Embeddings (texts, D) in the order of the sequences; with a graph if there is one chunk alone."""
@@ -153,20 +182,27 @@ class _Chunks:
     def backward(self, embeddings: torch.Tensor, gradient: torch.Tensor) -> None:
         """Backpropagate the gradient (texts, D) of what `embed` gave, chunk by chunk."""
         if len(self.rows) == 1:
-            embeddings.backward(gradient)
+            self._backward(embeddings, gradient)
             return
         for number, rows in enumerate(self.rows):
-            self._forward(number).backward(gradient[rows])
+            self._backward(self._forward(number), gradient[rows])
 
     def _forward(self, number: int, *, count: bool = False) -> torch.Tensor:
-        if len(self.rows) > 1:  # the second pass must draw the dropout of the first; torch takes seeds below 2^63
+        rows = self.rows[number]
+        if len(self.rows) > 1:  # the second pass must draw what the first drew; torch takes seeds below 2^63
             torch.manual_seed((self._seed * 65_537 + number) % 2**63)
-        layout = self._embedder.layout([self._sequences[row] for row in self.rows[number]])
+        layout = self._embedder.layout([self._sequences[row] for row in rows])
         if count:
             self.tokens += layout.tokens
             self.nodes += layout.nodes
-        with self._autocast():
+        self._draw = Draw(self._seed, None if self._places is None else self._places.of(layout, rows))
+        with self._autocast(), drawing(self._embedder.model, self._draw):
             return self._embedder.forward(layout)
+
+    def _backward(self, embeddings: torch.Tensor, gradient: torch.Tensor) -> None:
+        # Gradient checkpointing runs layers forward once more in here.
+        with drawing(self._embedder.model, self._draw):
+            embeddings.backward(gradient)
 
 
 class _Pool:

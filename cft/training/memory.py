@@ -1,18 +1,22 @@
-"""Memory of a training step or an evaluation batch, extrapolated from small ones; peak and free memory."""
+"""Memory of a training step or an evaluation batch, extrapolated from small ones; peak memory."""
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cft.model.embedder import Embedder, in_mode
 from cft.model.lora import trainable
+from cft.system.errors import UserError
+from cft.system.memory import unless_out_of_memory
 from cft.training.losses import info_nce
+
+# Tokens of the longest text that is tried before a training: more would take seconds on a CPU.
+_TRIAL_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -121,27 +125,83 @@ def estimate_training(embedder: Embedder, *, length: int, negatives: int, bf16: 
     """
 
     def step(rows: int) -> tuple[int, int]:
-        layout = embedder.layout(_texts(embedder, rows * (2 + negatives), length))
-
-        def work() -> None:
-            with torch.autocast(embedder.device.type, torch.bfloat16, enabled=bf16):
-                vectors = embedder.forward(layout)
+        def loss(vectors: torch.Tensor) -> torch.Tensor:
             anchor, positive, negative = vectors.split([rows, rows, rows * negatives])
-            loss = info_nce(anchor, positive, negative if negatives else None, temperature=0.05).loss
-            loss.backward()
+            return info_nce(anchor, positive, negative if negatives else None, temperature=0.05).loss
 
-        try:
-            return layout.nodes, peak_bytes(work, embedder.device)
-        finally:
-            for weight in trainable(embedder.model).values():
-                weight.grad = None
+        return _trial_step(embedder, _texts(embedder, rows * (2 + negatives), length), loss, bf16=bf16)
 
     with in_mode(embedder.model, training=True):
         return _linear_fit(step(2), step(4))
 
 
+def estimate_longest(embedder: Embedder, *, bf16: bool) -> MemoryEstimate:
+    """Memory of activations and gradients of a batch of texts as long as the contract's limit.
+
+    Attention may take more memory for a token of a longer text. So two lengths are tried, the longer one of at most
+    `_TRIAL_LENGTH` tokens, and what a token takes is extrapolated to the limit along a line, but never below a trial's.
+
+    Args:
+        embedder: with trainable weights, set up for training.
+        bf16: whether it is trained under autocast.
+
+    Raises:
+        UserError: if a text of the trials does not fit into memory.
+    """
+    longest = embedder.contract.max_length
+    long = min(longest, _TRIAL_LENGTH)
+    short = max(long // 2, 1)
+
+    def step(rows: int, length: int) -> tuple[int, int]:
+        texts = _texts(embedder, rows, length)
+        return _trial_step(embedder, texts, lambda vectors: vectors.square().mean(), bf16=bf16)
+
+    with in_mode(embedder.model, training=True):
+        at_short = _linear_fit(step(1, short), step(2, short))
+        tokens, peak = step(1, long)
+    by_token = (peak - at_short.fixed) / tokens
+    slope = (by_token - at_short.by_token) / max(long - short, 1)
+    return replace(at_short, by_token=max(by_token, at_short.by_token) + max(slope, 0.0) * (longest - long))
+
+
+def _trial_step(
+    embedder: Embedder, texts: list[tuple[int, ...]], loss: Callable[[torch.Tensor], torch.Tensor], *, bf16: bool
+) -> tuple[int, int]:
+    """Tokens and peak bytes of a forward and backward pass; no gradient is left.
+
+    Raises:
+        UserError: if memory runs out.
+    """
+
+    def work() -> None:
+        with torch.autocast(embedder.device.type, torch.bfloat16, enabled=bf16):
+            vectors = embedder.forward(layout)
+        loss(vectors).backward()
+
+    layout = embedder.layout(texts)
+    try:
+        return layout.nodes, _peak_of_trial(work, len(texts), len(texts[0]), embedder.device)
+    finally:
+        for weight in trainable(embedder.model).values():
+            weight.grad = None
+
+
+def _peak_of_trial(work: Callable[[], None], texts: int, length: int, device: torch.device) -> int:
+    peak = unless_out_of_memory(lambda: peak_bytes(work, device))
+    if peak is None:
+        raise UserError(
+            f"out of memory in a trial with {texts} texts of {length} tokens: lower model.max_length, set "
+            "train.gradient_checkpointing=true, take a smaller model, or wait until more memory is free"
+        )
+    return peak
+
+
 def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
-    """Memory of a forward pass without gradients, of texts of `length` tokens."""
+    """Memory of a forward pass without gradients, of texts of `length` tokens.
+
+    Raises:
+        UserError: if memory runs out.
+    """
 
     def batch(rows: int) -> tuple[int, int]:
         layout = embedder.layout(_texts(embedder, rows, length))
@@ -150,7 +210,7 @@ def estimate_evaluation(embedder: Embedder, *, length: int) -> MemoryEstimate:
             with torch.inference_mode():
                 embedder.forward(layout)
 
-        return layout.nodes, peak_bytes(work, embedder.device)
+        return layout.nodes, _peak_of_trial(work, rows, length, embedder.device)
 
     with in_mode(embedder.model, training=False):
         return _linear_fit(batch(8), batch(16))
@@ -164,13 +224,6 @@ def weight_bytes(model: torch.nn.Module) -> int:
 def optimizer_bytes(model: torch.nn.Module) -> int:
     """Bytes of AdamW's two moments of every trainable weight."""
     return 2 * sum(weight.numel() * weight.element_size() for weight in trainable(model).values())
-
-
-def available_bytes(device: torch.device) -> int:
-    """Free bytes of the device, or of the machine on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
 
 
 def _linear_fit(small: tuple[int, int], large: tuple[int, int]) -> MemoryEstimate:

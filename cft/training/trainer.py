@@ -1,6 +1,7 @@
 """Contrastive fine-tuning: the loop from triplets to trained weights."""
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cft.config.schema import Config, TrainSettings
-from cft.data.records import Triplet
+from cft.data.records import Triplet, noun_of
 from cft.data.training_data import TrainingData, batches
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
@@ -26,12 +27,16 @@ from cft.model.lora import trainable
 from cft.system import signals
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
+from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
-from cft.training.chunking import Chunking, choose_chunking
+from cft.training.chunking import Chunking, KillMark, choose_chunking
 from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
+
+# Rows of the data whose negatives are counted before the first step.
+_ROWS = 10_000
 
 RowCallback = Callable[[dict], None]
 StepCallback = Callable[[int], None]
@@ -78,18 +83,22 @@ class _Batch:
     rows: np.ndarray  # their numbers in the data
     triplets: list[Triplet]
     sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
+    tokens: int  # most tokens of a micro-batch, as they count against the budget
 
 
-def plan_steps(train: TrainSettings, rows: int) -> int:
+def plan_steps(train: TrainSettings, data: TrainingData) -> int:
     """Steps that a training takes: as many as configured, but at most its epochs have full batches for.
 
     Raises:
         UserError: if the data does not fill one batch.
     """
+    rows = len(data.triplets)
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
+        held = f" ({len(data.holdout)} more are held out; data.holdout=0 keeps them)" if data.holdout else ""
         raise UserError(
-            f"{rows} training triplets do not fill one batch of train.batch_size={train.batch_size}; "
+            f"{rows} training {noun_of(data.triplets)}{held} do not fill one batch of "
+            f"train.batch_size={train.batch_size}; "
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
         )
     return min(train.steps, train.epochs * per_epoch)
@@ -125,8 +134,11 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
     with (
         tqdm(desc="training", unit="step", initial=start, total=run.stop_at, disable=not world.is_main) as bar,
         signals.deferred_to_step_end() as signal_received,
+        KillMark(run.folder) as mark,
     ):
         for step, batch in enumerate(_prefetch(rows, functools.partial(_load_batch, state)), start=start):
+            if world.is_main:
+                mark.begin(min(batch.tokens, state.chunking.tokens))
             row = _step(state, batch, step=step)
             note(row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
@@ -160,15 +172,35 @@ def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
         world.broadcast_tensors(moment for of_weight in moments for moment in of_weight)
     if step:
         log.info("continuing after step %d of %d", step, run.steps)
-    micro_batch = config.train.batch_size // config.train.accumulation
+    return _State(run, embedder, optimizer, _chunking(embedder, run, step, history), history), step
+
+
+def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dict]) -> Chunking:
+    """The budget of tokens from a step on, the same on every process; only the main one needs the history."""
+    train, world = run.config.train, run.world
+    kept = next((row.get("chunk_tokens") for row in reversed(history) if row["event"] == "step"), None)
+    killed = KillMark(run.folder).killed_at() if world.is_main else None
+    kept, killed = world.broadcast_object((kept, killed))
+    share = world.shard(train.batch_size // train.accumulation)
+    first = itertools.islice(run.data.triplets, _ROWS)
+    negatives = max(len(row.negatives) for row in first) if run.config.loss.hard_negatives else 0
     chunking = choose_chunking(
         embedder,
-        run.data.triplets[world.shard(micro_batch)],
-        config.loss,
+        texts=(share.stop - share.start) * (2 + negatives),
         bf16=run.bf16,
-        chunk_tokens=config.train.chunk_tokens,
+        chunk_tokens=train.chunk_tokens,
+        kept=kept,
+        step=step,
     )
-    return _State(run, embedder, optimizer, chunking, history), step
+    if killed is not None and killed // 2 < chunking.tokens:
+        chunking.tokens = max(killed // 2, min(killed, embedder.contract.max_length))
+        log.warning(
+            "the system killed this training for want of memory while %d tokens went through the model at once: from "
+            "step %d on it is %d",
+            *(killed, step + 1, chunking.tokens),
+        )
+    chunking.tokens = -world.all_reduce_max(-chunking.tokens)
+    return chunking
 
 
 def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
@@ -176,8 +208,9 @@ def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
     triplets = [state.run.data.triplets[row] for row in rows]
     size = len(triplets) // config.train.accumulation
     micro_batches = [triplets[start : start + size] for start in range(0, len(triplets), size)]
-    world = state.run.world
-    return _Batch(rows, triplets, [tokens_of(state.embedder, each, config.loss, world) for each in micro_batches])
+    sequences = [tokens_of(state.embedder, each, config.loss, state.run.world) for each in micro_batches]
+    batching = state.embedder.backbone.batching
+    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)))
 
 
 def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
@@ -196,7 +229,6 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     """One update of the weights; returns its row of the history."""
     began = time.perf_counter()
     run, optimizer, settings = state.run, state.optimizer, state.run.config.train
-    weights = list(state.weights.values())
     rate = learning_rate(run.config.schedule, run.config.lr, step, run.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -207,32 +239,28 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     while not stats:
         torch.manual_seed(seed)
         setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
-        try:
+        with OutOfMemory() as ended:
             for number, sequences in enumerate(batch.sequences):
                 part = slice(number * size, (number + 1) * size)
-                triplets = batch.triplets[part]
+                triplets, scale = batch.triplets[part], 1 / settings.accumulation
                 stats.append(
                     contrastive_backward(
-                        state.embedder,
-                        triplets,
-                        setup,
-                        sequences=sequences,
-                        scale=1 / settings.accumulation,
-                        seed=seed + part.start,
+                        state.embedder, triplets, setup, sequences=sequences, scale=scale, seed=seed + part.start
                     )
                 )
                 _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
-        except torch.OutOfMemoryError as error:
+        if ended:
             stats.clear()
             optimizer.zero_grad(set_to_none=True)
-            _shrink_chunks(state, batch.sequences[0], error)
-    norm = _clipped_gradient_norm(state, weights)
-    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
-    largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
-    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
+            ended.free()
+            _shrink_chunks(state, batch)
+    norm = unless_out_of_memory(lambda: _update(state, batch, step=step))
+    if norm is None:
+        raise UserError(
+            f"out of memory in the update of step {step + 1}, where every trained weight has its gradient and two "
+            "moments in memory: lower train.chunk_tokens, train fewer weights (lora.rank, lora.targets), or take a "
+            "smaller model"
+        )
     return {
         "event": "step",
         "step": step + 1,
@@ -242,8 +270,22 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         "lr": rate,
         "gradient_norm": norm,
         **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},
+        "chunk_tokens": state.chunking.tokens,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _update(state: _State, batch: _Batch, *, step: int) -> float:
+    """Change the weights by the gradient at them, which is gone then; returns its norm."""
+    weights = list(state.weights.values())
+    norm = _clipped_gradient_norm(state, weights)
+    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
+    largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
+    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
+    return norm
 
 
 def _clipped_gradient_norm(state: _State, weights: list[torch.nn.Parameter]) -> float:
@@ -256,21 +298,24 @@ def _clipped_gradient_norm(state: _State, weights: list[torch.nn.Parameter]) -> 
     return float(torch.nn.utils.clip_grad_norm_(weights, state.run.config.train.max_grad_norm))
 
 
-def _shrink_chunks(state: _State, sequences: list[tuple[int, ...]], error: torch.OutOfMemoryError) -> None:
+def _shrink_chunks(state: _State, batch: _Batch) -> None:
     """Take smaller chunks after a batch ran out of memory."""
-    chunking = state.chunking
     if state.run.world.size > 1:  # the others wait for what this process has not sent
         raise UserError(
             "out of memory; with several processes, name the tokens that go through the model at once: "
-            f"train.chunk_tokens={chunking.tokens // 2 if chunking.tokens else 4096}"
-        ) from error
-    lengths = [len(sequence) for sequence in sequences]
-    chunking.shrink(sum(lengths), max(lengths))
+            f"train.chunk_tokens={min(state.chunking.tokens, batch.tokens) // 2}"
+        )
+    state.chunking.shrink(batch.tokens, max(len(sequence) for sequences in batch.sequences for sequence in sequences))
 
 
 def _development_is_due(run: TrainingRun, done: int) -> bool:
     every = run.config.train.eval_every
-    return bool(every and (done % every == 0 or done == run.steps) and (run.data.dev or run.data.holdout))
+    return bool(every and (done % every == 0 or done == run.steps) and has_development_score(run.data))
+
+
+def has_development_score(data: TrainingData) -> bool:
+    """Whether there are scored pairs, or held-out triplets that can be in order."""
+    return bool(data.dev) or any(row.negatives for row in data.holdout)
 
 
 def _score_development_data(state: _State, done: int) -> dict:
@@ -293,7 +338,8 @@ def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch:
     numbers = ", ".join(str(row + 1) for row in rows)
     anchors = "; ".join(repr(row.anchor[:40]) for row in batch[:3])
     raise UserError(
-        f"the {what} of step {step + 1} is {value}; triplets {numbers} made it (counted without the holdout; their "
+        f"the {what} of step {step + 1} is {value}; {noun_of(batch)} {numbers} made it (counted without the holdout; "
+        "their "
         f"anchors begin {anchors}). The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
         "train.precision=fp32"
     )

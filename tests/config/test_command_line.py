@@ -207,3 +207,27 @@ def test_help_does_not_wait_for_torch(module):
     code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith(f"usage: python -m cft.{module}") and done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("word", ["outputs=there", "lr=1e-4", "train.steps=5", "colour=", "x=y"])
+def test_an_unknown_key_is_not_taken_for_a_text(word):
+    """It would have been searched for, and the real query taken for the next word."""
+    with pytest.raises(UserError, match=rf"cft.example has no key '.*name its place: query={word}$"):
+        EXAMPLE.read([word, "run=r"])
+    with pytest.raises(UserError, match="cft.similar has no key 'outputs'; there are .*run"):
+        similar.COMMAND.read(["outputs=out", "run=r", "query", "file.txt"])
+
+
+@pytest.mark.parametrize("text", ["is x = y ?", "a b=c", "= 5", "1=1", "A=B", "==", "what is e=mc2?", "x== y"])
+def test_a_text_with_an_equals_sign_is_a_text(text):
+    assert EXAMPLE.read([text, "run=r"]).query == text
+
+
+def test_what_stands_at_a_place_may_be_named():
+    assert EXAMPLE.read(["query=outputs=there", "run=r"]) == Example(query="outputs=there", run="r")
+    options = similar.COMMAND.read(["run=r", "corpus=a=b.txt", "x"])
+    assert (options.query, options.corpus) == ("x", Path("a=b.txt"))
+    with pytest.raises(UserError, match="'more' is one argument too many"):
+        EXAMPLE.read(["query=a", "run=r", "more"])
+    with pytest.raises(UserError, match="query= is given twice"):
+        EXAMPLE.read(["query=a", "run=r", "query=b"])

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cft.data.files import BadRows, Skipped, read_scored_pairs, stream_texts, stream_triplets
+from cft.data.files import BadRows, Skipped, TripletColumns, read_scored_pairs, stream_texts, stream_triplets
 from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
 
-ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet"]
+TEXT_ENDINGS = [".csv", ".tsv", ".jsonl", ".ndjson", ".json"]
+ENDINGS = [*TEXT_ENDINGS, *(f"{ending}.gz" for ending in TEXT_ENDINGS), ".parquet"]
 ROWS = [
     {"sent0": "A man, playing.", "sent1": 'He "plays".', "hard_neg": "Two\nlines"},
     {"sent0": "Émile 🎻", "sent1": " مرحبا ", "hard_neg": "tab\there"},
@@ -35,7 +36,9 @@ def write(folder: Path, ending: str, rows: list[dict]) -> Path:
     opener = gzip.open if ending.endswith(".gz") else open
     with opener(path, "wt", encoding="utf-8", newline="") as stream:
         kind = ending.removesuffix(".gz")
-        if kind in (".csv", ".tsv"):
+        if kind == ".json":
+            json.dump(rows, stream, indent=1)
+        elif kind in (".csv", ".tsv"):
             writer = csv.writer(stream, delimiter="," if kind == ".csv" else "\t", quoting=csv.QUOTE_ALL)
             writer.writerows([rows[0].keys(), *(row.values() for row in rows)])
         else:
@@ -45,7 +48,7 @@ def write(folder: Path, ending: str, rows: list[dict]) -> Path:
 
 def read_triplets(path: Path, **options: object) -> tuple[list[Triplet], list[Skipped]]:
     """Everything that `stream_triplets` gives, sorted into what can be used and what was left out."""
-    found = list(stream_triplets(path, **options))
+    found = list(stream_triplets(path, TripletColumns(**options)))
     return [row for row in found if isinstance(row, Triplet)], [row for row in found if isinstance(row, Skipped)]
 
 
@@ -55,6 +58,54 @@ def as_json(**changes: object) -> str:
 
 
 # What is read
+
+
+def test_a_row_with_several_positives_gives_a_triplet_for_each_or_for_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(as_json(sent0="q", sent1=["b", "d", "e"], hard_neg=["c", "f"]) + as_json(sent0="x", sent1="y"))
+    all_of_them = [Triplet("q", each, ("c", "f")) for each in "bde"]
+    assert read_triplets(path, **COLUMNS)[0] == [*all_of_them, Triplet("x", "y", ("c",))]
+    (drawn, other) = read_triplets(path, **COLUMNS, draw=True)[0]
+    assert drawn in all_of_them and other == Triplet("x", "y", ("c",))
+    path.write_text(as_json() + path.read_text())
+    assert read_triplets(path, **COLUMNS, draw=True)[0][1:] == [drawn, other]
+
+
+FLAG_ROWS = [
+    {"query": "q", "pos": ["b", "d"], "neg": ["c"], "pos_scores": [1, 2], "id": "7"},
+    {"query": "x", "pos": ["y"], "neg": ["z", "w"]},
+]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".json.gz", ".parquet"])
+def test_rows_as_flagembedding_writes_them_are_read(tmp_path, ending):
+    path = write(tmp_path, ending, FLAG_ROWS)
+    found = read_triplets(path, **COLUMNS)[0]
+    assert found == [Triplet("q", "b", ("c",)), Triplet("q", "d", ("c",)), Triplet("x", "y", ("z", "w"))]
+    pairs = read_triplets(path, **{**COLUMNS, "negatives": []})[0]
+    assert pairs == [Triplet("q", "b", ()), Triplet("q", "d", ()), Triplet("x", "y", ())]
+
+
+def test_rows_as_flagembedding_writes_them_without_negatives_are_named(tmp_path):
+    path = write(tmp_path, ".jsonl", [{"query": "q", "pos": ["b"]}])
+    with pytest.raises(UserError, match=r"data row 1 \(rows.jsonl:1\) has no 'negative' \(column 'neg'\)"):
+        read_triplets(path, **COLUMNS)
+
+
+def test_a_delimiter_can_be_said(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("sent0|sent1|hard_neg\na, b|c; d|e\n")
+    assert read_triplets(path, **COLUMNS)[0] == read_triplets(path, **COLUMNS, delimiter="|")[0]
+    assert read_triplets(path, **COLUMNS)[0] == [Triplet("a, b", "c; d", ("e",))]
+    with pytest.raises(UserError, match="has no column 'hard_neg' .*its columns are 'sent0|sent1|hard_neg'"):
+        read_triplets(path, **COLUMNS, delimiter=";")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl.gz", "rows.parquet"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 1\n")
+    with pytest.raises(UserError, match=f"{name}: is a Git LFS pointer, not the file itself"):
+        read_triplets(tmp_path / name, **COLUMNS)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -93,7 +144,7 @@ def test_scored_pairs_are_read_whatever_else_their_rows_hold(tmp_path):
 def test_scored_pairs_may_have_columns_of_other_names(tmp_path):
     path = tmp_path / "x.tsv"
     path.write_text("left\tright\tgold\na\tb\t 3 \n")
-    assert read_scored_pairs(path, sentence1="left", sentence2="right", score="gold")[0] == [ScoredPair("a", "b", 3.0)]
+    assert read_scored_pairs(path, columns=["left", "right", "gold"])[0] == [ScoredPair("a", "b", 3.0)]
 
 
 def test_several_negative_columns_may_be_empty_after_the_first(tmp_path):
@@ -197,8 +248,8 @@ BAD_ROWS = {
     ),
     "a list for a text": (
         ".jsonl",
-        as_json(sent1=["b"]),
-        "data row 1 (rows.jsonl:1) has ['b'] (list) as 'positive' (column 'sent1'), which is not a text",
+        as_json(sent0=["b"]),
+        "data row 1 (rows.jsonl:1) has ['b'] (list) as 'anchor' (column 'sent0'), which is not a text",
     ),
     "null for a text": (
         ".jsonl",
@@ -215,6 +266,11 @@ BAD_ROWS = {
         ".jsonl",
         as_json(sent0="\ud800"),
         "data row 1 (rows.jsonl:1) has half a character (an unpaired surrogate) in 'anchor' (column 'sent0')",
+    ),
+    "an empty list of positives": (
+        ".jsonl",
+        as_json(sent1=[]),
+        "data row 1 (rows.jsonl:1) has an empty list as 'positive' (column 'sent1')",
     ),
     "an empty list of negatives": (
         ".jsonl",
@@ -465,7 +521,11 @@ BAD_FILES = {
     "gzip twice": ("rows.csv.gz", gzip.compress(gzip.compress(GOOD)), "is gzip within gzip; unpack it once"),
     "Parquet not named so": ("rows.csv", parquet_bytes(TEXTS), "holds Parquet; let its name end in .parquet"),
     "a spreadsheet": ("rows.csv", b"PK\3\4\x14", "is a zip file or a spreadsheet; unpack it, or save it as CSV"),
-    "broken quoting by tabs": ("rows.tsv", HEADER.replace(",", "\t").encode() + b'"a"b\tc\td\n', r"('\t' expected"),
+    "broken quoting by tabs": (
+        "rows.tsv",
+        b'"sent0"\t"sent1"\t"hard_neg"\n"a"b\tc\td\n',
+        r"('\t' expected",
+    ),
     "columns of another case": (
         "rows.csv",
         b"SENT0, Sent1 ,HARD_NEG\na,b,c\n",
@@ -476,7 +536,7 @@ BAD_FILES = {
     "an unknown ending": (
         "rows.xlsx",
         b"x",
-        "unknown kind of file; these are read: .csv, .tsv, .jsonl, .ndjson, .csv.gz",
+        "unknown kind of file; these are read: .csv, .tsv, .jsonl, .ndjson, .json, .csv.gz",
     ),
 }
 
@@ -517,8 +577,9 @@ def test_a_missing_score_column_is_named_with_what_scored_pairs_need(tmp_path):
     with pytest.raises(UserError) as error:
         read_scored_pairs(path)
     assert str(error.value) == (
-        f"eval.folder={path}: has no column 'score'; its columns are 'sentence1', 'sentence2', 'scores'. "
-        "Did you mean 'scores'? Scored pairs need the columns 'sentence1', 'sentence2' and 'score'."
+        f"eval.folder={path}: has no column 'score' (eval.columns names it); its columns are 'sentence1', 'sentence2', "
+        "'scores'. Did you mean 'scores'? Scored pairs need two columns of sentences and one of scores: set "
+        "eval.columns to their names."
     )
 
 

@@ -1,5 +1,6 @@
 """Embedding files from the command line: every format, interrupted work, bad rows, and the nearest texts."""
 
+import csv
 import gzip
 import io
 import json
@@ -189,3 +190,70 @@ def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
         load.find_embedder(mistyped, outputs)
     with pytest.raises(UserError, match="none under"):
         load.find_embedder("zzz", outputs / "nowhere")
+
+
+def write_rows(path) -> None:
+    rows = [{"key": 7, "text": "a"}, {"key": "b,2", "text": ""}, {"key": "c", "text": "c"}, {"key": "d", "text": "d"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_rows_that_are_left_out_leave_the_numbers_of_the_others_beside_the_vectors(tmp_path, trained):
+    source, target = tmp_path / "t.jsonl", tmp_path / "v.npy"
+    write_rows(source)
+    assert embed(trained, source, target, "on_bad_row=skip") == (3, 1)
+    assert (tmp_path / "v.rows.csv").read_text().split() == ["row", "1", "3", "4"]
+    with pytest.raises(UserError, match=r"v\.npy exists"):
+        embed(trained, source, target, "on_bad_row=skip")
+    source.write_text('{"text": "a"}\n')
+    assert embed(trained, source, target, "overwrite=true") == (1, 0)
+    assert not (tmp_path / "v.rows.csv").exists(), "all rows, in their order"
+    (tmp_path / "new.rows.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"new\.rows\.csv exists"):
+        embed(trained, source, tmp_path / "new.npy")
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_ids_are_kept_beside_the_vectors(tmp_path, trained, skip):
+    source = tmp_path / "t.jsonl"
+    write_rows(source)
+    if not skip:
+        source.write_text("\n".join(line for line in source.read_text().split("\n") if '"text": ""' not in line))
+    words = ["id_column=key", *(["on_bad_row=skip"] if skip else [])]
+    embed(trained, source, tmp_path / "v.npy", *words)
+    numbers = [1, 3, 4] if skip else [1, 2, 3]
+    rows = list(csv.reader(io.StringIO((tmp_path / "v.rows.csv").read_text())))
+    assert rows == [["row", "id"], *([str(n), id] for n, id in zip(numbers, ["7", "c", "d"], strict=True))]
+    embed(trained, source, tmp_path / "v.parquet", *words)
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["row", "id", "text", "vector"]
+    assert table["row"].to_pylist() == numbers and table["id"].to_pylist() == ["7", "c", "d"]
+    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), np.load(tmp_path / "v.npy"), atol=1e-7)
+
+
+def test_parquet_has_the_rows_numbers_always(tmp_path, trained):
+    embed(trained, write(tmp_path, ".csv"), tmp_path / "v.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["row", "text", "vector"] and table["row"].to_pylist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "message"),
+    [
+        ('{"text": "a"}\n', "id_column=key", "key"),
+        ('{"text": "a", "key": null}\n', "id_column=key", "'id' \\(column 'key'\\)"),
+        ('{"text": "a", "key": 1.5}\n', "id_column=key", "'id' \\(column 'key'\\)"),
+        ('{"text": "a", "key": ""}\n', "id_column=key", "'id' \\(column 'key'\\)"),
+    ],
+)
+def test_a_row_without_an_id_is_a_bad_row(tmp_path, trained, rows, words, message):
+    source = tmp_path / "t.jsonl"
+    source.write_text(rows)
+    with pytest.raises(UserError, match=message):
+        embed(trained, source, tmp_path / "v.npy", words)
+
+
+def test_plain_lines_and_pipes_have_no_ids(tmp_path, trained):
+    with pytest.raises(UserError, match="id_column=key: lines of plain text have no columns"):
+        embed(trained, write(tmp_path, ".txt"), tmp_path / "v.npy", "id_column=key")
+    with pytest.raises(UserError, match="name an output instead of -"):
+        embed(trained, write(tmp_path, ".csv"), "-", "id_column=n")

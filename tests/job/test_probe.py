@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
 import pytest
 from jobs import composed
 
+from cft.evaluation.layer_scores import LayerScores
 from cft.job import figures, probe
 from cft.system.errors import UserError
 
@@ -39,6 +41,35 @@ def test_the_picture_of_several_sets_shows_each(tmp_path):
     assert {"last", "mean", "STS12", "STS13"} <= set(names)
 
 
+def test_scores_that_are_nowhere_defined_are_a_message_and_not_a_defect(tmp_path, monkeypatch):
+    """One set is scored, the other by no layer: the mean over both is nowhere defined."""
+    cells = {"good": np.ones((2, 4)), "bad": np.full((2, 4), np.nan)}
+    monkeypatch.setattr(
+        probe, "score_layers", lambda *_: LayerScores(cells, ("last", "mean", "weighted_mean", "first"))
+    )
+    config = composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}")
+    for _ in range(2):  # made, and out of its record
+        with pytest.raises(UserError, match="no layer with any pooling orders the pairs of bad: "):
+            probe.probe_job(config)
+
+
+def test_texts_that_a_prompt_leaves_no_room_for_are_a_message(tmp_path):
+    words = "the same words again and again " * 5
+    config = composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}", "model.max_length=40")
+    config = replace(config, prompt=replace(config.prompt, template=words + "{text}"))
+    with pytest.raises(UserError):
+        probe.probe_job(config)
+
+
+def test_a_configured_cell_without_a_score_is_shown_as_such(tmp_path, monkeypatch):
+    cells = {"scenes": np.array([[1.0, 2.0, 3.0, np.nan], [np.nan] * 4])}
+    monkeypatch.setattr(
+        probe, "score_layers", lambda *_: LayerScores(cells, ("last", "mean", "weighted_mean", "first"))
+    )
+    said = probe.probe_job(composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}"))
+    assert "as configured: —" in said and "nan" not in said
+
+
 def test_a_layer_to_stop_at_is_refused():
     with pytest.raises(UserError, match="model.layer=1: a probe scores all layers"):
         probe.probe_job(composed("model=tiny", "model.layer=1"))
@@ -47,4 +78,4 @@ def test_a_layer_to_stop_at_is_refused():
 def test_the_command_refuses_what_run_refuses():
     command = [sys.executable, "-m", "cft.probe", "model=tiny", "model.pooling=men"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "Did you mean mean?" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "did you mean mean?" in done.stderr.lower() and "Traceback" not in done.stderr

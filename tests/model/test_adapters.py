@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -414,7 +415,7 @@ def test_a_whole_model_is_trained_on_with_lora_none(tmp_path):
             r"model: the contract says 'random:llama'.*(?s:.*)its own settings: model\.path=random:llama",
         ),
         ("lora.rank=4", r"another LoRA than the one configured \(lora\.rank\); .* as it is: lora\.rank=8$"),
-        ("lora.targets=[query]", r"as it is: lora\.targets=\[q_proj,v_proj\]$"),
+        ("lora.targets=[query]", r"as it is: 'lora\.targets=\[q_proj,v_proj\]'$"),
         ("lora=none", "is a LoRA: with lora=none it could not be trained on"),
     ],
 )
@@ -431,8 +432,8 @@ def test_what_an_error_says_to_do_works(tmp_path):
     given = [f"adapter={tmp_path / 'adapter'}", "train.steps=2"]
     with pytest.raises(UserError) as caught:
         runner.run(settings(tmp_path, *given))
-    fix = re.search(r"as it is: (.*)$", str(caught.value))[1].split()
-    assert fix == ["lora.rank=2", "lora.alpha=8.0", "lora.targets=[k_proj]"]
+    fix = shlex.split(re.search(r"as it is: (.*)$", str(caught.value))[1])
+    assert fix == ["lora.rank=2", "lora.alpha=8", "lora.targets=[k_proj]"]
     runner.run(settings(tmp_path, *given, *fix))
     ours, theirs = (load_file(folder / WEIGHTS) for folder in (run_folder(tmp_path) / "adapter", tmp_path / "adapter"))
     assert ours.keys() == {name.replace("model.model.", "model.") for name in theirs}

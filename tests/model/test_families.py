@@ -234,6 +234,67 @@ def test_roberta_counts_its_positions_from_behind_its_padding(tmp_path):
     assert Embedder.base(ModelSettings(**told, max_length=98)).encode(["x" * 300]).shape == (1, 32)
 
 
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]}
+ROTARY = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64}
+BY_LONGEST = {
+    "phi3": ("phi3", {"original_max_position_embeddings": 64, "rope_parameters": ROTARY | FACTORS}, "longrope"),
+    "llama": ("llama", {"rope_parameters": ROTARY | FACTORS}, "longrope"),
+    "old names": ("phi3", {"original_max_position_embeddings": 64, "rope_scaling": FACTORS}, "longrope"),
+}
+
+
+@pytest.mark.parametrize("case", BY_LONGEST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_depend_on_the_longest_text_of_a_batch_are_refused(case, dtype, tmp_path):
+    family, settings, kind = BY_LONGEST[case]
+    rope = {name: value | {"rope_type": kind, "type": kind} for name, value in settings.items() if "rope" in name}
+    if case == "old names":
+        rope["rope_parameters"] = None
+    folder = write_model(tmp_path, family, **(settings | rope))
+    with pytest.raises(UserError, match=r"model\.max_length=150: .*more than 64 tokens.* set model\.max_length=64"):
+        Embedder.base(ModelSettings(path=str(folder)), dtype=dtype)
+    embedder = Embedder.base(ModelSettings(path=str(folder), max_length=64), dtype=dtype)
+    alone, beside = embedder.encode(["short"]), embedder.encode(["short", "x" * 300])
+    assert abs(alone[0] - beside[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3", "linear", "dynamic"])
+def test_positions_that_are_scaled_once_and_for_all_are_no_matter(kind, tmp_path):
+    more = {"rope_type": kind, "factor": 4.0} | (
+        {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    )
+    folder = write_model(tmp_path, "llama", rope_parameters=ROTARY | more)
+    embedder = Embedder.base(ModelSettings(path=str(folder)))
+    assert abs(embedder.encode(["short"])[0] - embedder.encode(["short", "x" * 300])[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("batches", ["tree", "padded"])
+def test_the_trial_at_loading_crosses_the_length_of_the_longest_text(batches, monkeypatch):
+    """A model that no rule knows: from 100 tokens in a batch on, every state is another."""
+    from transformers import LlamaModel
+
+    real = LlamaModel.forward
+
+    def forward(self, input_ids=None, position_ids=None, **more):
+        out = real(self, input_ids=input_ids, position_ids=position_ids, **more)
+        longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1
+        if longest > 100:
+            out.last_hidden_state = out.last_hidden_state + 0.05
+        return out
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    with pytest.raises(
+        UserError, match=r"gives a short text another state beside one of 150 tokens .*lower model\.max"
+    ):
+        make_tiny("llama", batches=Batches(batches))
+    assert make_tiny("llama", batches=Batches(batches), max_length=100).encode(["x"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 8])
+def test_very_short_limits_are_tried_too(length):
+    assert make_tiny("llama", max_length=length).encode(["some text"]).shape == (1, 32)
+
+
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     folder = write_model(tmp_path, "llama")
     (folder / "model.safetensors").write_bytes(b"junk!")

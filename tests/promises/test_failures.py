@@ -27,7 +27,7 @@ from cft.model.embedder import Embedder
 from cft.system import console, errors, files
 from cft.system import disk as space
 from cft.system.errors import UserError
-from cft.training import chunking, trainer
+from cft.training import contrastive, trainer
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -143,7 +143,7 @@ def test_an_embedding_that_is_not_finite_names_its_text(tiny):
 def test_gradient_caching_is_refused_for_a_model_with_batch_normalisation(tiny):
     tiny.model.norm = torch.nn.BatchNorm1d(32)
     with pytest.raises(UserError, match=r"this model has batch normalisation \(norm\)"):
-        chunking.require_separable(tiny.model)
+        contrastive.require_separable(tiny.model)
 
 
 def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch):

@@ -123,7 +123,7 @@ def test_a_name_that_would_be_no_single_folder_is_refused(key, name):
 
 
 CONTRADICTIONS = [
-    (["prompt.template='no place'"], "prompt.template='no place': must hold {text} exactly once"),
+    (["prompt.template='no place'"], "\"prompt.template='no place'\": must hold {text} exactly once"),
     (["prompt.template='{text} {text}'"], "must hold {text} exactly once"),
     (["data=files", "data.train=x.csv", "data.negative_columns=[]"], "data.negative_columns is empty"),
     (["model.max_length=1"], "model.max_length=1: a token and the EOS need at least 2"),

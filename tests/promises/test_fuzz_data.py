@@ -23,7 +23,7 @@ from mutations import PAIRS, TRIPLETS, Input
 from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
 from cft.data import cells, formats, training_data
 from cft.data.arrow_cache import open_corpus
-from cft.data.files import BadRows, Skipped, read_scored_pairs, stream_texts, stream_triplets
+from cft.data.files import BadRows, Skipped, TripletColumns, read_scored_pairs, stream_texts, stream_triplets
 from cft.data.records import ScoredPair, Triplet
 from cft.data.sts import load_eval_sets
 from cft.system.errors import UserError
@@ -68,8 +68,8 @@ def read(kind, path: Path, on_bad_row: BadRows) -> tuple[list, list[Skipped], Us
         if kind is PAIRS:
             good, skipped = read_scored_pairs(path, on_bad_row=on_bad_row)
             return good, skipped, None
-        columns = {"anchor": "sent0", "positive": "sent1", "negatives": ["hard_neg"]}
-        stream = stream_triplets(path, **columns, on_bad_row=on_bad_row) if kind is TRIPLETS else None
+        columns = TripletColumns("sent0", "sent1", ["hard_neg"], on_bad_row)
+        stream = stream_triplets(path, columns) if kind is TRIPLETS else None
         for row in stream or stream_texts(path, on_bad_row=on_bad_row):
             (skipped if isinstance(row, Skipped) else good).append(row)
     except UserError as error:
@@ -183,9 +183,8 @@ def check_other_readers(made: Input, path: Path) -> None:
     if made.kind is TRIPLETS:
         good, skipped, error = read(made.kind, path, BadRows.SKIP)
         try:
-            corpus = open_corpus(path, [path.name], lambda: stream_triplets(
-                path, anchor="sent0", positive="sent1", negatives=["hard_neg"], on_bad_row=BadRows.SKIP
-            ))  # fmt: skip
+            columns = TripletColumns("sent0", "sent1", ["hard_neg"], BadRows.SKIP)
+            corpus = open_corpus(path, [path.name], lambda note: stream_triplets(path, columns, note=note))
         except UserError as told:
             assert str(told) == str(error)
         else:

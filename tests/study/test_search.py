@@ -174,8 +174,72 @@ def test_a_search_in_which_all_fail_says_so(tmp_path, monkeypatch):
         raise UserError("the loss is nan")
 
     monkeypatch.setattr(runner, "train_only", fails)
-    with pytest.raises(UserError, match="no trial came to its end: failed: the loss is nan"):
+    with pytest.raises(UserError, match="no trial came to its end: trial 0, lr=.*: the loss is nan; trial 1"):
         run(tmp_path, trials=2)
+
+
+def test_a_trial_that_cannot_run_is_kept_as_failed_and_said_at_the_end(tmp_path, caplog):
+    """Its fault is found before anything is trained: the batch is larger than the data, or no batch at all."""
+    space = ["train.batch_size=8,6000"]
+    _, *rows = run(tmp_path, space=space)
+    assert [row[1] for row in rows] == ["8", "6000"]
+    assert rows[1][2].startswith("failed: ") and "do not fill one batch" in rows[1][2]
+    assert "1 of 2 trials failed" in caplog.text and "train.batch_size=6000: " in caplog.text
+    assert "train.batch_size=6000" in (tmp_path / "searches" / "s" / "report.md").read_text().split("## Failed")[1]
+    caplog.clear()
+    assert run(tmp_path, trials=9, space=space)[1:] == rows, "nothing is proposed again"
+    assert "# trial" not in caplog.text and "1 of 2 trials failed" in caplog.text
+
+
+def test_settings_that_failed_are_not_proposed_again_beside_an_interval(tmp_path, monkeypatch):
+    tried = []
+
+    def fails(config, *a):
+        tried.append((config.train.batch_size, config.lora.rank))
+        raise UserError("it cannot be")
+
+    monkeypatch.setattr(runner, "train_only", fails)
+    space = ["lora.rank=int(interval(1,2))", "train.batch_size=4,8"]
+    with pytest.raises(UserError, match="no trial came to its end"):
+        run(tmp_path, trials=12, space=space)
+    assert len(tried) == len(set(tried)) <= 4
+
+
+def test_a_cause_of_several_lines_is_told_with_its_reason(tmp_path):
+    _, *rows = run(tmp_path, trials=4, space=["train.batch_size=8,7", "train.accumulation=1,2"])
+    (failed,) = [row for row in rows if "failed" in str(row)]
+    assert "train.batch_size=7 is not a multiple of train.accumulation=2" in str(failed)
+
+
+@pytest.mark.parametrize("more", [["eval.step=2"], ["eval.step=4"]])
+def test_a_step_to_be_scored_is_refused_as_a_search_is_judged_by_the_last(tmp_path, more):
+    with pytest.raises(UserError, match="eval.step=.: a search judges every training by its last step"):
+        run(tmp_path, *more)
+    assert not (tmp_path / "searches" / "s" / search.SPACE_FILE).exists()
+
+
+def test_a_trial_without_anything_to_judge_it_by_fails_alone(tmp_path):
+    _, *rows = run(tmp_path, space=["train.eval_every=2,0"])
+    assert len(rows) == 2 and "judged by development pairs" in rows[1][2]
+
+
+def test_trials_on_other_data_are_not_compared(tmp_path):
+    path = tmp_path / "t.csv"
+    dev = tmp_path / "dev.csv"
+    given = ["data=files", f"data.train={path}", f"data.dev={dev}"]
+    dev.write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n")
+    path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
+    run(tmp_path, *given, trials=1)
+    run(tmp_path, *given, trials=2)
+    for changed in (path, dev):
+        before = changed.read_text()
+        changed.write_text(
+            before + before.splitlines()[-1] + "x\n" if changed == path else before.replace("a,b", "a,z")
+        )
+        with pytest.raises(UserError, match="holds trials on other files than there are now"):
+            run(tmp_path, *given, trials=3)
+        changed.write_text(before)
+    assert len(run(tmp_path, *given, trials=2)) == 3
 
 
 def test_another_search_of_that_name_is_refused(tmp_path):

@@ -1,21 +1,16 @@
 """A batch's gradient is the batch's, in however many chunks it goes through the model."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import WORDS, assert_same, gradients, triplets, tuned
-from conftest import make_tiny
-from jobs import run_folder, settings
+from batches import assert_same, gradients, triplets, tuned
 
 from cft.config.schema import LossSettings
-from cft.job import runner
-from cft.model.embedder import Embedder
-from cft.system.errors import UserError
-from cft.training import chunking, contrastive, memory
+from cft.model import dropout
+from cft.training import contrastive, memory
 from cft.training.contrastive import texts_of
 from cft.training.losses import false_negative_mask, info_nce
+from cft.training.trainer import recompute_activations
 
 LOSSES = {
     "eq. 1": (LossSettings(), 1),
@@ -92,27 +87,29 @@ def test_both_directions_and_anchors_as_negatives_are_what_they_say(masked):
     assert_same(taken, gradients(embedder))
 
 
-def test_with_dropout_a_chunk_is_the_same_both_times():
-    """The gradient is that of the very vectors the loss was made of: by one graph over all chunks, at the same seeds."""
-    batch, loss = triplets(8), LossSettings()
-    embedder = tuned(dropout=0.3)
-    found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=120), seed=7)
-    cached = gradients(embedder)
-    sequences = embedder.tokenize(texts_of(batch, loss))
-    chunks = list(embedder.batches(sequences, 120))
-    assert len(chunks) == found.chunks > 2
-    vectors = torch.empty(len(sequences), 32)
-    parts = []
-    for number, chunk in enumerate(chunks):
-        torch.manual_seed(7 * 65_537 + number)
-        parts.append(embedder.forward(embedder.layout([sequences[row] for row in chunk])))
-    order = torch.tensor([row for chunk in chunks for row in chunk]).argsort()
-    vectors = torch.cat(parts)[order]
-    info_nce(vectors[:8], vectors[8:16], vectors[16:], temperature=0.05).loss.backward()
-    assert_same(cached, gradients(embedder))
-    contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss, chunk_tokens=120), seed=8)
+@pytest.mark.parametrize("way", ["drawn", "hashed"])
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_dropout_does_not_depend_on_chunks(monkeypatch, family, recompute, way):
+    if way == "hashed":  # as on other devices
+        monkeypatch.setattr(dropout, "_drawn", dropout._hashed)
+    batch, loss, embedder = triplets(10), LossSettings(), tuned(family, dropout=0.1)
+    for module in embedder.model.modules():  # a model's own dropout comes from torch, chunk by chunk
+        if type(module) is torch.nn.Dropout:
+            module.p = 0.0
+    whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss), seed=7)
+    expected = gradients(embedder)
+    if recompute:
+        recompute_activations(embedder.model)
+    for tokens in (40, 100, 300, 10_000):
+        setup = contrastive.BatchSetup(loss, chunk_tokens=tokens)
+        found = contrastive.contrastive_backward(embedder, batch, setup, seed=7)
+        assert found.chunks > 2 or tokens > 100
+        assert found.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert_same(gradients(embedder), expected)
+    contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(loss), seed=8)
     other = gradients(embedder)
-    assert any((other[name] - cached[name]).abs().max() > 1e-4 for name in cached), "dropout must do something"
+    assert any((other[name] - expected[name]).abs().max() > 1e-4 for name in expected), "dropout must do something"
 
 
 def test_any_seed_of_any_process_will_do():
@@ -156,81 +153,3 @@ def test_a_batch_of_4096_triplets_takes_little_more_memory_than_one_of_64():
     vectors = 4 * 3 * 4096 * 32 * 6
     similarities = 4 * 256 * 8192 * 4
     assert peak(large, tokens) < 1.2 * whole + vectors + similarities
-
-
-# Choosing chunks.
-
-
-def runs_out_of_memory(monkeypatch, limit: int) -> list[int]:
-    """Let the model fail on batches of more nodes than `limit`; returns the sizes that went through."""
-    through = []
-    forward = Embedder.forward
-
-    def small_memory(embedder, layout):
-        if layout.nodes > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        through.append(layout.nodes)
-        return forward(embedder, layout)
-
-    monkeypatch.setattr(Embedder, "forward", small_memory)
-    return through
-
-
-def losses_of(outputs) -> list[float]:
-    rows = [json.loads(line) for line in (run_folder(outputs) / "history.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["event"] == "step"]
-
-
-def test_out_of_memory_leads_to_smaller_chunks_and_the_same_training(tmp_path, monkeypatch, caplog):
-    quiet = ["lora.dropout=0", "train.eval_every=0", "train.steps=3", "data.holdout=0"]
-    runner.run(settings(tmp_path / "whole", *quiet))
-    caplog.set_level("INFO", logger="cft")
-    monkeypatch.setattr(memory, "estimate_training", lambda *a, **k: memory.MemoryEstimate(0, 0))
-    through = runs_out_of_memory(monkeypatch, 500)
-    runner.run(settings(tmp_path / "small", *quiet))
-    assert "out of memory: from here on at most" in caplog.text
-    assert through and max(through) <= 500
-    assert losses_of(tmp_path / "small") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
-
-
-def test_a_text_that_alone_is_too_large_is_said(tmp_path, monkeypatch):
-    state = chunking.Chunking()
-    seen = []
-    with pytest.raises(UserError, match="out of memory with a single text of 30 tokens: lower model.max_length"):
-        for _ in range(20):
-            state.shrink(960, 30)
-            seen.append(state.tokens)
-    assert seen == [480, 240, 120, 60, 30]
-
-
-def test_chunks_are_chosen_by_what_is_free(monkeypatch, caplog):
-    caplog.set_level("INFO", logger="cft")
-    embedder, batch = tuned(), triplets(40)
-    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=None).tokens is None
-    assert chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=500).tokens == 500
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * 2**20)
-    chosen = chunking.choose_chunking(embedder, batch, LossSettings(), bf16=False, chunk_tokens=None).tokens
-    layout = embedder.layout(embedder.tokenize(texts_of(batch, LossSettings())))
-    assert 20 < chosen < layout.nodes / 2
-    assert f"at most {chosen:,} tokens go through the model at once, by gradient caching" in caplog.text
-    found = contrastive.contrastive_backward(
-        embedder, batch, contrastive.BatchSetup(LossSettings(), chunk_tokens=chosen)
-    )
-    assert found.chunks > 2
-
-
-def test_an_evaluation_that_runs_out_of_memory_goes_on_in_halves(monkeypatch):
-    embedder = make_tiny("llama")
-    texts = [f"{word} {other}" for word in WORDS for other in WORDS]
-    expected = embedder.encode(texts)
-    through = runs_out_of_memory(monkeypatch, 100)
-    assert abs(embedder.encode(texts) - expected).max() < 1e-6
-    assert max(through) <= 100
-    runs_out_of_memory(monkeypatch, 5)
-    with pytest.raises(UserError, match=r"out of memory with a single text of \d+ tokens"):
-        embedder.encode(texts)
-
-
-def test_chunks_that_hold_no_text_are_refused(tmp_path):
-    with pytest.raises(UserError, match="train.chunk_tokens=100: must hold a text of model.max_length=150 tokens"):
-        settings(tmp_path, "train.chunk_tokens=100")
