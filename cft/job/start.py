@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cft.config.schema import Config, Precision, Prompts, PromptSettings
+from cft.config.schema import Config, Precision, Prompts, PromptSettings, Role
 from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
 from cft.model.embedder import Embedder
 from cft.model.sources import ModelFiles, fetch
