@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
+from cft.system.overrides import shell_word
 from cft.system.text import described, did_you_mean
 
 Options = TypeVar("Options")
@@ -95,7 +96,8 @@ class _Word:
             wanted = "a text"
         else:
             return value
-        raise UserError(f"{self.name}={'None' if value is None else described(value)}: must be {wanted}")
+        given = "None" if value is None else described(value)  # from Python: nothing that a shell could be given
+        raise UserError(f"{self.name}=" + f"{given}: must be {wanted}")
 
     def line(self) -> tuple[str, str]:
         """For the help: its name and meaning, with the choices and the default of a key."""
@@ -206,7 +208,11 @@ class CommandLine(Generic[Options]):
                 return "", ""
         there = f"; there are {', '.join(self.keys) or 'none'}"
         place = next(iter(self._named.keys() - self.keys.keys()), "") if not dashed else ""
-        given = f"; if it is no key, name its place: {place}={argument}" if place and not hint else ""
+        given = (
+            f"; if it is no key, name its place: {shell_word('='.join((place, argument)))}"
+            if place and not hint
+            else ""
+        )
         raise UserError(f"{self.name} has no key {name!r}{hint or there}{given}")
 
     def _usage(self) -> str:

@@ -56,7 +56,7 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     matches = [folder for folder in folders if str(folder).endswith(name)] if name else []
     if len(matches) == 1:
         return matches[0]
-    listed = matches or folders
+    listed = matches or final or kept
     names = ", ".join(map(str, listed[:_MOST_LISTED])) or f"none under {outputs}"
     names += f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
     problem = "several embedders end so" if matches else "no finished embedder"
