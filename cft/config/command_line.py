@@ -75,7 +75,7 @@ class _Word:
         """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
         kinds = {self.type, *typing.get_args(self.type)} if not self.choices else set()
         if isinstance(value, (str, Path)) and "\0" in str(value):
-            raise UserError(f"{self.name}={described(value)}: holds a NUL byte")
+            raise UserError(f"{self._shown(value)}: holds a NUL byte")
         if self.choices:
             if isinstance(value, str) and value in self.choices:
                 return self.choices[value]
@@ -96,8 +96,11 @@ class _Word:
             wanted = "a text"
         else:
             return value
-        given = "None" if value is None else described(value)  # from Python: nothing that a shell could be given
-        raise UserError(f"{self.name}=" + f"{given}: must be {wanted}")
+        raise UserError(f"{self._shown(value)}: must be {wanted}")
+
+    def _shown(self, value: Any) -> str:
+        """What Python code gave, in words; no shell could be given it."""
+        return "=".join((self.name, "None" if value is None else described(value)))
 
     def line(self) -> tuple[str, str]:
         """For the help: its name and meaning, with the choices and the default of a key."""
