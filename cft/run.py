@@ -13,13 +13,20 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, require_settings, to_config
+from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, count_jobs, require_settings, to_config
 from cft.config.schema import Config
 from cft.system.console import exit_statuses, report_error, set_up_console
 from cft.system.digest import digest
 from cft.system.disk import require_writable
+from cft.system.errors import UserError, first_line
+from cft.system.text import shorten
 
 log = logging.getLogger("cft")
+
+# Jobs of a sweep that are composed before the first of them starts: some seconds.
+_BATCH = 50
+
+_LONGEST_CAUSE = 120
 
 
 class _JobFailed(CompactHydraException):
@@ -31,7 +38,7 @@ def main() -> None:
     set_up_console()
     arguments, unknown = get_args_parser().parse_known_args()
     failures: list[int] = []  # exit statuses of the jobs that failed
-    results: list[tuple[list[str], str]] = []  # overrides and outcomes of the others
+    results: list[tuple[list[str], str]] = []  # overrides and outcomes of all
     main_process = os.getpid()
     # A sweep that is started again, even by another launcher, has its old folder; launched processes inherit the name.
     os.environ["CFT_SWEEP"] = digest(sorted(entry for entry in arguments.overrides if not entry.startswith("hydra")))
@@ -43,9 +50,12 @@ def main() -> None:
 
         overrides = list(HydraConfig.get().overrides.task)
         try:
-            results.append((overrides, runner.run(_as_part_of_sweep(to_config(composed, overrides), overrides))))
+            config = _as_part_of_sweep(to_config(composed, overrides), overrides)
+            alone = HydraConfig.get().mode is not RunMode.MULTIRUN
+            results.append((overrides, runner.run(config, alone=alone)))
         except Exception as error:
             failures.append(report_error(error))
+            results.append((overrides, f"failed: {shorten(first_line(error), _LONGEST_CAUSE)}"))
             if os.getpid() != main_process:  # in a launcher's own process only an exception tells the main one
                 raise _JobFailed("the cause is given above") from None
 
@@ -54,7 +64,13 @@ def main() -> None:
     try:
         with exit_statuses("the same command goes on from the last checkpoint, if there is one yet"):
             require_settings(unknown)
+            if only_shows and arguments.multirun:
+                raise UserError(
+                    "-m runs the jobs of a sweep, and --cfg, --info and --help show the settings of one: leave one out"
+                )
             if not (only_shows or other_config):
+                if arguments.multirun:
+                    _announce(count_jobs(arguments.overrides))
                 for config in check_overrides(arguments.overrides):
                     require_writable(Path(config.outputs))  # Hydra goes there before any job does
             job()
@@ -72,6 +88,13 @@ def _as_part_of_sweep(config: Config, overrides: list[str]) -> Config:
     log.info("\n# job %s: %s", context.job.num, " ".join(overrides))
     group = config.logger.group or Path(context.sweep.dir).name
     return replace(config, logger=replace(config.logger, group=group))
+
+
+def _announce(jobs: int) -> None:
+    """Say how many jobs a sweep has; Hydra composes those of a batch before it starts the first of them."""
+    log.info("%s jobs", f"{jobs:,}")
+    if jobs > _BATCH and not any("sweeper" in word or "launcher" in word for word in sys.argv[1:]):
+        sys.argv.append(f"hydra.sweeper.max_batch_size={_BATCH}")
 
 
 def _log_summary(results: list[tuple[list[str], str]]) -> None:

@@ -39,7 +39,7 @@ _SAME = {
     "loss.temperature": "tau temp",
     "loss.hard_negatives": "use_hard_negatives hard_negative",
     "schedule.kind": "lr_scheduler_type lr_scheduler scheduler lr_schedule",
-    "schedule.warmup_ratio": "warmup warmup_proportion",
+    "schedule.warmup_ratio": "warmup_proportion",
     "prompt.template": "prompt_template instruction query_instruction query_instruction_for_retrieval",
     "data.train": "train_file train_data train_dataset training_data train_path",
     "data.dev": "eval_file dev_file validation_file val_file",
@@ -55,7 +55,7 @@ _OTHER = {
         "train.accumulation=N, into which train.batch_size is divided: it counts the triplets of all N together",
     ),
     "schedule.warmup_ratio": (
-        "warmup_steps num_warmup_steps",
+        "warmup warmup_steps num_warmup_steps",
         "schedule.warmup_ratio=SHARE, a share of the steps: 0.1 of 1,000 steps are 100",
     ),
     "loss.temperature": (
@@ -134,7 +134,7 @@ def no_setting(word: str, groups: dict[str, list[str]], keys: Sequence[str]) -> 
     if _list_of(kind):
         items = [item.strip().strip("'\"") for item in plain.strip("[] ").split(",")]
         return f"{start}: a list is written in brackets, as in {override(key, items)}"
-    if kind is str:
+    if kind in (str, Any):
         return f"{start}: this text needs quotes inside quotes: {override(key, plain)}"
     return f"{start}: {_must_be(key, plain) or 'the value of a setting is a text, a number or a list in brackets'}"
 

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
+from cft.system.overrides import shell_word
 from cft.system.text import described, did_you_mean
 
 Options = TypeVar("Options")
@@ -74,7 +75,7 @@ class _Word:
         """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
         kinds = {self.type, *typing.get_args(self.type)} if not self.choices else set()
         if isinstance(value, (str, Path)) and "\0" in str(value):
-            raise UserError(f"{self.name}={described(value)}: holds a NUL byte")
+            raise UserError(f"{self._shown(value)}: holds a NUL byte")
         if self.choices:
             if isinstance(value, str) and value in self.choices:
                 return self.choices[value]
@@ -95,7 +96,11 @@ class _Word:
             wanted = "a text"
         else:
             return value
-        raise UserError(f"{self.name}={'None' if value is None else described(value)}: must be {wanted}")
+        raise UserError(f"{self._shown(value)}: must be {wanted}")
+
+    def _shown(self, value: Any) -> str:
+        """What Python code gave, in words; no shell could be given it."""
+        return "=".join((self.name, "None" if value is None else described(value)))
 
     def line(self) -> tuple[str, str]:
         """For the help: its name and meaning, with the choices and the default of a key."""
@@ -206,7 +211,11 @@ class CommandLine(Generic[Options]):
                 return "", ""
         there = f"; there are {', '.join(self.keys) or 'none'}"
         place = next(iter(self._named.keys() - self.keys.keys()), "") if not dashed else ""
-        given = f"; if it is no key, name its place: {place}={argument}" if place and not hint else ""
+        given = (
+            f"; if it is no key, name its place: {shell_word('='.join((place, argument)))}"
+            if place and not hint
+            else ""
+        )
         raise UserError(f"{self.name} has no key {name!r}{hint or there}{given}")
 
     def _usage(self) -> str:

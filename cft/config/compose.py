@@ -1,6 +1,7 @@
 """From the command line to a typed Config: composition, near matches for typos, one crossing out of OmegaConf."""
 
 import itertools
+import math
 import re
 import typing
 from dataclasses import fields, is_dataclass, replace
@@ -23,6 +24,9 @@ from cft.system.hub import last_part
 from cft.system.overrides import override as written
 from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean, shorten_words
+
+# Values of a long range that are tried before the first job.
+_VALUES_OF_A_RANGE = 20
 
 CONFIG_NAME = "config"
 
@@ -102,6 +106,15 @@ def check_overrides(overrides: list[str]) -> list[Config]:
     return [compose_job(job) for job in _jobs(parse_overrides(overrides))]
 
 
+def count_jobs(overrides: list[str]) -> int:
+    """How many jobs a sweep has, as far as Hydra's own sweeper decides it.
+
+    Raises:
+        UserError: naming a word that cannot be read.
+    """
+    return math.prod(_count_values(override) for override in parse_overrides(overrides))
+
+
 def compose_config(overrides: list[str]) -> Config:
     """The configuration of one job, without a command line.
 
@@ -163,13 +176,30 @@ def compose_job(overrides: list[str]) -> Config:
 
 
 def _jobs(parsed: list[Override]) -> list[list[str]]:
-    """Command lines that try every value of every sweep once, the other sweeps at their first value."""
-    values = [sweep_values(override) for override in parsed]
+    """Command lines that try every value of every sweep once, the other sweeps at their first value.
+
+    Of a long range, whose values are numbers of one kind, only some are tried, its ends among them.
+    """
+    values = [_some_values(override) for override in parsed]
     first_job = [options[0] for options in values]
     jobs = [first_job]
     for place, options in enumerate(values):
         jobs += [[*first_job[:place], option, *first_job[place + 1 :]] for option in options[1:]]
     return [[option for option in job if option] for job in jobs]
+
+
+def _count_values(override: Override) -> int:
+    if override.is_range_sweep():
+        sweep: Any = override.value()
+        return sum(1 for _ in sweep.range())
+    return len(sweep_values(override)) if override.is_sweep_override() else 1
+
+
+def _some_values(override: Override) -> list[str]:
+    values = sweep_values(override)
+    if not override.is_range_sweep() or len(values) <= _VALUES_OF_A_RANGE:
+        return values
+    return [values[number * (len(values) - 1) // (_VALUES_OF_A_RANGE - 1)] for number in range(_VALUES_OF_A_RANGE)]
 
 
 def sweep_values(override: Override) -> list[str]:

@@ -98,7 +98,7 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
         return (row for row in rows() if isinstance(row, _Row))
 
     count, skipped = _count(rows())  # every row is checked before the first is embedded: a bad one may be the last
-    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
+    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device, model_path=options.model_path)
     facts = [embedder.contract.facts, sha256_of_file(source), options.column, options.on_bad_row.value, _BLOCK]
     facts += [options.id_column] if options.id_column else []  # rows without an id are left out
     blocks = _blocks_of(target)

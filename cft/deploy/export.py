@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cft.deploy.load import EmbedderOptions, find_embedder, load_embedder
 from cft.system.errors import UserError
-from cft.system.files import staging_folder, write_text
+from cft.system.files import read_json, staging_folder, write_json, write_text
 from cft.system.hub import may_be_repository
 
 if TYPE_CHECKING:
@@ -111,19 +111,28 @@ def _check_base(embedder: "Embedder", options: ExportOptions) -> None:
         raise UserError(
             f"adapter=keep goes with format=sentence-transformers; format={options.format} has another meaning"
         )
-    base = embedder.contract.model
-    if not may_be_repository(base) and not Path(base).expanduser().is_dir():
+    base, place = embedder.contract.model, embedder.backbone.place
+    if not (place.is_dir() if place else may_be_repository(base)):
         raise UserError(f"the base model {base} is neither a folder nor on the hub, where others find it: merge it")
     trunk: Any = embedder.backbone.trunk
     if getattr(trunk.config, "stands_for", None):
         raise UserError(f"{base} is held by another class than its own, which is not in that folder: merge it")
 
 
+def _name_base(scratch: Path, place: Path | None) -> None:
+    """Let an adapter name the folder where its base model is now, from wherever it will be loaded."""
+    from cft.model.weights import ADAPTER_CONFIG
+
+    if place:
+        config = read_json(scratch / ADAPTER_CONFIG)
+        write_json(scratch / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(place.absolute())})
+
+
 def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     """What transformers or sentence-transformers load; returns how it was checked and how it is loaded."""
     from cft.deploy import portable
 
-    embedder = load_embedder(options.run, prompt=options.prompt)
+    embedder = load_embedder(options.run, prompt=options.prompt, model_path=options.model_path)
     contract, output, tolerance = embedder.contract, options.output, _TOLERANCE
     if options.adapter == "keep":
         _check_base(embedder, options)
@@ -132,6 +141,7 @@ def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     portable.portable_tokenizer(embedder).save_pretrained(scratch)
     if options.adapter == "keep":
         _write_adapter(run, scratch, options)
+        _name_base(scratch, embedder.backbone.place)
         lines = [f"an adapter on {contract.model}, which sentence-transformers loads with it"]
     else:
         trunk, drift = portable.merge_adapter(embedder)

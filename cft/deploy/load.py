@@ -25,6 +25,7 @@ class EmbedderOptions:
 
     run: Annotated[str, "the embedder: a run's folder, or the end of its name under outputs/"]
     prompt: Annotated[str, "words around every text, as in 'query: {text}'; none takes those of its training"] = ""
+    model_path: Annotated[str, "where its base model is now, if that was moved; its content is checked"] = ""
 
     def __post_init__(self) -> None:
         """Refuse what Python code gives that no command line could."""
@@ -56,7 +57,7 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     matches = [folder for folder in folders if str(folder).endswith(name)] if name else []
     if len(matches) == 1:
         return matches[0]
-    listed = matches or folders
+    listed = matches or final or kept
     names = ", ".join(map(str, listed[:_MOST_LISTED])) or f"none under {outputs}"
     names += f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
     problem = "several embedders end so" if matches else "no finished embedder"
@@ -69,11 +70,12 @@ def _newest_first(contracts: Iterable[Path]) -> list[Path]:
     return sorted((path.parent for path in contracts), key=lambda folder: folder.stat().st_mtime, reverse=True)
 
 
-def load_embedder(run: str | Path, *, prompt: str = "", device: Device = "auto") -> "Embedder":
+def load_embedder(run: str | Path, *, prompt: str = "", device: Device = "auto", model_path: str = "") -> "Embedder":
     """Load a finished embedder.
 
     Args:
         run: as `find_embedder` takes it. prompt: words around every text; none takes those of its training.
+        device: where it runs. model_path: where its base model is now; none for where it was.
 
     Raises:
         UserError: if it cannot be had, or a prompt has no place for the text.
@@ -82,5 +84,5 @@ def load_embedder(run: str | Path, *, prompt: str = "", device: Device = "auto")
     from cft.job.start import choose_device
     from cft.model.embedder import Embedder
 
-    embedder = Embedder.load(folder, device=choose_device(device))
+    embedder = Embedder.load(folder, device=choose_device(device), model_path=model_path or None)
     return embedder.with_template(prompt) if prompt else embedder

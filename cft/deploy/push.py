@@ -50,7 +50,11 @@ def push(options: PushOptions) -> str:
     _refuse_links(run)
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "files"
-        export(ExportOptions(run=str(run), output=staged, format=options.format, prompt=options.prompt))
+        export(
+            ExportOptions(
+                run=str(run), output=staged, format=options.format, prompt=options.prompt, model_path=options.model_path
+            )
+        )
         for name in _FROM_RUN:
             if (run / name).exists():
                 shutil.copy(run / name, staged / name)

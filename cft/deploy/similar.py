@@ -43,7 +43,7 @@ def nearest(options: SimilarOptions) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Skipped):
             first_row.setdefault(row, number)
-    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device)
+    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device, model_path=options.model_path)
 
     from cft.config.schema import Role
     from cft.evaluation.vector_cache import CachedEncoder

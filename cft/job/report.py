@@ -43,7 +43,7 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
     if plan.training.is_finished:
         pictures.append(plan.training.file(RunFolder.CURVE))
     _log_files(folder, pictures)
-    _log_next(plan)
+    log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
     return Result(
         scores=_by_name(before, after),
         table=table,
@@ -114,9 +114,8 @@ def _log_files(folder: Path, pictures: list[Path]) -> None:
     log.info("\n".join(lines))
 
 
-def _log_next(plan: Plan) -> None:
-    """Name the embedder and what to do with it, or, after the demo, what to try on real text."""
-    log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
+def say_next(plan: Plan) -> None:
+    """Say what to do with the embedder or, after the demo, what to try on real text."""
     if plan.config.data.source is DataSource.scenes:
         log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:

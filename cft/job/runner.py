@@ -14,7 +14,7 @@ import torch
 from cft.config.schema import Config, LoggerKind
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
-from cft.job.report import report_base, report_training
+from cft.job.report import report_base, report_training, say_next
 from cft.job.run_folder import RunFolder
 from cft.job.scoring import score
 from cft.job.start import choose_device
@@ -36,13 +36,16 @@ log = logging.getLogger(__name__)
 REPORTED = "reported.json"
 
 
-def run(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> str:
+def run(
+    config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None, *, alone: bool = True
+) -> str:
     """Do one job, or what is left of it.
 
     Args:
         config: the job.
         inputs: data and base models that other jobs have loaded.
         on_row: called with every row of the training's history as it arises.
+        alone: whether no other jobs follow, so that it can be said what to do next.
 
     Returns:
         One line that says what came out.
@@ -80,6 +83,8 @@ def run(config: Config, inputs: InputCache | None = None, on_row: RowCallback | 
             after = score(plan, plan.result, lambda: models.tuned, "the result")
             _require_effect(plan, before, after)
             tracker.finish(report_training(plan, before, after))
+            if alone:
+                say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
     return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
 

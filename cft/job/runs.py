@@ -68,12 +68,22 @@ def _scores(training: RunFolder) -> list[Row]:
 
 
 def _state(run: RunFolder, settings: dict[str, str]) -> str:
-    planned = settings.get("train.steps", "?")
+    planned = _planned_steps(run, settings)
     if finished := run.finished():
         return f"{finished.steps} steps"
     if failure := run.failure():
         return f"failed at step {failure.step} of {planned}"
     return f"at step {checkpoint.step_of(run.path)} of {planned}"
+
+
+def _planned_steps(run: RunFolder, settings: dict[str, str]) -> str:
+    """The steps that a training comes to: as many as configured, but at most its epochs have full batches for."""
+    path = run.file(RunFolder.DATA)
+    names = ("train.steps", "train.epochs", "train.batch_size")
+    if not path.exists() or not all(settings.get(name, "").isdigit() for name in names):
+        return settings.get("train.steps", "?")
+    steps, epochs, batch = (int(settings[name]) for name in names)
+    return str(min(steps, epochs * (int(read_json(path)["triplets"]) // batch)))
 
 
 def _parse_filter(entry: str) -> tuple[str, str]:

@@ -115,14 +115,16 @@ def _study(name: str, options: RunOptions, overrides: list[str]) -> "Study":
     frozen = plan.load(folder)
     changed = plan.differences(frozen, fresh) if frozen else []
     if frozen and changed and not options.replan:
-        if any(plan.state_of(frozen.outputs, run).state != plan.DONE for run in frozen.runs):
-            log.info(
-                "%s: going on with the plan that was frozen when it started; the files or the command line now say "
-                "other things for: %s (--replan takes those)",
-                fresh.name,
-                ", ".join(changed),
-            )
-            return frozen
+        done = all(plan.state_of(frozen.outputs, run).state == plan.DONE for run in frozen.runs)
+        log.info(
+            "%s: %s; the files or the command line now say other things for: %s (--replan takes those)",
+            fresh.name,
+            "finished by the plan that was frozen when it started"
+            if done
+            else "going on with the plan that was frozen when it started",
+            ", ".join(changed),
+        )
+        return frozen
     if options.command != "plan":
         fresh.save(folder)
     return fresh

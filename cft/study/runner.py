@@ -191,7 +191,7 @@ def carry_out(name: str, config: Config, inputs: InputCache | None = None, on_ro
     inputs = inputs or InputCache()
     try:
         plan = make_plan(config, inputs)
-        runner.run(config, inputs, on_row)
+        runner.run(config, inputs, on_row, alone=False)
     except Exception as error:  # whatever it is, the other cells must go on
         report_error(error)
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from cft.config.compose import compose_config
 from cft.deploy import export, portable
+from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.portable import SAMPLES
 from cft.export import COMMAND
 from cft.job import runner
@@ -114,6 +116,29 @@ def test_the_adapter_can_be_kept_beside_its_base_model(tmp_path):
     np.testing.assert_allclose(model.encode(list(SAMPLES)), Embedder.load(folder).encode(SAMPLES), atol=1e-5)
     untrained = Embedder.base(compose_config([f"model.path={base}"]).model).encode(SAMPLES)
     assert np.abs(model.encode(list(SAMPLES)) - untrained).max() > 1e-3
+
+
+def test_a_base_model_that_was_moved_is_said_and_its_content_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "models" / "mini", "llama")
+    folder = train(tmp_path, "model.path=models/mini")
+    expected = Embedder.load(folder).encode(SAMPLES)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kept, _ = exported(folder, tmp_path, "adapter=keep")
+    np.testing.assert_allclose(in_sentence_transformers(kept).encode(list(SAMPLES)), expected, atol=1e-5)
+    (tmp_path / "models" / "mini").rename(tmp_path / "moved")
+    (tmp_path / "texts.txt").write_text("\n".join(SAMPLES))
+    with pytest.raises(UserError, match="model_path=FOLDER on the command line"):
+        encode_file(EncodeOptions(str(tmp_path / "texts.txt"), str(tmp_path / "x.npy"), run=str(folder)))
+    moved = EncodeOptions(
+        str(tmp_path / "texts.txt"), str(tmp_path / "x.npy"), run=str(folder), model_path=str(tmp_path / "moved")
+    )
+    encode_file(moved)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, atol=1e-6)
+    write_model(tmp_path / "moved", "llama", initializer_range=0.5)
+    with pytest.raises(UserError, match="weights"):
+        encode_file(replace(moved, output=str(tmp_path / "y.npy")))
 
 
 def test_an_adapter_is_not_kept_beside_a_model_that_nobody_finds(tmp_path, trained):

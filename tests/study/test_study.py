@@ -135,6 +135,24 @@ def test_a_plan_is_frozen_when_it_starts(tmp_path):
     assert "going on" not in cft_command(*arguments, "--replan").stdout
 
 
+def test_a_finished_study_is_not_planned_anew_unless_asked(tmp_path, monkeypatch, caplog):
+    from cft.study.__main__ import RunOptions, _study
+
+    caplog.set_level("INFO", logger="cft")
+    path = tmp_path / "mine.yaml"
+    told = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n  - {name: b, overrides: [lr=RATE]}\n"
+    path.write_text(told.replace("RATE", "2e-4"))
+    studies(tmp_path, [str(path)])
+    monkeypatch.setattr(plan, "state_of", lambda outputs, run: plan.RunState(state=plan.DONE))
+    path.write_text(told.replace("RATE", "9e-4"))
+    given = [f"outputs={tmp_path}"]
+    options = RunOptions([str(path)], "run", overrides=given, scale="smoke", seeds=[])
+    assert [config.lr for config in _study(str(path), options, given).runs.values()] == [1e-4, 2e-4]
+    assert "finished by the plan that was frozen" in caplog.text and "other things for: b (--replan" in caplog.text
+    options = RunOptions([str(path)], "run", overrides=given, scale="smoke", seeds=[], replan=True)
+    assert [config.lr for config in _study(str(path), options, given).runs.values()] == [1e-4, 9e-4]
+
+
 def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
     (study,) = studies(tmp_path, ["table5"], seeds=(1, 2))
     loaded = plan.load(plan.study_folder(tmp_path, study.name))

@@ -40,15 +40,15 @@ def test_awkward_texts_come_back(text):
 @QUICK
 @given(TEXTS)
 def test_any_text_comes_back(text):
-    (word,) = pasted(override("data.train", text))
-    assert compose_config(["data=files", word]).data.train == text
+    (word,) = pasted(override("logger.project", text))
+    assert compose_config([word]).logger.project == text
 
 
 @QUICK
 @given(st.lists(TEXTS, min_size=1, max_size=3))
 def test_any_list_of_texts_comes_back(texts):
-    (word,) = pasted(override("data.negative_columns", texts))
-    assert compose_config([word]).data.negative_columns == texts
+    (word,) = pasted(override("logger.tags", texts))
+    assert compose_config([word]).logger.tags == texts
 
 
 @QUICK
