@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cft.config.schema import EvalSettings
 from cft.data.cells import BadRow, number_of, text_of
 from cft.data.files import BadRows, Skipped, stream_rows
 from cft.data.formats import ENDINGS, Source
 from cft.data.records import content_digest
 from cft.data.sts import HubSet
+from cft.data.texts import normalized
+from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
 from cft.system.text import did_you_mean
@@ -143,6 +147,51 @@ def make_set(
         judgements=of_queries,
         content=content_digest(judged, kept, of_queries),
     )
+
+
+def rows_as_set(data: TrainingData, documents: int, seed: int) -> dict[str, RetrievalSet]:
+    """Held-out rows as queries that look for their positives.
+
+    Among them are the positives and negatives of all held-out rows and, up to `documents`, other documents of the
+    file, drawn evenly over it. Texts that differ in case, blanks or punctuation alone are one document.
+
+    Raises:
+        UserError: if no row is held out.
+    """
+    if not data.holdout:
+        raise UserError("eval=rows scores held-out rows, and there are none: raise data.holdout, or bring more rows")
+    ids: dict[str, str] = {}  # of documents, by their text without case, blanks and punctuation
+    texts: list[str] = []
+
+    def id_of(text: str) -> str:
+        key = normalized(text)
+        if key not in ids:
+            ids[key] = f"{len(texts)}"
+            texts.append(text)
+        return ids[key]
+
+    relevant: dict[str, dict[str, int]] = {}
+    for row in data.holdout:
+        relevant.setdefault(row.anchor, {})[id_of(row.positive)] = 1
+    for row in data.holdout:
+        for text in row.negatives:
+            id_of(text)
+    for number in np.random.default_rng([seed, 2]).permutation(len(data.triplets)):
+        if len(texts) >= documents:
+            break
+        row = data.triplets[int(number)]
+        for text in (row.positive, *row.negatives):
+            id_of(text)
+    found = RetrievalSet(
+        name="held-out rows",
+        query_ids=[f"query {number}" for number in range(len(relevant))],
+        queries=list(relevant),
+        document_ids=[str(number) for number in range(len(texts))],
+        documents=texts,
+        judgements=list(relevant.values()),
+        content=content_digest(list(relevant), texts, [sorted(grades) for grades in relevant.values()]),
+    )
+    return {found.name: found}
 
 
 def _load(name: str, settings: EvalSettings) -> RetrievalSet:

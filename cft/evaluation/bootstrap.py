@@ -176,6 +176,31 @@ def resample(
     return Resamples([*sets, MEAN], every, with_mean(drawn), [*counted, min(counted, default=0)])
 
 
+def resample_means(embedders: Sequence[Arrays], *, resamples: int = RESAMPLES, seed: int = 0) -> Resamples:
+    """Draw resamples of the queries and average every embedder's measure in each.
+
+    Args:
+        embedders: for each, the measure (queries,) by set, from 0 to 1, of the same queries.
+        resamples: their number. seed: of the counts.
+    """
+    names = list(embedders[0])
+    stacked = {name: 100 * np.stack([arrays[name] for arrays in embedders]).astype(np.float32) for name in names}
+    values = np.array([[float(stacked[name][row].mean()) for name in names] for row in range(len(embedders))])
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((len(embedders), len(names), resamples), dtype=np.float32)
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        for column, name in enumerate(names):
+            of_set = stacked[name]
+            counts = _COUNT_OF[generator.integers(0, 2**16, (of_set.shape[1], size), dtype=np.uint16)]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                drawn[:, column, start : start + size] = of_set @ counts / counts.sum(axis=0)
+    counted = [of_set.shape[1] for of_set in stacked.values()]
+    every = np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
+    mean = drawn.mean(axis=1, keepdims=True)
+    return Resamples([*names, MEAN], every, np.concatenate([drawn, mean], axis=1), [*counted, min(counted, default=0)])
+
+
 class _Set:
     """One set's values, sorted once for all resamples."""
 

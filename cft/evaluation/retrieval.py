@@ -6,10 +6,15 @@ query are kept. Measures are trec_eval's. Among equal scores the document with t
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from cft.data.retrieval import RetrievalSet
+from cft.system.files import read_arrays, write_arrays
+
+# Beside the metrics of an evaluation: arrays SET/KIND, a number a query.
+FILE_NAME = "queries.npz"
 
 HEADLINE = "ndcg@10"
 MEASURES = (HEADLINE, "recall@1", "recall@10", "recall@100", "mrr@10", "map@10")
@@ -41,6 +46,15 @@ class RetrievalScores:
     cosine: np.ndarray  # (queries,) float32, its cosine
     found: np.ndarray  # (queries,) int64, rank of the first relevant document from 1; 0 where it is beyond DEPTH
     recall: np.ndarray  # (DEPTH,) mean recall at 1, 2, ...
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of every measure over the queries, x 100."""
+        return {name: 100 * float(values.mean()) for name, values in self.measures.items()}
+
+    def record(self) -> dict[str, float]:
+        """The means as plain data, and the number of queries."""
+        return {**self.means, "queries": len(self.first)}
 
 
 class TopDocuments:
@@ -113,6 +127,34 @@ def evaluate_retrieval(
     number_of = {id: number for number, id in enumerate(data.document_ids)}
     left_out = [-1 if id is None else number_of[id] for id in data.own_document]
     return score(_without(ranked, left_out), [_numbered(grades, number_of) for grades in data.judgements])
+
+
+def save_retrieval(folder: Path, found: dict[str, RetrievalScores]) -> None:
+    """Write what every query of every set found."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, scores in found.items():
+        kinds = {"first": scores.first, "cosine": scores.cosine, "found": scores.found, "recall": scores.recall}
+        arrays |= {f"{name}/{kind}": array for kind, array in {**scores.measures, **kinds}.items()}
+    write_arrays(folder / FILE_NAME, arrays, compressed=True)
+
+
+def load_retrieval(folder: Path) -> dict[str, RetrievalScores]:
+    """Read what `save_retrieval` wrote; nothing if it is not there.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    if not (folder / FILE_NAME).exists():
+        return {}
+    arrays = read_arrays(folder / FILE_NAME)
+    names = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
+    return {
+        name: RetrievalScores(
+            measures={measure: arrays[f"{name}/{measure}"] for measure in MEASURES},
+            **{kind: arrays[f"{name}/{kind}"] for kind in ("first", "cosine", "found", "recall")},
+        )
+        for name in names
+    }
 
 
 def _numbered(grades: dict[str, int], number_of: dict[str, int]) -> dict[int, int]:

@@ -5,7 +5,7 @@ FOLDER/cosines.npz     the cosine of every pair, by set
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet, require_rankable
+from cft.evaluation.retrieval import HEADLINE, RetrievalScores, load_retrieval, save_retrieval
 from cft.model.contract import Contract
 from cft.system.errors import UserError
 from cft.system.files import read_arrays, read_json, write_arrays, write_record
@@ -49,6 +50,13 @@ class Evaluation:
     negatives: np.ndarray  # cosines of the same anchors with their first hard negatives
     uniformity: float | None = None  # of the held-out anchors, see `uniformity`; None for fewer than two
     texts_cut: int = 0  # distinct texts that were longer than the embedder reads
+    retrieval: dict[str, RetrievalScores] = field(default_factory=dict)  # by set, where queries look for documents
+
+    @property
+    def headline(self) -> float:
+        """The mean over the sets: of Spearman x 100, or of nDCG@10 x 100 where documents are looked for."""
+        found = [scores.means[HEADLINE] for scores in self.retrieval.values()]
+        return float(np.mean(found)) if found else self.mean
 
     @property
     def mean(self) -> float:
@@ -75,8 +83,10 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """The scores as plain data, without the cosines."""
+        found = {name: scores.record() for name, scores in self.retrieval.items()}
         return {
-            "mean": self.mean if self.scores else None,
+            **({"retrieval": found} if found else {}),
+            "mean": self.headline if self.scores or self.retrieval else None,
             "standard_deviation": self.deviation if self.scores else None,
             "sets": {name: {"spearman": self.scores[name], "pairs": len(self.cosines[name])} for name in self.scores},
             "triplet_accuracy": self.triplet_accuracy,
@@ -208,6 +218,8 @@ def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *,
     """Write an evaluation, the contract it was made under and its duration; METRICS comes last."""
     by_set = {f"set/{name}": cosines for name, cosines in evaluation.cosines.items()}
     write_arrays(folder / COSINES, {"positives": evaluation.positives, "negatives": evaluation.negatives, **by_set})
+    if evaluation.retrieval:
+        save_retrieval(folder, evaluation.retrieval)
     write_record(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
 
 
@@ -231,6 +243,7 @@ def load_evaluation(folder: Path) -> Evaluation | None:
             negatives=arrays["negatives"],
             uniformity=record.get("uniformity"),
             texts_cut=record.get("texts_cut", 0),
+            retrieval=load_retrieval(folder),
         )
     except (KeyError, TypeError) as error:
         raise UserError(

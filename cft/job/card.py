@@ -12,6 +12,7 @@ from cft.data.sts import NINE_SETS
 from cft.data.training_data import NLI_REPOSITORY
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample
+from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import METRICS, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.model.contract import Contract
@@ -44,6 +45,8 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         of_hub = entry.get("source") == HUB
         for set_name, score in entry["after"]["sets"].items():
             hub_results[set_name] = _result(set_name, score["spearman"], of_hub=of_hub)
+        for set_name, found in entry["after"].get("retrieval", {}).items():
+            hub_results[f"{name}/{set_name}"] = _retrieval_result(set_name, found[HEADLINE])
     card = ModelCard.from_template(
         _metadata(folder, config, contract, list(hub_results.values())),
         template_path=str(_TEMPLATE),
@@ -113,6 +116,16 @@ def _result(name: str, score: float, *, of_hub: bool) -> EvalResult:
     )
 
 
+def _retrieval_result(name: str, score: float) -> EvalResult:
+    return EvalResult(
+        task_type="Retrieval",
+        dataset_type="other",
+        dataset_name=name,
+        metric_type="ndcg_at_10",
+        metric_value=round(score / 100, 6),
+    )
+
+
 def _intervals(folder: Path) -> dict[str, Interval]:
     """95% intervals of the scores, by set and over all; none for sets that are too small."""
     evaluation = load_evaluation(folder)
@@ -139,6 +152,9 @@ def _scores(entry: dict, intervals: dict[str, Interval]) -> list[Row]:
     for name, score in after["sets"].items():
         points = (f"{before['sets'][name]['spearman']:.2f}", f"{score['spearman']:.2f}")
         table.append((name, f"{score['pairs']:,}", *points, texts.get(name, "")))
+    for name, found in after.get("retrieval", {}).items():
+        points = (f"{before['retrieval'][name][HEADLINE]:.2f}", f"{found[HEADLINE]:.2f}")
+        table.append((f"{name}, nDCG@10", f"{found['queries']:,}", *points, ""))
     if len(after["sets"]) > 1:
         table.append(("mean over sets", "", f"{before['mean']:.2f}", f"{after['mean']:.2f}", texts.get(MEAN, "")))
     return table

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen f
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from cft.evaluation.retrieval import HEADLINE  # noqa: E402
 from cft.evaluation.scores import Evaluation  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
 
@@ -38,6 +39,28 @@ def scores(before: Evaluation, after: Evaluation) -> Figure:
     axes.set_title("Before and after contrastive fine-tuning", loc="left")
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
     clean(axes)
+    return figure
+
+
+def recall(before: Evaluation, after: Evaluation) -> Figure:
+    """Share of the relevant documents among the first k, over k, before and after; a panel a set."""
+    names = list(after.retrieval)
+    figure, panels = plt.subplots(
+        1, len(names), figsize=(1.5 + 3.6 * len(names), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, name in zip(panels[0], names, strict=True):
+        for evaluation, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+            curve = 100 * evaluation.retrieval[name].recall
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linewidth=2, label=label)
+        axes.set_xscale("log")
+        axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("k, documents that are looked at")
+        axes.set_title(f"{name}: nDCG@10 {before.retrieval[name].means[HEADLINE]:.1f} to "
+                       f"{after.retrieval[name].means[HEADLINE]:.1f}", loc="left", fontsize=10)  # fmt: skip
+        clean(axes)
+    panels[0][0].set_ylabel("relevant documents found, %")
+    panels[0][0].legend(frameon=False, loc="lower right")
     return figure
 
 

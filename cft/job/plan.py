@@ -12,13 +12,14 @@ job or by another that shares it:
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cft.config.rules import require_valid
-from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, ModelSettings, Prompts, Role
+from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, EvalSource, ModelSettings, Prompts, Role
 from cft.data.records import ScoredPair, Triplet
+from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
 from cft.job.run_folder import RunFolder
@@ -59,6 +60,7 @@ class Plan:
     sets: dict[str, list[ScoredPair]]  # evaluation data by the name of the set
     start: StartingPoint  # the base model, and the adapter on it if there is one
     teacher: ModelFiles | None = None  # the embedder to distill, if any
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)  # queries and documents by the name of the set
 
     @property
     def outputs(self) -> Path:
@@ -173,13 +175,15 @@ class Plan:
     def _evaluation_folder(
         self, owner: Path, name: str, sets: dict[str, list[ScoredPair]], triplets: list[Triplet]
     ) -> Path:
+        looked_for = {name: each.content for name, each in self.retrieval.items()}
         facts = {
             "recipe": RECIPE,
             "template": self.config.prompt.eval_template,
             "sets": sets,
             "triplets": triplets,
             # Scored pairs have no roles.
-            **(_roles("roles", self.config.prompt.in_evaluation) if triplets else {}),
+            **(_roles("roles", self.config.prompt.in_evaluation) if triplets or self.retrieval else {}),
+            **({"retrieval": looked_for} if looked_for and not triplets else {}),
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / RunFolder.EVALUATIONS / f"{name}-{digest(facts)}"
@@ -211,7 +215,7 @@ class InputCache:
         self._known: dict[str, Any] = {}
 
     def _once(self, settings: Any, load: Callable[[], Any]) -> Any:
-        name = f"{type(settings).__name__}-{digest(settings)}"
+        name = f"{type(settings).__name__}-{digest(settings)}"  # plain data, or a tuple of them
         if name not in self._known:
             self._known[name] = load()
         return self._known[name]
@@ -224,6 +228,13 @@ class InputCache:
         """Scored pairs; the same ones for every step that is scored on them."""
         settings = replace(settings, step=None)
         return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
+
+    def retrieval(self, settings: EvalSettings) -> dict[str, RetrievalSet]:
+        """Queries and documents; none where pairs are scored."""
+        if settings.source is not EvalSource.retrieval:
+            return {}
+        settings = replace(settings, step=None)
+        return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
 
     def files(self, settings: ModelSettings) -> ModelFiles:
         """A base model's files."""
@@ -264,4 +275,15 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
     start = find_starting_point(config, inputs.files(config.model))
-    return Plan(config=config, data=data, steps=steps, sets=inputs.sets(config.eval), start=start, teacher=teacher)
+    retrieval = inputs.retrieval(config.eval)
+    if config.eval.source is EvalSource.rows:
+        retrieval = rows_as_set(inputs.data(config.data), config.eval.documents, DATA_SEED)
+    return Plan(
+        config=config,
+        data=data,
+        steps=steps,
+        sets=inputs.sets(config.eval),
+        start=start,
+        teacher=teacher,
+        retrieval=retrieval,
+    )

@@ -1,9 +1,15 @@
 """A job's report: tables and pictures of its scores, the run's summary, and what to do next."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
-from cft.config.schema import Config, DataSource, EvalSource
+import numpy as np
+
+from cft.config.schema import DataSource, EvalSource
+from cft.data.retrieval import RetrievalSet
+from cft.evaluation.bootstrap import MEAN, resample_means
+from cft.evaluation.retrieval import HEADLINE, MEASURES, RetrievalScores
 from cft.evaluation.scores import Evaluation
 from cft.job import figures
 from cft.job.card import HUB, write_card
@@ -12,10 +18,14 @@ from cft.job.run_folder import RunFolder
 from cft.job.tracking import Result
 from cft.system.files import read_json, sealed, write_json, write_text
 from cft.system.tables import Row, as_markdown, as_text
+from cft.system.text import shorten
 
 log = logging.getLogger(__name__)
 
 _MEAN = "mean over sets"
+
+# Queries that are shown, and characters of each text.
+_EXAMPLES, _EXAMPLE_LENGTH = 3, 100
 
 
 def report_base(plan: Plan, before: Evaluation) -> None:
@@ -23,7 +33,7 @@ def report_base(plan: Plan, before: Evaluation) -> None:
     folder = plan.scores_folder(plan.base_folder)
     name = plan.start_name
     table = scores(before)
-    _log_table(plan.config, table, f"{name} alone (train.steps=0)")
+    _log_table(plan, table, f"{name} alone (train.steps=0)")
     write_text(folder / "table.md", f"# {name} on {plan.config.eval.name}\n\n{as_markdown(table)}\n")
     _log_files(folder, [])
 
@@ -33,11 +43,18 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
     config, folder = plan.config, plan.scores_folder(plan.result)
     table = comparison(before, after)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
-    _log_table(config, table, title)
-    write_text(folder / "table.md", f"# {title}\n\n{as_markdown(table)}\n")
+    _log_table(plan, table, title)
+    parts = [f"# {title}", as_markdown(table)]
+    if plan.retrieval:
+        shown = examples(plan.retrieval, before, after)
+        log.info("%s\n", shown)
+        parts += [as_markdown(all_measures(before, after)), "\n".join(f"    {line}" for line in shown.splitlines())]
+    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
     _write_summary(plan, folder.name, before, after)
     write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
-    pictures = figures.save(figures.scores(before, after), folder, "scores")
+    pictures = figures.save(figures.scores(before, after), folder, "scores") if before.scores else []
+    if plan.retrieval:
+        pictures += figures.save(figures.recall(before, after), folder, "recall")
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
     if plan.training.is_finished:
@@ -56,11 +73,16 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
 def _by_name(before: Evaluation, after: Evaluation) -> dict[str, float]:
     sides = {"before": before, "after": after}
     scores = {f"{side}/{name}": score for side, result in sides.items() for name, score in result.scores.items()}
-    return scores | {f"{side}/mean": result.mean for side, result in sides.items()}
+    for side, result in sides.items():
+        for name, found in result.retrieval.items():
+            scores |= {f"{side}/{name}/{measure}": value for measure, value in found.means.items()}
+    return scores | {f"{side}/mean": result.headline for side, result in sides.items()}
 
 
 def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
     """The before/after table, its header first."""
+    if after.retrieval:
+        return _comparison_of_queries(before, after)
     table: list[Row] = [("set", "pairs", "before", "after", "change")]
     for name, score in before.scores.items():
         table.append((name, str(len(before.cosines[name])), *_change(score, after.scores[name])))
@@ -74,11 +96,61 @@ def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
 
 def scores(evaluation: Evaluation) -> list[Row]:
     """The table of one evaluation, its header first."""
+    if evaluation.retrieval:
+        found = evaluation.retrieval
+        return [("set", "queries", *MEASURES), *(_row_of(name, each) for name, each in found.items())]
     table: list[Row] = [("set", "pairs", "score")]
     table += [(name, str(len(evaluation.cosines[name])), f"{score:.2f}") for name, score in evaluation.scores.items()]
     if len(evaluation.scores) > 1:
         table.append((_MEAN, "", _overall(evaluation)))
     return table
+
+
+def _row_of(name: str, found: RetrievalScores) -> Row:
+    return name, f"{len(found.first):,}", *(f"{found.means[key]:.2f}" for key in MEASURES)
+
+
+def _comparison_of_queries(before: Evaluation, after: Evaluation) -> list[Row]:
+    """nDCG@10 by set, with the 95% interval of the change over the queries, and what may be said of it."""
+    drawn = resample_means(
+        [{name: found.measures[HEADLINE] for name, found in side.retrieval.items()} for side in (after, before)]
+    )
+    (changes,) = drawn.differences([(0, 1)])
+    table: list[Row] = [("set", "queries", "before", "after", "change", "after is")]
+    for name in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
+        column = drawn.names.index(name)
+        scores = [f"{drawn.values[place, column]:.2f}" for place in (1, 0)]
+        count = "" if name == MEAN else f"{len(after.retrieval[name].first):,}"
+        table.append((_MEAN if name == MEAN else name, count, *scores, str(changes[name]), changes[name].verdict))
+    return table
+
+
+def all_measures(before: Evaluation, after: Evaluation) -> list[Row]:
+    """Every measure of every set before and after, the header first."""
+    table: list[Row] = [("set", "measure", "before", "after", "change")]
+    for name, found in after.retrieval.items():
+        for key, value in found.means.items():
+            table.append((name, key, *_change(before.retrieval[name].means[key], value)))
+    return table
+
+
+def examples(sets: Mapping[str, RetrievalSet], before: Evaluation, after: Evaluation) -> str:
+    """Three queries with what came first before and what comes first now, those first for which that is another."""
+    name, data = next(iter(sets.items()))
+    sides = {"before": before.retrieval[name], "now": after.retrieval[name]}
+    changed = np.flatnonzero(sides["before"].first != sides["now"].first)
+    rest = np.setdiff1d(np.arange(len(data.queries)), changed)
+    places = [*changed[:: max(1, len(changed) // _EXAMPLES)][:_EXAMPLES], *rest][:_EXAMPLES]
+    lines = []
+    for place in map(int, places):
+        lines.append(f"query   {shorten(data.queries[place], _EXAMPLE_LENGTH)}")
+        for side, found in sides.items():
+            first = int(found.first[place])
+            right = first >= 0 and data.judgements[place].get(data.document_ids[first], 0) > 0
+            text = shorten(data.documents[first], _EXAMPLE_LENGTH) if first >= 0 else "nothing"
+            lines.append(f"{side.ljust(7)} {'right' if right else 'wrong'}: {text}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _overall(evaluation: Evaluation) -> str:
@@ -103,8 +175,9 @@ def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evalu
     write_json(path, {name: sealed(entry) for name, entry in summary.items()})
 
 
-def _log_table(config: Config, table: list[Row], title: str) -> None:
-    log.info("\n%s (Spearman x 100, prompt %r)\n\n%s\n", title, config.prompt.eval_template, as_text(table))
+def _log_table(plan: Plan, table: list[Row], title: str) -> None:
+    unit = "nDCG@10" if plan.retrieval else "Spearman"
+    log.info("\n%s (%s x 100, prompt %s)\n\n%s\n", title, unit, plan.config.prompt.in_evaluation, as_text(table))
 
 
 def _log_files(folder: Path, pictures: list[Path]) -> None:

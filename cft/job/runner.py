@@ -86,7 +86,7 @@ def run(
             if alone:
                 say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
-    return f"mean {before.mean:.2f} before, {after.mean:.2f} after ({plan.result})"
+    return f"mean {before.headline:.2f} before, {after.headline:.2f} after ({plan.result})"
 
 
 def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
@@ -145,7 +145,7 @@ class _Models:
 def _score_base_alone(plan: Plan, models: _Models) -> str:
     before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
     report_base(plan, before)
-    return f"mean {before.mean:.2f}"
+    return f"mean {before.headline:.2f}"
 
 
 def _require_effect(plan: Plan, before: Evaluation, after: Evaluation) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from cft.config.compose import all_keys, flatten, nearest_names
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import MEAN, resample, undefined_note
+from cft.evaluation.bootstrap import MEAN, resample, resample_means, undefined_note
+from cft.evaluation.retrieval import FILE_NAME as QUERIES
+from cft.evaluation.retrieval import HEADLINE, load_retrieval
 from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.system.errors import UserError
@@ -145,9 +147,13 @@ def _evaluations(folder: Path) -> list[Path]:
 def _compare_evaluation(name: str, left: Path, right: Path) -> str:
     """One evaluation's table: both scores, the first minus the second as in studies, and the verdict."""
     folders = [folder / RunFolder.EVALUATIONS / name for folder in (left, right)]
-    data = pairs.read(folders[0])
-    cosines = [[_load(folder).cosines] for folder in folders]
-    drawn = resample(cosines, data.scores, data.identity)
+    if (folders[0] / QUERIES).exists():
+        sides = [{key: each.measures[HEADLINE] for key, each in load_retrieval(folder).items()} for folder in folders]
+        drawn, noun, unit = resample_means(sides), "queries", ", nDCG@10"
+    else:
+        data = pairs.read(folders[0])
+        drawn = resample([[_load(folder).cosines] for folder in folders], data.scores, data.identity)
+        noun, unit = "different pairs", ""
     (differences,) = drawn.differences([(0, 1)])
     rows: list[Row] = [("set", left.name, right.name, "first − second", "the first is")]
     for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
@@ -156,11 +162,13 @@ def _compare_evaluation(name: str, left: Path, right: Path) -> str:
         rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
     prompt = (read_json(folders[0] / METRICS).get("contract") or {}).get("template", "")
     stands_on = (
-        f"on {max(drawn.pairs):,} different pairs of the {'largest ' if len(drawn.names) > 2 else ''}set; one training "
+        f"on {max(drawn.pairs):,} {noun} of the {'largest ' if len(drawn.names) > 2 else ''}set; one training "
         "each, so that another seed may turn a verdict round"
     )
     note = undefined_note(differences.values())
-    return f"{name}, prompt {prompt!r}, first minus second, {stands_on}\n\n{as_text(rows)}" + (f"\n{note}" * bool(note))
+    return f"{name}{unit}, prompt {prompt!r}, first minus second, {stands_on}\n\n{as_text(rows)}" + (
+        f"\n{note}" * bool(note)
+    )
 
 
 def _load(folder: Path) -> Evaluation:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet
+from cft.data.retrieval import RetrievalSet
 from cft.evaluation import pairs
+from cft.evaluation.retrieval import RetrievalScores, evaluate_retrieval
 from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.job.lengths import warn_of_cut
@@ -56,7 +59,21 @@ def _score(
         encoder = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
         texts = [text for rows in (sets or {}).values() for pair in rows for text in (pair.sentence1, pair.sentence2)]
         texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
+        looked_for = plan.retrieval if triplets is None else {}
+        texts += [text for each in looked_for.values() for text in (*each.queries, *each.documents)]
         cut = warn_of_cut(prompted, texts, evaluation_name(folder.name))
-        scores = replace(evaluate(encoder, sets or {}, triplets or [], progress=caption), texts_cut=cut)
+        found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}
+        scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
+        scores = replace(scores, texts_cut=cut, retrieval=found)
         save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
         return scores
+
+
+def _look_for(encoder: CachedEncoder, data: RetrievalSet, caption: str) -> RetrievalScores:
+    """Let a set's queries look for their documents."""
+    queries, documents = encoder.in_role(Role.query), encoder.in_role(Role.document)
+    return evaluate_retrieval(
+        data,
+        lambda texts: queries.encode(texts, progress=f"{caption}: queries"),
+        lambda texts: documents.encode(texts, progress=f"{caption}: documents"),
+    )
