@@ -153,6 +153,11 @@ def test_a_finished_study_is_not_planned_anew_unless_asked(tmp_path, monkeypatch
     assert [config.lr for config in _study(str(path), options, given).runs.values()] == [1e-4, 9e-4]
 
 
+def test_a_study_of_retrieval_is_refused_with_what_works(tmp_path):
+    with pytest.raises(UserError, match="eval=rows: studies compare scores of pairs so far.*cft.runs compare"):
+        studies(tmp_path, ["table5"], "eval=rows")
+
+
 def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
     (study,) = studies(tmp_path, ["table5"], seeds=(1, 2))
     loaded = plan.load(plan.study_folder(tmp_path, study.name))
