@@ -95,11 +95,12 @@ def plan_steps(train: TrainSettings, data: TrainingData) -> int:
     rows = len(data.triplets)
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
-        held = f" ({len(data.holdout)} more are held out; data.holdout=0 keeps them)" if data.holdout else ""
+        # Held-out scenes were made beside those to train on.
+        held = f"; {len(data.holdout)} more are held out, which data.holdout=0 takes back" if data.portraits else ""
         raise UserError(
-            f"{rows} training {noun_of(data.triplets)}{held} do not fill one batch of "
-            f"train.batch_size={train.batch_size}; "
+            f"{rows} training {noun_of(data.triplets)} do not fill one batch of train.batch_size={train.batch_size}; "
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
+            + held
         )
     return min(train.steps, train.epochs * per_epoch)
 

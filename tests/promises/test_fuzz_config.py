@@ -54,7 +54,7 @@ def values(kind: type) -> list[str]:
         (kind,) = (one for one in kind.__args__ if one is not type(None))
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [*(member.value for member in kind), *ANY_TYPE, *TYPED[int]]
-    return [*TYPED[kind], *ANY_TYPE]
+    return [*TYPED[str if kind is typing.Any else kind], *ANY_TYPE]
 
 
 KEYS = leaves()
