@@ -122,7 +122,7 @@ def _written(value: object) -> str:
         return f"[{', '.join(map(str, value))}]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return str(value)
+    return str(value).replace("\n", "\\n")
 
 
 def _values(values: dict[str, str]) -> str:

@@ -405,8 +405,8 @@ class EvalSettings:
             if self.rows is not None:
                 yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         elif not self.sets:
-            example = "[STS12,STSBenchmark]" if self.source is EvalSource.sts else "[SciFact,ArguAna]"
-            yield f"eval.sets is empty: name the sets to score, as in eval.sets='{example}'"
+            example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
+            yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
         if self.rows is not None and self.rows < 2 and self.source is not EvalSource.retrieval:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
         if self.rows is not None and self.rows < 1:
@@ -416,7 +416,7 @@ class EvalSettings:
         if self.documents < 2:
             yield f"eval.documents={self.documents}: there is nothing to rank with fewer than 2"
         if not self.split or "/" in self.split:
-            yield f"eval.split={self.split!r}: must be the name of a file in qrels, without its ending"
+            yield f"{override('eval.split', self.split)}: must be the name of a file in qrels, without its ending"
 
 
 @dataclass

@@ -26,6 +26,7 @@ from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
+from cft.system.overrides import override
 from cft.system.text import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -230,19 +231,22 @@ def _place_of(name: str, folder: Path) -> Path:
     """The folder of a set."""
     try:
         if not folder.is_dir():
-            raise UserError(f"eval.folder={folder}: no such folder")
+            raise UserError(f"{override('eval.folder', folder)}: no such folder")
         if (folder / name).is_dir():
             return folder / name
         if any((folder / f"corpus{ending}").exists() for ending in ENDINGS):
             raise UserError(
-                f"eval.folder={folder} is itself a set, not a folder of sets: write eval.folder={folder.parent} "
-                f"eval.sets='[{folder.name}]'"
+                f"{override('eval.folder', folder)} is itself a set, not a folder of sets: write "
+                f"{override('eval.folder', folder.parent)} "
+                f"{override('eval.sets', [folder.name])}"
             )
         there = sorted(entry.name for entry in folder.iterdir() if (entry / "qrels").is_dir())
     except OSError as error:
-        raise UserError(f"eval.folder={folder}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{override('eval.folder', folder)}: cannot be read ({error.strerror or error})") from error
     listed = ", ".join(there) or "none"
-    raise UserError(f"eval.folder={folder} holds no set {name}; sets there: {listed}{did_you_mean(name, there)}")
+    raise UserError(
+        f"{override('eval.folder', folder)} holds no set {name}; sets there: {listed}{did_you_mean(name, there)}"
+    )
 
 
 def _find(place: Path, stem: str, name: str, columns: str, others: str = "") -> Path:

@@ -132,7 +132,7 @@ def test_missing_files_are_named_with_what_is_there(tmp_path):
         load(tmp_path, split="dev")
     with pytest.raises(UserError, match="holds no set Sett; sets there: Set; did you mean Set"):
         load(tmp_path, sets=["Sett"])
-    with pytest.raises(UserError, match=f"is itself a set.*eval.folder={tmp_path} eval.sets='\\[Set\\]'"):
+    with pytest.raises(UserError, match=f"is itself a set.*eval.folder={tmp_path} 'eval.sets=\\[Set\\]'"):
         load(tmp_path / "Set")
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nowhere")

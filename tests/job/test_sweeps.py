@@ -38,7 +38,7 @@ def test_what_shows_settings_shows_those_of_one_job(commands, tmp_path):
 
 def test_a_sweep_of_thousands_begins_at_once(commands, tmp_path):
     done = commands.run("cft.run", "-m", *QUICK, "train.steps=0", "seed=range(0,20000)", cwd=tmp_path,
-                        signal_after=45, sent=2)  # fmt: skip
+                        signal_after=20, sent=2)  # fmt: skip
     assert "20,000 jobs" in done.out and "# job 0:" in done.out
 
 

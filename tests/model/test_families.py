@@ -20,7 +20,9 @@ def states(embedder, batch=BATCH):
         return embedder.forward(embedder.layout(batch))
 
 
-@pytest.mark.parametrize("family", [*TREE, *PADDED])
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow) if f == "falcon_h1" else f for f in (*TREE, *PADDED)]
+)
 def test_a_decoder_gives_its_one_by_one_states(family):
     embedder = make_tiny(family)
     expected = one_by_one(embedder, BATCH)

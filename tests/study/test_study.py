@@ -193,7 +193,10 @@ def test_a_plan_from_before_there_was_a_setting_is_not_stale(tmp_path):
     assert plan.differences(loaded, study) == [first]
 
 
-@pytest.mark.parametrize(("launcher", "option"), [("joblib", "n_jobs=2"), ("submitit_local", "timeout_min=5")])
+@pytest.mark.parametrize(
+    ("launcher", "option"),
+    [("joblib", "n_jobs=2"), pytest.param("submitit_local", "timeout_min=5", marks=pytest.mark.slow)],
+)
 def test_cells_go_through_hydras_launchers(tmp_path, launcher, option):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher", reason=f"needs cft[{launcher}]")
     said = cft_command(
