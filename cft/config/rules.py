@@ -2,6 +2,7 @@
 
 import math
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -23,7 +24,9 @@ def require_valid(config: Config) -> None:
     Raises:
         UserError: naming every key at fault, its value and what it may be.
     """
-    problems = [f"  {shorten_words(message)}" for message in _problems(config)]
+    # The other rules go through lists.
+    messages = list(_no_lists(config)) or _problems(config)
+    problems = [f"  {shorten_words(message)}" for message in messages]
     if problems:
         raise UserError("\n".join(["the configuration cannot run:", *problems]))
 
@@ -79,6 +82,17 @@ def _malformed_values(config: Config) -> Iterator[str]:
         # Names of files may hold other bytes, which Python shows as halves of characters; no record could.
         elif isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
             yield key + f"={value!a}: is not UTF-8; rename what it names"  # nobody could paste it
+
+
+def _no_lists(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Lists for which another value stands, as an interpolation may bring one in."""
+    kinds = typing.get_type_hints(type(settings))
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if is_dataclass(value):
+            yield from _no_lists(value, f"{prefix}{entry.name}.")
+        elif typing.get_origin(kinds[entry.name]) is list and not isinstance(value, list):
+            yield f"{override(f'{prefix}{entry.name}', value)}: must be a list, as in [1,2]"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
