@@ -23,8 +23,8 @@ from cft.system.text import shorten
 
 log = logging.getLogger("cft")
 
-# Jobs of a sweep that are composed before the first of them starts: some seconds.
-_BATCH = 50
+# Jobs of a sweep that Hydra composes before the first of them starts, at a few a second.
+_BATCH = 10
 
 _LONGEST_CAUSE = 120
 

@@ -26,7 +26,7 @@ from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean, shorten_words
 
 # Values of a long range that are tried before the first job.
-_VALUES_OF_A_RANGE = 20
+_VALUES_OF_A_RANGE = 10
 
 CONFIG_NAME = "config"
 
@@ -112,7 +112,7 @@ def count_jobs(overrides: list[str]) -> int:
     Raises:
         UserError: naming a word that cannot be read.
     """
-    return math.prod(_count_values(override) for override in parse_overrides(overrides))
+    return math.prod(len(sweep_values(override)) for override in parse_overrides(overrides))
 
 
 def compose_config(overrides: list[str]) -> Config:
@@ -186,13 +186,6 @@ def _jobs(parsed: list[Override]) -> list[list[str]]:
     for place, options in enumerate(values):
         jobs += [[*first_job[:place], option, *first_job[place + 1 :]] for option in options[1:]]
     return [[option for option in job if option] for job in jobs]
-
-
-def _count_values(override: Override) -> int:
-    if override.is_range_sweep():
-        sweep: Any = override.value()
-        return sum(1 for _ in sweep.range())
-    return len(sweep_values(override)) if override.is_sweep_override() else 1
 
 
 def _some_values(override: Override) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 from jobs import settings
 
+from cft import run as command
 from cft.config.compose import check_overrides, count_jobs
 from cft.deploy.load import find_embedder
 from cft.job import runner, runs
@@ -36,10 +37,20 @@ def test_what_shows_settings_shows_those_of_one_job(commands, tmp_path):
     assert done.status == 2 and "leave one out" in done.err and "defect" not in done.err
 
 
-def test_a_sweep_of_thousands_begins_at_once(commands, tmp_path):
-    done = commands.run("cft.run", "-m", *QUICK, "train.steps=0", "seed=range(0,20000)", cwd=tmp_path,
-                        signal_after=20, sent=2)  # fmt: skip
-    assert "20,000 jobs" in done.out and "# job 0:" in done.out
+def test_a_sweep_of_thousands_is_composed_in_small_batches(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["cft.run", "-m", "seed=range(0,20000)"])
+    command._announce(count_jobs([*QUICK, "seed=range(0,20000)"]))
+    assert "hydra.sweeper.max_batch_size=10" in command.sys.argv
+    monkeypatch.setattr("sys.argv", ["cft.run", "-m", "seed=range(0,20000)", "hydra/launcher=joblib"])
+    command._announce(20_000)
+    assert not any("max_batch_size" in word for word in command.sys.argv), "another launcher would wait for each batch"
+
+
+def test_a_sweep_goes_on_behind_its_first_batch(commands, tmp_path):
+    done = commands.run("cft.run", "-m", *QUICK, "train.steps=0", "seed=range(0,12)", cwd=tmp_path)
+    assert done.status == 0 and "12 jobs" in done.out
+    assert [f"# job {number}:" in done.out for number in (0, 9, 10, 11, 12)] == [True] * 4 + [False]
+    assert done.out.partition("all jobs")[2].count("->") == 12
 
 
 @pytest.mark.parametrize(
@@ -51,8 +62,8 @@ def test_jobs_are_counted(words, count):
 
 
 def test_of_a_long_range_the_ends_and_some_between_are_tried():
-    assert len(check_overrides([*QUICK[:-1], "seed=range(0,10000)"])) == 20
-    with pytest.raises(UserError, match=r"lr=53.0: the learning rate must be above 0"):
+    assert len(check_overrides([*QUICK[:-1], "seed=range(0,10000)"])) == 10
+    with pytest.raises(UserError, match=r"lr=111.5: the learning rate must be above 0"):
         check_overrides([*QUICK[:-1], "lr=range(0.5,1000,0.5)"])
 
 
