@@ -301,10 +301,12 @@ class ScheduleSettings:
             yield f"schedule.warmup_ratio={self.warmup_ratio}: a share of the steps, at least 0 and below 1"
 
 
+# What data.delimiter calls the signs that shells and YAML make hard to type.
+DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+
+
 def _is_delimiter(name: str) -> bool:
-    return name in ("comma", "semicolon", "tab", "pipe") or (
-        len(name) == 1 and not name.isalnum() and name not in '"\r\n'
-    )
+    return name in DELIMITERS or (len(name) == 1 and not name.isalnum() and name not in '"\r\n')
 
 
 def _column_problems(key: str, columns: list[str]) -> Iterator[str]:
@@ -340,16 +342,17 @@ class DataSettings:
     dev_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
 
     @property
-    def files(self) -> list[str]:
-        """The names and patterns of `train`."""
-        named = self.train if isinstance(self.train, list) else [self.train]
-        return [each for each in named if isinstance(each, str)]
+    def files(self) -> list[Any]:
+        """The names and patterns of `train`, texts if they are right."""
+        if self.train is None:
+            return []
+        return self.train if isinstance(self.train, list) else [self.train]
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
         if self.train is not None and self.source is not DataSource.files:
             yield f"{override('data.train', self.train)} would not be read: add data=files"
-        named = self.train if isinstance(self.train, list) else [self.train]
+        named = self.files
         if self.train is not None and (not named or not all(isinstance(each, str) and each for each in named)):
             yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
         columns = [self.anchor_column, self.positive_column, *self.negative_columns]
@@ -362,7 +365,7 @@ class DataSettings:
         if self.positives not in ("all", "draw"):
             yield f"{override('data.positives', self.positives)}: must be all or draw"
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
-            yield f"{override('data.delimiter', self.delimiter)}: must be comma, semicolon, tab, pipe or one sign"
+            yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)
         if self.dev is not None and self.source is DataSource.scenes:
             yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"

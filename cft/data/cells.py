@@ -20,9 +20,9 @@ def text_of(cells: dict[str, Any], column: str, role: str) -> str:
     return _checked_text(_cell(cells, column, label), label)
 
 
-def id_of(cells: dict[str, Any], column: str) -> str:
-    """The id of a cell, a text or a whole number."""
-    label = _label("id", column)
+def id_of(cells: dict[str, Any], column: str, role: str = "id") -> str:
+    """The id of a cell, a text or a whole number; `role` says in messages what it is for."""
+    label = _label(role, column)
     value = _cell(cells, column, label)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

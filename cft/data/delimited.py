@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# What data.delimiter calls the signs that shells and YAML make hard to type.
-DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+from cft.config.schema import DELIMITERS
 
 # The csv module's own limit is 131,072 characters; this is the largest that every platform takes.
 _MAX_CELL = 2**31 - 1

@@ -17,15 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cft.config.schema import EvalSettings
-from cft.data.cells import BadRow, number_of, text_of
+from cft.data.cells import BadRow, id_of, number_of, text_of
 from cft.data.files import BadRows, Skipped, stream_rows
 from cft.data.formats import ENDINGS, Source
 from cft.data.records import content_digest
-from cft.data.sts import HubSet
+from cft.data.sts import HubSet, fetch_dataset, not_here
 from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
-from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
 from cft.system.overrides import override
 from cft.system.text import did_you_mean
 
@@ -150,14 +149,14 @@ def make_set(
     )
 
 
-def rows_as_set(data: TrainingData, documents: int, seed: int) -> dict[str, RetrievalSet]:
+def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
     """Held-out rows as queries that look for their positives.
 
     Among them are the positives and negatives of all held-out rows and, up to `documents`, other documents of the
     file, drawn evenly over it. Texts that differ in case, blanks or punctuation alone are one document.
 
     Raises:
-        UserError: if no row is held out.
+        UserError: if no row is held out, or there is one document alone.
     """
     if not data.holdout:
         raise UserError("eval=rows scores held-out rows, and there are none: raise data.holdout, or bring more rows")
@@ -171,9 +170,7 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> dict[str, Retr
             texts.append(text)
         return ids[key]
 
-    relevant: dict[str, dict[str, int]] = {}
-    for row in data.holdout:
-        relevant.setdefault(row.anchor, {})[id_of(row.positive)] = 1
+    judged = [(row.anchor, id_of(row.positive)) for row in data.holdout]
     for row in data.holdout:
         for text in row.negatives:
             id_of(text)
@@ -183,16 +180,15 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> dict[str, Retr
         row = data.triplets[int(number)]
         for text in (row.positive, *row.negatives):
             id_of(text)
-    found = RetrievalSet(
-        name="held-out rows",
-        query_ids=[f"query {number}" for number in range(len(relevant))],
-        queries=list(relevant),
-        document_ids=[str(number) for number in range(len(texts))],
-        documents=texts,
-        judgements=list(relevant.values()),
-        content=content_digest(list(relevant), texts, [sorted(grades) for grades in relevant.values()]),
+    queries = {
+        anchor: f"query {number}" for number, anchor in enumerate(dict.fromkeys(row.anchor for row in data.holdout))
+    }
+    return make_set(
+        "held-out rows",
+        [(id, anchor) for anchor, id in queries.items()],
+        [(str(number), text) for number, text in enumerate(texts)],
+        [(queries[anchor], document, 1) for anchor, document in judged],
     )
-    return {found.name: found}
 
 
 def _load(name: str, settings: EvalSettings) -> RetrievalSet:
@@ -290,7 +286,7 @@ def _text_reader(*, titled: bool) -> Callable[[dict[str, Any]], _Text]:
     seen: set[str] = set()
 
     def read(cells: dict[str, Any]) -> _Text:
-        id = _id_of(cells, _ID)
+        id = id_of(cells, _ID, _ID)
         if id in seen:
             raise BadRow(f"has the {_ID} {id!r} of a row before it; every text needs its own")
         seen.add(id)
@@ -304,7 +300,7 @@ def _judgement_reader(queries: set[str], file: Path) -> Callable[[dict[str, Any]
     seen: dict[tuple[str, str], int] = {}
 
     def read(cells: dict[str, Any]) -> _Judgement:
-        query, document = _id_of(cells, _QUERY), _id_of(cells, _DOCUMENT)
+        query, document = id_of(cells, _QUERY, _QUERY), id_of(cells, _DOCUMENT, _DOCUMENT)
         grade = number_of(cells, _GRADE, _GRADE)
         if grade != int(grade):
             raise BadRow(f"has {grade:g} as {_GRADE!r}, which is not a whole number")
@@ -315,14 +311,6 @@ def _judgement_reader(queries: set[str], file: Path) -> Callable[[dict[str, Any]
         return query, document, int(grade)
 
     return read
-
-
-def _id_of(cells: dict[str, Any], column: str) -> str:
-    """An id, which may be written as a whole number."""
-    value = cells.get(column)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return text_of(cells, column, column)
 
 
 def _joined(cells: dict[str, Any]) -> str:
@@ -340,9 +328,9 @@ def _joined(cells: dict[str, Any]) -> str:
 def _from_hub(entry: HubSet) -> _Parts:
     """Queries, documents and judgements out of a repository in MTEB's layout."""
     queries, documents = _text_reader(titled=False), _text_reader(titled=True)
-    of_queries = [queries(row) for row in _hub_rows(entry, "queries")]
-    judgement = _judgement_reader({id for id, _ in of_queries}, Path(entry.repository))
     try:
+        of_queries = [queries(row) for row in _hub_rows(entry, "queries")]
+        judgement = _judgement_reader({id for id, _ in of_queries}, Path(entry.repository))
         return (
             of_queries,
             [documents(row) for row in _hub_rows(entry, "corpus")],
@@ -354,14 +342,10 @@ def _from_hub(entry: HubSet) -> _Parts:
 
 def _hub_rows(entry: HubSet, *subsets: str) -> Iterator[dict[str, Any]]:
     """Rows of the first of these subsets that a repository has: of the set's split, or of the only one."""
-    import datasets
-
-    datasets.disable_progress_bars()
     cause: Exception | None = None
     for subset in subsets:
         try:
-            with contextlib.nullcontext() if hub_answers() else without_hub():
-                splits = datasets.load_dataset(entry.repository, subset, revision=entry.revision)
+            splits = fetch_dataset(entry.repository, subset, revision=entry.revision)
         except (OSError, ValueError) as error:
             cause = error
             continue
@@ -369,6 +353,4 @@ def _hub_rows(entry: HubSet, *subsets: str) -> Iterator[dict[str, Any]]:
         for row in splits[split]:
             yield {_ID: str(row["id"]), **row} if "id" in row and _ID not in row else row
         return
-    raise UserError(
-        f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; {OFFLINE_HINT}"
-    ) from cause
+    raise not_here(entry) from cause

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cft.config.schema import EvalSettings, EvalSource
 from cft.data import scenes
@@ -114,15 +115,31 @@ def load_hub_set(entry: HubSet) -> list[ScoredPair]:
     Raises:
         UserError: if neither has it.
     """
+    try:
+        rows = fetch_dataset(entry.repository, entry.subset, revision=entry.revision, split=entry.split)
+    except (OSError, ValueError) as error:
+        raise not_here(entry) from error
+    return [ScoredPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+
+
+def fetch_dataset(repository: str, subset: str | None, **which: str | None) -> Any:
+    """A data set of the hub, or of the hub's cache on this machine.
+
+    Args:
+        repository, subset: where it is. which: `revision`, and a `split` unless all are wanted.
+
+    Raises:
+        OSError, ValueError: if neither has it.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        with contextlib.nullcontext() if hub_answers() else without_hub():
-            rows = datasets.load_dataset(entry.repository, entry.subset, revision=entry.revision, split=entry.split)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; "
-            f"{OFFLINE_HINT}"
-        ) from error
-    return [ScoredPair(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+    with contextlib.nullcontext() if hub_answers() else without_hub():
+        return datasets.load_dataset(repository, subset, **which)
+
+
+def not_here(entry: HubSet) -> UserError:
+    """An error about a set that cannot be had."""
+    return UserError(
+        f"the set {entry.name} ({entry.repository}) is not on this machine and the hub does not answer; {OFFLINE_HINT}"
+    )

@@ -2,7 +2,7 @@
 
 import glob
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,8 +72,18 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         dev,
         content=content_digest(rows, holdout, dev),
         skipped=sum(corpus.skipped for corpus in corpora.values()),
-        portraits={path: corpus.portrait for path, corpus in corpora.items()},
+        portraits=_by_name(corpora),
     )
+
+
+def _by_name(corpora: Mapping[str, Corpus]) -> dict[str, Portrait]:
+    """Portraits by the names of the files alone, numbered where two are the same: records say nothing of machines."""
+    portraits: dict[str, Portrait] = {}
+    for path, corpus in corpora.items():
+        name = printable(Path(path).name)
+        taken = sum(other == name or other.startswith(f"{name} (") for other in portraits)
+        portraits[f"{name} ({taken + 1})" if taken else name] = corpus.portrait
+    return portraits
 
 
 def _named_files(names: Sequence[str]) -> list[Path]:

@@ -95,6 +95,11 @@ class Resamples:
     drawn: np.ndarray  # (embedders, names, resamples); NaN where a resample orders nothing
     pairs: list[int]  # (names,) distinct pairs; for MEAN, those of the smallest set
 
+    @property
+    def shown(self) -> list[str]:
+        """The names that a table has rows for: the mean over one set is that set."""
+        return self.names if len(self.names) > 2 else self.names[:1]
+
     def interval(self, embedder: int, name: str) -> Interval:
         """Percentile interval of one embedder's score on a set, or on MEAN; for too few pairs, all that may be."""
         column = self.names.index(name)

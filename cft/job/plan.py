@@ -229,12 +229,15 @@ class InputCache:
         settings = replace(settings, step=None)
         return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
 
-    def retrieval(self, settings: EvalSettings) -> dict[str, RetrievalSet]:
+    def retrieval(self, settings: EvalSettings, data: DataSettings) -> dict[str, RetrievalSet]:
         """Queries and documents; none where pairs are scored."""
-        if settings.source is not EvalSource.retrieval:
-            return {}
         settings = replace(settings, step=None)
-        return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
+        if settings.source is EvalSource.rows:
+            found = self._once((settings, data), lambda: rows_as_set(self.data(data), settings.documents, DATA_SEED))
+            return {found.name: found}
+        if settings.source is EvalSource.retrieval:
+            return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
+        return {}
 
     def files(self, settings: ModelSettings) -> ModelFiles:
         """A base model's files."""
@@ -275,9 +278,6 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
     start = find_starting_point(config, inputs.files(config.model))
-    retrieval = inputs.retrieval(config.eval)
-    if config.eval.source is EvalSource.rows:
-        retrieval = rows_as_set(inputs.data(config.data), config.eval.documents, DATA_SEED)
     return Plan(
         config=config,
         data=data,
@@ -285,5 +285,5 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         sets=inputs.sets(config.eval),
         start=start,
         teacher=teacher,
-        retrieval=retrieval,
+        retrieval=inputs.retrieval(config.eval, config.data),
     )

@@ -117,7 +117,7 @@ def _comparison_of_queries(before: Evaluation, after: Evaluation) -> list[Row]:
     )
     (changes,) = drawn.differences([(0, 1)])
     table: list[Row] = [("set", "queries", "before", "after", "change", "after is")]
-    for name in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
+    for name in drawn.shown:
         column = drawn.names.index(name)
         scores = [f"{drawn.values[place, column]:.2f}" for place in (1, 0)]
         count = "" if name == MEAN else f"{len(after.retrieval[name].first):,}"

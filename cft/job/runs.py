@@ -156,7 +156,7 @@ def _compare_evaluation(name: str, left: Path, right: Path) -> str:
         noun, unit = "different pairs", ""
     (differences,) = drawn.differences([(0, 1)])
     rows: list[Row] = [("set", left.name, right.name, "first − second", "the first is")]
-    for key in drawn.names if len(drawn.names) > 2 else drawn.names[:1]:
+    for key in drawn.shown:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
         rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))

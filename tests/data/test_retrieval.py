@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from cft.config.schema import EvalSettings, EvalSource
-from cft.data import retrieval
+from cft.data import sts
 from cft.data.retrieval import HUB_SETS, load_retrieval_sets
 from cft.system.errors import UserError
 
@@ -159,7 +159,7 @@ def test_the_hub_gives_mtebs_layout_at_a_pinned_revision(monkeypatch):
         return {"train": rows}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr(retrieval, "hub_answers", lambda: True)
+    monkeypatch.setattr(sts, "hub_answers", lambda: True)
     entry = HUB_SETS["NanoSciFactRetrieval"]
     settings = EvalSettings(name="retrieval", source=EvalSource.retrieval, sets=[entry.name])
     found = load_retrieval_sets(settings)[entry.name]

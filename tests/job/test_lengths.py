@@ -95,6 +95,10 @@ def test_a_job_and_the_doctor_show_what_the_file_is_like(tmp_path, caplog):
         assert f"rows.jsonl: {line}" in caplog.text
     (portrait,) = json.loads((run_folder(tmp_path) / "data.json").read_text())["portrait"].values()
     assert portrait["rows"] == 61 and portrait["duplicate_rows"] == 1
+    assert (
+        str(tmp_path) not in json.dumps(portrait) and "rows.jsonl" in (run_folder(tmp_path) / "data.json").read_text()
+    )
+    assert str(tmp_path) not in (run_folder(tmp_path) / "data.json").read_text(), "records say nothing of machines"
     caplog.clear()
     text, _ = examine(config)
     assert all(line in text for line in said)

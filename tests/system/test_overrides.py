@@ -16,7 +16,7 @@ from cft.config.schema import Config, Pooling
 from cft.system.overrides import override, overrides, shell_word
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 AWKWARD = (
     "<|im_end|>", "</s>", "it's", 'say "no"', "C:\\", "\\", "\\'", "a\\\\'b", "${HOME}", "\\${HOME}", "$HOME", "$(ls)",
     "`ls`", "!!", "null", "True", "007", "1e5", "nan", ".5", "-1", "a,b", "[a]", "{a: b}", "(a)", " a ", "", "~/x", "*",
