@@ -3,6 +3,11 @@
 docs/models.md lists the same; a test compares.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
 TREE = [
     "llama", "phi", "gemma", "gpt2", "qwen2", "qwen3", "mistral", "granite", "gpt_neox", "gemma3_text", "opt",
     "starcoder2", "olmo", "olmo2", "olmo3", "cohere", "cohere2", "phi3", "smollm3", "granitemoe", "mixtral",
@@ -27,3 +32,8 @@ PADDED = {
     "falcon_h1": "convolutions between its layers",
 }
 ENCODERS = {"bert": "tree", "distilbert": "tree", "modernbert": "padded", "roberta": "padded"}
+
+
+def cases(families: Iterable[str]) -> list[Any]:
+    """Families as parameters of a test; one takes half a minute to load, and is for `make test-slow`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "falcon_h1" else name for name in families]

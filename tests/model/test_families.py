@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_tiny, one_by_one, write_model
-from families import ENCODERS, PADDED, TREE
+from families import ENCODERS, PADDED, TREE, cases
 from safetensors.torch import load_file, save_file
 
 from cft.config.schema import Attention, Batches, LoraSettings, ModelSettings, Pooling
@@ -20,9 +20,7 @@ def states(embedder, batch=BATCH):
         return embedder.forward(embedder.layout(batch))
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=pytest.mark.slow) if f == "falcon_h1" else f for f in (*TREE, *PADDED)]
-)
+@pytest.mark.parametrize("family", cases([*TREE, *PADDED]))
 def test_a_decoder_gives_its_one_by_one_states(family):
     embedder = make_tiny(family)
     expected = one_by_one(embedder, BATCH)
@@ -37,8 +35,9 @@ def test_families_whose_attention_can_be_exchanged_share_prefixes(family):
     assert batching.difference < 1e-5
 
 
-@pytest.mark.parametrize(("family", "reason"), PADDED.items())
-def test_families_whose_attention_cannot_be_exchanged_are_padded_and_say_why(family, reason, caplog):
+@pytest.mark.parametrize("family", cases(PADDED))
+def test_families_whose_attention_cannot_be_exchanged_are_padded_and_say_why(family, caplog):
+    reason = PADDED[family]
     caplog.set_level("INFO", logger="cft")
     batching = make_tiny(family).backbone.batching
     assert batching.kind is Batches.padded

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import make_tiny, write_model
-from families import PADDED, TREE
+from families import PADDED, TREE, cases
 
 from cft.config.schema import Attention, LoraSettings, ModelSettings
 from cft.model.embedder import Embedder
@@ -27,7 +27,7 @@ def touched(model) -> set[str]:
     return {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable(model)}
 
 
-@pytest.mark.parametrize("family", [*TREE, *(family for family in PADDED if family != "mamba")])
+@pytest.mark.parametrize("family", cases([*TREE, *(family for family in PADDED if family != "mamba")]))
 def test_the_papers_lora_is_queries_and_values_in_every_family(family):
     model = add_lora(make_tiny(family).model, PAPER, seed=0)
     expected = {FUSED[family]} if family in FUSED else SEPARATE
