@@ -108,6 +108,7 @@ class DataSource(str, Enum):
     """Where training triplets come from."""
 
     scenes = "scenes"
+    docstrings = "docstrings"
     hub = "hub"
     files = "files"
 
@@ -116,6 +117,7 @@ class EvalSource(str, Enum):
     """What an embedder is scored on: scored pairs, or queries that look for documents."""
 
     scenes = "scenes"
+    docstrings = "docstrings"
     sts = "sts"
     retrieval = "retrieval"
     rows = "rows"
@@ -319,9 +321,12 @@ class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
     name: str = "???"  # what folders and tables call it
-    source: DataSource = DataSource.scenes  # scenes (generated), hub or files
+    source: DataSource = DataSource.scenes  # scenes (generated), docstrings, hub or files
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
+    # installed packages to read docstrings of, as in [numpy,scipy.stats]; null for two dozen usual ones, as far as they
+    # are installed; only for data=docstrings
+    packages: list[str] | None = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
     anchor_column: str = "sent0"  # column of the anchor (premise, query); columns are only read from files
@@ -355,6 +360,11 @@ class DataSettings:
         named = self.files
         if self.train is not None and (not named or not all(isinstance(each, str) and each for each in named)):
             yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
+        if self.packages is not None:
+            if self.source is not DataSource.docstrings:
+                yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
+            if not self.packages:
+                yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null for the usual"
         columns = [self.anchor_column, self.positive_column, *self.negative_columns]
         twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
         if twice:
@@ -382,13 +392,14 @@ class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    source: EvalSource = EvalSource.scenes  # scenes (generated), sts, retrieval, or rows (held-out rows of data=files)
+    # scenes (generated), docstrings (of the standard library), sts, retrieval, or rows (held-out rows of data=files)
+    source: EvalSource = EvalSource.scenes
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
     sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; for eval=sts and retrieval
     # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
-    # for eval=sts and retrieval
+    # for eval=sts, retrieval and docstrings
     rows: int | None = None
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
@@ -405,12 +416,13 @@ class EvalSettings:
         if self.source not in (EvalSource.sts, EvalSource.retrieval):
             if self.folder is not None:
                 yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
-            if self.rows is not None:
+            if self.rows is not None and self.source is not EvalSource.docstrings:
                 yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         elif not self.sets:
             example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
             yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
-        if self.rows is not None and self.rows < 2 and self.source is not EvalSource.retrieval:
+        queries = self.source in (EvalSource.retrieval, EvalSource.docstrings)
+        if self.rows is not None and self.rows < 2 and not queries:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
         if self.rows is not None and self.rows < 1:
             yield f"eval.rows={self.rows}: must be 1 or more queries; null takes all"
