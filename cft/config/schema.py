@@ -364,7 +364,7 @@ class DataSettings:
             if self.source is not DataSource.docstrings:
                 yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
             if not self.packages:
-                yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null for the usual"
+                yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
         columns = [self.anchor_column, self.positive_column, *self.negative_columns]
         twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
         if twice:

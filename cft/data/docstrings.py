@@ -38,9 +38,9 @@ PACKAGES = (
 # In the folder of the standard library: what is installed beside it, applications, toolkits of windows, and modules
 # that later versions of Python do not have (PEP 594, PEP 632).
 _NOT_ASKED_FOR = (
-    "site-packages dist-packages idlelib lib2to3 turtledemo ensurepip tkinter turtle pydoc pydoc_data pdb bdb distutils "
-    "aifc asynchat asyncore cgi cgitb chunk crypt imghdr imp mailcap msilib nntplib ossaudiodev pipes smtpd sndhdr "
-    "sunau telnetlib uu xdrlib"
+    "site-packages dist-packages idlelib lib2to3 turtledemo ensurepip tkinter turtle pydoc pydoc_data pdb bdb "
+    "distutils aifc asynchat asyncore cgi cgitb chunk crypt imghdr imp mailcap msilib nntplib ossaudiodev pipes smtpd "
+    "sndhdr sunau telnetlib uu xdrlib"
 ).split()
 
 Query = tuple[str, str]  # id and text, as documents have them too
@@ -61,7 +61,7 @@ def training_rows(packages: Sequence[str] | None, seed: int) -> list[Triplet]:
         UserError: if a package is not installed, or nothing is left to learn from.
     """
     places = _places(packages)
-    log.info("reading the docstrings of %s", ", ".join(places))
+    log.info("reading the docstrings of %s (half a minute when it is the first time)", ", ".join(places))
     sources = [read_source(place, name) for name, place in places.items()]
     rows = [row for source in sources for row in source.definitions]
     kept = list(_distinct(rows))
@@ -78,7 +78,8 @@ def training_rows(packages: Sequence[str] | None, seed: int) -> list[Triplet]:
         )
     chance = random.Random(f"cft.docstrings/{seed}")  # of which only `random` gives the same in every Python
     negatives = _siblings(kept, chance)
-    triplets = [Triplet(row.summary, row.document, (kept[other].document,)) for row, other in zip(kept, negatives)]
+    pairs = zip(kept, negatives, strict=True)
+    triplets = [Triplet(row.summary, row.document, (kept[other].document,)) for row, other in pairs]
     return [triplet for _, triplet in sorted((chance.random(), triplet) for triplet in triplets)]
 
 
@@ -134,18 +135,18 @@ def standard_library(most: int | None = None) -> tuple[list[Query], list[Query],
 
 def _standard_library() -> list[Definition]:
     """What the public modules of the standard library define."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    found = [
-        row
-        for row in read_source(folder, "", _NOT_ASKED_FOR).definitions
-        if not any(part.startswith("_") for part in row.module.split("."))
-    ]
+    folder = _library_folder()
+    found = [row for row in read_source(folder, "", _NOT_ASKED_FOR).definitions if not row.module.startswith("_")]
     if len(found) < 2:
         raise UserError(
             f"{folder} holds no source files with docstrings: data=docstrings and eval=docstrings need a Python whose "
             "standard library comes as .py files"
         )
     return found
+
+
+def _library_folder() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
 
 
 def _places(packages: Sequence[str] | None) -> dict[str, Path]:

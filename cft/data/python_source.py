@@ -1,6 +1,6 @@
 """Documented definitions in Python source files, read by `ast` alone: nothing is imported or run.
 
-    CACHE/docstrings/DIGEST.json    what a folder of source files defines; the digest is of their names, sizes and times
+CACHE/docstrings/DIGEST.json    what a folder of source files defines; the digest is of their names, sizes and times
 """
 
 import ast
@@ -27,6 +27,7 @@ _FORMAT = 1
 _MOST_BYTES = 1_000_000
 
 _LEAST_WORDS, _MOST_CHARACTERS = 4, 250  # of a summary
+_MOST_READ = 4000  # characters of a paragraph
 _MOST_PARAMETERS = 4  # in a document
 
 # Folders and files that do not define what others are to call.
@@ -81,6 +82,7 @@ def in_words(name: str) -> str:
 # Summaries
 # ---------------------------------------------------------------------------------------------------------------------
 
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 # A paragraph that is a call, as functions written in C begin their docstrings with, or Sphinx's and doctest's own.
 _NO_PROSE = re.compile(r"[\w.]+\s*\(.*\)(\s*->.*)?$|\.\. |>>>|:\w+|[-=~^*#]{3,}|[@\\|+]", re.S)
 # What follows belongs to the sentence after "e.g.", "vs." and single letters.
@@ -88,14 +90,14 @@ _SENTENCE_END = re.compile(r"(?<!\b[a-zA-Z]\.)(?<!\bvs\.)(?<!\betc\.)(?<=[.!?])\
 _MARKUP = [
     (re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)"), r"\1"),  # [text](address)
     (re.compile(r"`([^`<>]+?)\s*<[^`<>]*>`(__?)?"), r"\1"),  # `text <address>`_
-    (re.compile(r":[a-zA-Z][\w:+.-]*:`[~!]?([^`]*)`"), r"\1"),  # :func:`name`
+    (re.compile(r":[a-zA-Z][\w:+.-]*:`[~!.]*([^`]*)`"), r"\1"),  # :func:`name`
     (re.compile(r":[a-zA-Z]+:(?=[^\s:])"), ""),  # :func:name, as some write it
-    (re.compile(r"`{1,2}[~!]?([^`]*)`{1,2}(__?)?"), r"\1"),  # ``code``, `name`, `link`_
+    (re.compile(r"`{1,2}[~!.]*([^`]*)`{1,2}(__?)?"), r"\1"),  # ``code``, `name`, `link`_
     (re.compile(r"\[([\w.]+)\]_?"), r"\1"),  # [name], [1]_
     (re.compile(r"(?<![\w*])(\*{1,2})(?![\s*])([^*]*[^\s*])\1(?![\w*])"), r"\2"),  # *emphasis*
     (re.compile(r"\|(\w+)\|"), r"\1"),  # |substitution|
 ]
-_RUBBLE = re.compile(r">>>|\\|`|::|:\w+:|\.\. |https?:")
+_RUBBLE = re.compile(r">>>|\\|`|::|:\w+:|\.\. |https?:|[-=~^]{4,}")
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -105,12 +107,9 @@ def summary_of(docstring: str) -> str | None:
     Args:
         docstring: with its indentation removed.
     """
-    paragraphs = [paragraph for paragraph in re.split(r"\n\s*\n", docstring.strip()) if paragraph.strip()]
-    if paragraphs and _NO_PROSE.match(paragraphs[0].strip()):
-        del paragraphs[0]
-    if not paragraphs or _NO_PROSE.match(paragraphs[0].strip()):
-        return None
-    text = " ".join(paragraphs[0].split())
+    paragraphs = [each.strip()[:_MOST_READ] for each in _BLANK_LINE.split(docstring.strip(), maxsplit=2)]
+    prose = [paragraph for paragraph in paragraphs[:2] if not _NO_PROSE.match(paragraph)]
+    text = " ".join(prose[0].split()) if prose else ""
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     text = " ".join(_SENTENCE_END.split(text, maxsplit=1)[0].split())
@@ -186,9 +185,12 @@ def _is_offered(name: str, without: set[str]) -> bool:
 
 
 def _module(package: str, name: str) -> str:
-    """The module's name out of its file's within the package."""
-    parts = [*filter(None, [package]), *name.removesuffix(".py").split("/")]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    """The module's name out of its file's within the package, as others call it: without the private parts in it.
+
+    `sklearn/svm/_classes.py` is sklearn.svm, from where what it defines is imported.
+    """
+    first, *inner = [*filter(None, [package]), *name.removesuffix(".py").split("/")]
+    return ".".join([first, *(part for part in inner if not part.startswith("_"))])
 
 
 def _definitions(path: Path, module: str) -> list[Definition] | None:
@@ -212,29 +214,30 @@ def _public(body: Sequence[ast.stmt], module: str, classes: tuple[str, ...]) -> 
                 yield from _public(block, module, classes)
         if not isinstance(node, (*_Function, ast.ClassDef)) or node.name.startswith("_"):
             continue
+        decorators = {_last_name(each) for each in node.decorator_list}
+        if decorators & {"setter", "deleter", "overload"}:  # of what is defined once more
+            continue
         names = (*classes, node.name)
         summary = summary_of(ast.get_docstring(node) or "")
         if summary is not None:
-            yield Definition(module, ".".join(names), _parameters(node, of_class=bool(classes)), summary)
+            parameters = "" if any("property" in name for name in decorators) else _parameters(node, classes)
+            yield Definition(module, ".".join(names), parameters, summary)
         if isinstance(node, ast.ClassDef):
             yield from _public(node.body, module, names)
 
 
-def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, *, of_class: bool) -> str:
-    """The names of the first parameters in brackets; nothing for a property."""
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, classes: tuple[str, ...]) -> str:
+    """The names of the first parameters in brackets, less `self`; of a class, those of its `__init__`."""
     if isinstance(node, ast.ClassDef):
         made = [each for each in node.body if isinstance(each, _Function) and each.name == "__init__"]
-        return _parameters(made[0], of_class=True) if made else "()"
-    decorators = {_last_name(each) for each in node.decorator_list}
-    if of_class and any("property" in name for name in decorators):
-        return ""
-    told = node.args
-    names = [each.arg for each in (*told.posonlyargs, *told.args)]
-    if of_class and "staticmethod" not in decorators:
+        return _parameters(made[0], (*classes, node.name)) if made else "()"
+    given = node.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args)]
+    if classes and "staticmethod" not in map(_last_name, node.decorator_list):
         names = names[1:]
-    names += [f"*{told.vararg.arg}"] if told.vararg else []
-    names += [each.arg for each in told.kwonlyargs]
-    names += [f"**{told.kwarg.arg}"] if told.kwarg else []
+    names += [f"*{given.vararg.arg}"] if given.vararg else []
+    names += [each.arg for each in given.kwonlyargs]
+    names += [f"**{given.kwarg.arg}"] if given.kwarg else []
     shown = [*names[:_MOST_PARAMETERS], *(["..."] if len(names) > _MOST_PARAMETERS else [])]
     return f"({', '.join(shown)})"
 
