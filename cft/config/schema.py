@@ -324,8 +324,7 @@ class DataSettings:
     source: DataSource = DataSource.scenes  # scenes (generated), docstrings, hub or files
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
-    # installed packages to read docstrings of, as in [numpy,scipy.stats]; null for two dozen usual ones, as far as they
-    # are installed; only for data=docstrings
+    # installed packages to read, as in [numpy,scipy.stats]; null for two dozen usual ones; only for data=docstrings
     packages: list[str] | None = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
