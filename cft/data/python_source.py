@@ -21,7 +21,7 @@ from cft.system.files import cache_folder, read_json, write_json
 from cft.system.memory import unless_out_of_memory
 
 # Raise when the same files would be read as other definitions.
-_FORMAT = 1
+_FORMAT = 2
 
 # Larger files are tables in the form of code.
 _MOST_BYTES = 1_000_000
