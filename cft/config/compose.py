@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cft.config.advice import known_elsewhere, misfit, no_setting
 from cft.config.rules import LONGEST_NAME, require_valid
-from cft.config.schema import TEACHER, Config, ModelSettings
+from cft.config.schema import BASELINE, TEACHER, Config, ModelSettings
 from cft.system.errors import UserError, first_line
 from cft.system.hub import last_part
 from cft.system.overrides import override as written
@@ -29,6 +29,9 @@ from cft.system.text import did_you_mean, shorten_words
 _VALUES_OF_A_RANGE = 10
 
 CONFIG_NAME = "config"
+
+# Groups that bring a second model, if any, and what it is.
+_OPTIONAL_MODELS = {"distill": "teacher", "baseline": "baseline"}
 
 
 def conf_folder() -> Path:
@@ -59,6 +62,9 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     if config.distill.model:
         teacher = _of_path(config.distill.model, TEACHER, keys)
         config = replace(config, distill=replace(config.distill, model=teacher))
+    if config.baseline.model:
+        beside = _of_path(config.baseline.model, BASELINE, keys)
+        config = replace(config, baseline=replace(config.baseline, model=beside))
     require_valid(config)
     return config
 
@@ -164,10 +170,12 @@ def compose_job(overrides: list[str]) -> Config:
     Raises:
         UserError: if a value is missing, of another type, or one that no job could run with.
     """
-    of_teacher = [override for override in overrides if override.startswith(("distill.", f"model@{TEACHER}="))]
-    if of_teacher and compose_job([each for each in overrides if each not in of_teacher]).distill.model is None:
-        first = shorten_words(of_teacher[0])
-        raise UserError(f"{first}: there is no teacher to change; choose one first: distill=minilm {first}")
+    for group, what in _OPTIONAL_MODELS.items():
+        given = [override for override in overrides if override.startswith((f"{group}.", f"model@{group}.model="))]
+        without = [override for override in overrides if override not in given]
+        if given and getattr(compose_job(without), group).model is None:
+            first = shorten_words(given[0])
+            raise UserError(f"{first}: there is no {what} to change; choose one first: {group}=minilm {first}")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
@@ -232,10 +240,11 @@ def _check_names(override: Override) -> None:
         return
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
-    if key == TEACHER and override.value() is not None:
+    if key in (TEACHER, BASELINE) and override.value() is not None:
         named = str(override.value()) in all_groups()["model"]
-        another = written(f"model@{TEACHER}" if named else f"{TEACHER}.path", override.value())
-        raise UserError(f"{override.input_line}: is a whole section, not a name; write distill=minilm {another}")
+        another = written(f"model@{key}" if named else f"{key}.path", override.value())
+        group = key.split(".")[0]
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write {group}=minilm {another}")
     choices = all_groups()
     if key in choices:
         for choice in _choices_of(override):

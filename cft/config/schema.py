@@ -15,6 +15,8 @@ PLACEHOLDER = "{text}"
 
 # The settings of the model that is learned from; None without a teacher.
 TEACHER = "distill.model"
+# The settings of the finished encoder whose scores stand beside the result's; None without one.
+BASELINE = "baseline.model"
 
 
 class Pooling(str, Enum):
@@ -113,8 +115,9 @@ class DataSource(str, Enum):
 
 
 class EvalSource(str, Enum):
-    """What an embedder is scored on: scored pairs, or queries that look for documents."""
+    """What an embedder is scored on: scored pairs, queries that look for documents, or nothing."""
 
+    none = "none"
     scenes = "scenes"
     sts = "sts"
     retrieval = "retrieval"
@@ -233,6 +236,17 @@ class DistillSettings:
             yield f"distill.share={self.share}: must be above 0 and at most 1 (distill=none: no teacher)"
         if self.temperature <= 0:
             yield f"distill.temperature={self.temperature}: must be above 0"
+
+
+@dataclass
+class BaselineSettings:
+    """conf/baseline: a finished encoder that is scored on the same data, as it was published."""
+
+    model: ModelSettings | None = None  # the encoder, in the keys of the group model; null for none
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        yield from self.model.problems(BASELINE) if self.model else ()
 
 
 @dataclass
@@ -382,7 +396,8 @@ class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    source: EvalSource = EvalSource.scenes  # scenes (generated), sts, retrieval, or rows (held-out rows of data=files)
+    # scenes (generated), sts, retrieval, rows (held-out rows of data=files), or none
+    source: EvalSource = EvalSource.scenes
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
@@ -488,6 +503,7 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     data: DataSettings = field(default_factory=DataSettings)

@@ -159,7 +159,10 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
         UserError: if no row is held out, or there is one document alone.
     """
     if not data.holdout:
-        raise UserError("eval=rows scores held-out rows, and there are none: raise data.holdout, or bring more rows")
+        raise UserError(
+            "eval=rows scores held-out rows, and there are none: raise data.holdout, bring more rows, or add "
+            "eval=none, which trains on all of them and scores nothing"
+        )
     ids: dict[str, str] = {}  # of documents, by their text without case, blanks and punctuation
     texts: list[str] = []
 

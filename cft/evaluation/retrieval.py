@@ -129,6 +129,21 @@ def evaluate_retrieval(
     return score(_without(ranked, left_out), [_numbered(grades, number_of) for grades in data.judgements])
 
 
+def guessing(data: RetrievalSet) -> np.ndarray:
+    """Expected nDCG@10 (queries,) of documents in random order, from 0 to 1."""
+    number_of = {id: number for number, id in enumerate(data.document_ids)}
+    documents = [len(number_of) - (own is not None) for own in data.own_document]
+    discounts = (1 / np.log2(np.arange(2, 12))).cumsum()  # of the first 1, 2, ... 10 places
+    scores = np.zeros(len(data.queries))
+    for row, (grades, count) in enumerate(zip(data.judgements, documents, strict=True)):
+        gains = sorted((grade for grade in grades.values() if grade > 0), reverse=True)
+        here = sum(grade for id, grade in grades.items() if grade > 0 and id in number_of)
+        ideal = float(_gain(np.array([_padded(gains, 10)]))[0])
+        if ideal > 0:
+            scores[row] = here / count * discounts[min(10, count) - 1] / ideal
+    return scores
+
+
 def save_retrieval(folder: Path, found: dict[str, RetrievalScores]) -> None:
     """Write what every query of every set found."""
     arrays: dict[str, np.ndarray] = {}

@@ -1,5 +1,6 @@
 """Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.retrieval import HEADLINE  # noqa: E402
 from cft.evaluation.scores import Evaluation  # noqa: E402
+from cft.job.verdicts import Baseline  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
+BESIDE = "#c98a1b"
 ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
 
 
@@ -42,16 +45,19 @@ def scores(before: Evaluation, after: Evaluation) -> Figure:
     return figure
 
 
-def recall(before: Evaluation, after: Evaluation) -> Figure:
-    """Share of the relevant documents among the first k, over k, before and after; a panel a set."""
+def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = None) -> Figure:
+    """Share of the relevant documents among the first k, over k, before, after and by a baseline; a panel a set."""
     names = list(after.retrieval)
     figure, panels = plt.subplots(
         1, len(names), figsize=(1.5 + 3.6 * len(names), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, name in zip(panels[0], names, strict=True):
-        for evaluation, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        lines = [(before, BEFORE, "before", "-"), (after, AFTER, "after", "-")]
+        lines += [(baseline.evaluation, BESIDE, baseline.name, "--")] if baseline else []
+        for evaluation, colour, label, style in lines:
             curve = 100 * evaluation.retrieval[name].recall
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linewidth=2, label=label)
+            places = np.arange(1, len(curve) + 1)
+            axes.plot(places, curve, color=colour, linewidth=2, label=label, linestyle=style)
         axes.set_xscale("log")
         axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axes.set_ylim(0, 100)
@@ -90,7 +96,12 @@ def training(history: Sequence[dict]) -> Figure:
     steps = [row for row in history if row["event"] == "step"]
     dev = [row for row in history if row["event"] == "dev" and row["spearman"] is not None]
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    axes.plot([row["step"] for row in steps], [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    places = [row["step"] for row in steps]
+    axes.plot(places, [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    if steps and all("candidates" in row for row in steps):
+        guessed = [math.log(row["candidates"]) for row in steps]
+        axes.plot(places, guessed, color=BEFORE, linewidth=1, linestyle=":")
+        axes.annotate("guessing", (places[0], guessed[0]), xytext=(0, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("step")
     axes.set_ylabel("InfoNCE loss, nats")
     axes.set_ylim(bottom=0)

@@ -259,7 +259,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
-    if data is None and config.data.train is not None:
+    if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
     steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:

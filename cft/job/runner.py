@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cft.config.schema import Config, LoggerKind
+from cft.config.schema import BASELINE, BaselineSettings, Config, DistillSettings, LoggerKind, PromptSettings
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.report import report_base, report_training, say_next
@@ -20,12 +20,13 @@ from cft.job.scoring import score
 from cft.job.start import choose_device
 from cft.job.tracking import Job, Tracker, tracking
 from cft.job.training_stage import TrainingStage, require_enough_triplets, require_trainable
+from cft.job.verdicts import Baseline
 from cft.model.embedder import Embedder
 from cft.system import secrets
 from cft.system.digest import digest, to_plain
 from cft.system.disk import require_writable
 from cft.system.distributed import SINGLE_PROCESS, join_world
-from cft.system.errors import UserError
+from cft.system.errors import UserError, renaming_keys
 from cft.system.files import exclusive_lock, write_json
 from cft.system.logs import log_file
 from cft.training.trainer import RowCallback, train
@@ -53,6 +54,7 @@ def run(
     Raises:
         UserError: for whatever the user can mend.
     """
+    inputs = inputs or InputCache()
     world = join_world(choose_device(config.device))
     with world.main_process_first():
         if world.is_main:
@@ -82,11 +84,12 @@ def run(
             models.release()
             after = score(plan, plan.result, lambda: models.tuned, "the result")
             _require_effect(plan, before, after)
-            tracker.finish(report_training(plan, before, after))
+            result = report_training(plan, before, after, score_baseline(plan, inputs))
+            tracker.finish(result)
             if alone:
                 say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
-    return f"mean {before.headline:.2f} before, {after.headline:.2f} after ({plan.result})"
+    return result.outcome
 
 
 def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
@@ -140,6 +143,32 @@ class _Models:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def score_baseline(plan: Plan, inputs: InputCache) -> Baseline | None:
+    """Scores of the job's baseline on the job's data, without a prompt; None if it has none, or starts from it."""
+    model, config = plan.config.baseline.model, plan.config
+    if model is None or not (plan.sets or plan.retrieval) or (model == config.model and not plan.start.adapter):
+        return None
+    alone = replace(
+        config,
+        model=model,
+        distill=DistillSettings(),
+        baseline=BaselineSettings(),
+        prompt=PromptSettings(),
+        train=replace(config.train, steps=0, keep=[]),
+        eval=replace(config.eval, step=None),
+        adapter=None,
+        adapter_revision=None,
+    )
+    try:
+        with renaming_keys(BASELINE):
+            beside = make_plan(alone, inputs)
+            with _Models(beside) as models:
+                return Baseline(model.name, score(beside, beside.base_folder, lambda: models.base, model.name))
+    except UserError as error:
+        log.warning("no baseline (baseline=none leaves it out): %s", error)
+        return None
 
 
 def _score_base_alone(plan: Plan, models: _Models) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet
@@ -29,7 +31,10 @@ def score(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) 
         plan: the job. owner: the embedder's folder. embedder: loads it, if anything must be scored. what: its name in
             messages.
     """
-    scores = _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets)
+    if plan.sets or plan.retrieval:
+        scores = _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets)
+    else:
+        scores = Evaluation({}, {}, np.empty(0, np.float32), np.empty(0, np.float32))
     pairs.write_once(plan.scores_folder(owner), plan.sets, plan.data if owner != plan.base_folder else None)
     if not plan.holdout:
         return scores

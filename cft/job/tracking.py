@@ -55,6 +55,7 @@ class Result:
     pictures: dict[str, Path]  # by name
     step: int  # of the training, whose weights were scored
     adapter: Path  # folder of the weights
+    outcome: str  # in one line
 
 
 class Tracker:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cft.config.schema import Config, EvalSource, LoggerSettings
+from cft.config.schema import BaselineSettings, Config, EvalSource, LoggerSettings
 from cft.evaluation import pairs
 from cft.evaluation.scores import METRICS
 from cft.job.plan import Plan
@@ -78,6 +78,7 @@ def compose_study(
         for seed in [None] if cell.base or not seeds else seeds:
             try:
                 config = compose([*cell.overrides, *([] if seed is None else [f"seed={seed}"])])
+                config = replace(config, baseline=BaselineSettings())  # a study's cells are what it compares
                 _require_pairs(config)
             except UserError as error:
                 raise UserError(f"cell {cell.name!r} of {experiment.name}: {error}") from error
@@ -90,7 +91,7 @@ def compose_study(
 
 def _require_pairs(config: Config) -> None:
     """Refuse an evaluation whose results reports have no words for."""
-    if config.eval.source in (EvalSource.retrieval, EvalSource.rows):
+    if config.eval.source in (EvalSource.retrieval, EvalSource.rows, EvalSource.none):
         raise UserError(
             f"eval={config.eval.source.value}: studies compare scores of pairs so far; sweep with cft.run -m and "
             "compare two runs with `python -m cft.runs compare`"
