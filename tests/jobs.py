@@ -25,6 +25,7 @@ QUICK = [
     "data.holdout=20",
     "eval.pairs=40",
     "lora.dropout=0.1",
+    "baseline=none",
 ]
 
 

@@ -65,8 +65,19 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     if config.baseline.model:
         beside = _of_path(config.baseline.model, BASELINE, keys)
         config = replace(config, baseline=replace(config.baseline, model=beside))
+    fitted = [key for key in config.train.fitted if key not in keys | _set_by_experiment(overrides)]
+    config = replace(config, train=replace(config.train, fitted=fitted))
     require_valid(config)
     return config
+
+
+def _set_by_experiment(overrides: list[str]) -> set[str]:
+    """Keys that the chosen experiment gives a value of its own."""
+    choices = [override.partition("=")[2] for override in overrides if override.startswith("experiment=")]
+    if not choices:
+        return set()
+    path = conf_folder() / "experiment" / f"{choices[-1]}.yaml"
+    return set(flatten(typing.cast(dict, OmegaConf.to_container(OmegaConf.load(path))))) if path.exists() else set()
 
 
 def _of_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSettings:

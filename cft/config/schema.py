@@ -315,6 +315,9 @@ class ScheduleSettings:
             yield f"schedule.warmup_ratio={self.warmup_ratio}: a share of the steps, at least 0 and below 1"
 
 
+# Settings that the data may choose (cft/job/fitting.py).
+FITTED = ("model.max_length", "train.batch_size", "train.epochs", "train.steps", "train.eval_every", "lr")
+
 # What data.delimiter calls the signs that shells and YAML make hard to type.
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 
@@ -466,6 +469,9 @@ class TrainSettings:
     checkpoint_every: int = 20  # steps that a killed training repeats at most
     # steps whose weights are kept besides the last one's, to be scored by eval.step
     keep: list[int] = field(default_factory=list)
+    # settings that the data choose, of those that were not given: model.max_length, train.batch_size, train.epochs,
+    # train.steps, train.eval_every, lr
+    fitted: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -491,6 +497,9 @@ class TrainSettings:
             yield f"train.eval_every={self.eval_every}: must be 0 (never) or more"
         if not all(1 <= step <= self.steps for step in self.keep):
             yield f"train.keep={self.keep}: must be steps of the training, 1 to train.steps={self.steps}"
+        unknown = [key for key in self.fitted if key not in FITTED]
+        if unknown:
+            yield f"{override('train.fitted', self.fitted)}: must be some of {', '.join(FITTED)}"
         if self.checkpoint_every < 1:
             yield f"train.checkpoint_every={self.checkpoint_every}: must be 1 or more"
 

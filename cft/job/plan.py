@@ -22,6 +22,7 @@ from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
+from cft.job.fitting import fit
 from cft.job.run_folder import RunFolder
 from cft.job.start import StartingPoint, choose_device, find_starting_point
 from cft.model.sources import ModelFiles, fetch
@@ -244,6 +245,18 @@ class InputCache:
         return self._once(settings, lambda: fetch(settings))
 
 
+def _fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Config:
+    """The configuration with the settings that the data choose; what was chosen is said."""
+    rows = data or (inputs.data(config.data) if config.eval.source is EvalSource.rows else None)
+    if not config.train.fitted or rows is None:
+        return config
+    found = fit(config, rows, lambda: inputs.files(config.model), trains=data is not None)
+    log.info("chosen by the data; each can be given instead:")
+    for reason in found.reasons:
+        log.info("  %s", reason)
+    return found.config
+
+
 def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     """Load a job's data and fetch its base model, so that its folders are known.
 
@@ -261,6 +274,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     data = inputs.data(config.data) if config.train.steps else None
     if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
+    config = _fitted(config, data, inputs)
     steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(
