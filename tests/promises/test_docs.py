@@ -60,12 +60,13 @@ def test_the_page_of_settings_is_what_the_settings_are():
 def test_the_page_of_settings_has_every_key_with_a_meaning():
     rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
     listed = {row[0].strip("| `") for row in rows if len(row) == 4}
-    # a teacher is named as a whole: its settings are the group model's
-    known = {key for key in all_keys() if not key.startswith("distill.model.")}
+    # a teacher and a baseline are named as a whole: their settings are the group model's
+    known = {key for key in all_keys() if not key.startswith(("distill.model.", "baseline.model."))}
     groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     assert listed == known - groups
     model = {key.removeprefix("model.") for key in known if key.startswith("model.")}
-    assert model == {key.removeprefix("distill.model.") for key in all_keys() if key.startswith("distill.model.")}
+    for second in ("distill.model.", "baseline.model."):
+        assert model == {key.removeprefix(second) for key in all_keys() if key.startswith(second)}
     assert all(row[3].strip(" |") for row in rows if len(row) == 4)
 
 

@@ -73,7 +73,7 @@ def chosen() -> list[tuple[str, str]]:
 
 def needed(key: str) -> list[str]:
     """What must be chosen for there to be such a key."""
-    return ["distill=minilm"] if key.startswith("distill.model.") else []
+    return [f"{group}=minilm" for group in ("distill", "baseline") if key.startswith(f"{group}.model.")]
 
 
 def composed(overrides: list[str]) -> Config | UserError:
