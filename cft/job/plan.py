@@ -245,9 +245,15 @@ class InputCache:
         return self._once(settings, lambda: fetch(settings))
 
 
-def _fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Config:
-    """The configuration with the settings that the data choose; what was chosen is said."""
-    rows = data or (inputs.data(config.data) if config.eval.source is EvalSource.rows else None)
+def fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Config:
+    """The configuration with the settings that the data choose; what was chosen is said.
+
+    Args:
+        config: the job. data: to train on; None where nothing is trained, or they cannot be had. inputs: data and
+            models that were loaded.
+    """
+    scored = config.eval.source is EvalSource.rows and not config.train.steps
+    rows = data or (inputs.data(config.data) if scored else None)
     if not config.train.fitted or rows is None:
         return config
     found = fit(config, rows, lambda: inputs.files(config.model), trains=data is not None)
@@ -274,7 +280,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     data = inputs.data(config.data) if config.train.steps else None
     if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
-    config = _fitted(config, data, inputs)
+    config = fitted(config, data, inputs)
     steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(

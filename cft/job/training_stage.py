@@ -12,6 +12,7 @@ from cft.data.records import noun_of
 from cft.evaluation import pairs
 from cft.job import figures
 from cft.job.lengths import Cut, find_cut
+from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import Plan
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
@@ -63,7 +64,8 @@ class TrainingStage:
         self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
         self.embedder = _trainable_embedder(plan, base)
         if world.is_main:
-            _write_records(plan, world, find_cut(self.embedder, plan.data.triplets))
+            self._cut = find_cut(self.embedder, plan.data.triplets)
+            _write_records(plan, world, self._cut)
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training
         if world.is_main:
@@ -73,6 +75,8 @@ class TrainingStage:
             )
             self._digest_before = weights_in_memory(self.embedder.model)
             _log_plan(plan, self.embedder.model, world)
+            seconds = seconds_a_step(self.embedder, plan.config, plan.data, processes=world.size)
+            log.info("\n%s\n", outlook(plan.config, plan.data, plan.steps, self._cut, seconds))
             if _has_gone_past(plan):
                 folder = RunFolder(plan.result / "again")
         self._began, self._memory = time.perf_counter(), PeakMemory(self.embedder.device)
