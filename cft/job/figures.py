@@ -15,6 +15,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.retrieval import HEADLINE  # noqa: E402
 from cft.evaluation.scores import Evaluation  # noqa: E402
+from cft.job.run_folder import development_scores  # noqa: E402
 from cft.job.verdicts import Baseline  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
 
@@ -94,7 +95,8 @@ def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figu
 def training(history: Sequence[dict]) -> Figure:
     """Loss over the steps and, where it was measured, the development score."""
     steps = [row for row in history if row["event"] == "step"]
-    dev = [row for row in history if row["event"] == "dev" and row["spearman"] is not None]
+    dev = development_scores(history)
+    measure = "Spearman" if any(row.get("spearman") is not None for row in history) else "nDCG@10"
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
     places = [row["step"] for row in steps]
     axes.plot(places, [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
@@ -108,8 +110,8 @@ def training(history: Sequence[dict]) -> Figure:
     clean(axes)
     if dev:
         other = axes.twinx()
-        other.plot([row["step"] for row in dev], [row["spearman"] for row in dev], "o-", color=AFTER)
-        other.set_ylabel("development Spearman × 100", color=AFTER)
+        other.plot(*zip(*dev, strict=True), "o-", color=AFTER)
+        other.set_ylabel(f"development {measure} × 100", color=AFTER)
         other.spines[["top", "left"]].set_visible(False)
     return figure
 

@@ -9,11 +9,13 @@ import torch
 
 from cft.config.schema import TEACHER, Config
 from cft.data.records import noun_of
+from cft.data.retrieval import RetrievalSet, rows_as_set
+from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.job import figures
 from cft.job.lengths import Cut, find_cut
 from cft.job.outlook import outlook, seconds_a_step
-from cft.job.plan import Plan
+from cft.job.plan import DATA_SEED, Plan
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, find_targets, trainable
@@ -27,7 +29,7 @@ from cft.training import checkpoint
 from cft.training.contrastive import Teacher
 from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
-from cft.training.trainer import RowCallback, TrainingRun, has_development_score
+from cft.training.trainer import RowCallback, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class TrainingStage:
             stop_at=plan.stop_at,
             bf16=plan.start.bf16,
             teacher=_load_teacher(plan),
+            looked_for=_held_out(plan.data) if plan.config.train.eval_every else None,
             world=world,
         )
 
@@ -158,6 +161,12 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     return Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
 
 
+def _held_out(data: TrainingData) -> RetrievalSet | None:
+    """Held-out anchors and texts, to watch a training by; None where pairs do that, or there are too few."""
+    texts = {text for row in data.holdout for text in (row.positive, *row.negatives)}
+    return rows_as_set(data, 0, DATA_SEED) if len(texts) > 1 and not data.dev else None
+
+
 def _load_teacher(plan: Plan) -> Teacher | None:
     """The teacher, on the device of the training."""
     settings = plan.config.distill
@@ -215,10 +224,10 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             config.train.epochs,
             config.train.steps,
         )
-    if config.train.eval_every and not has_development_score(data):
+    if config.train.eval_every and not (data.dev or data.holdout):
         log.info(
-            "no score during training: there are no scored pairs, and the held-out %s have no negatives to be in order "
-            "with; data.dev=FILE gives one",
+            "no score during training: no %s are held out, and there are no scored pairs; data.holdout=N or "
+            "data.dev=FILE gives one",
             noun,
         )
     overlap = pairs.overlapping(data.dev, plan.sets)
