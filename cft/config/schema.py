@@ -120,6 +120,7 @@ class EvalSource(str, Enum):
     none = "none"
     scenes = "scenes"
     sts = "sts"
+    pairs = "pairs"
     retrieval = "retrieval"
     rows = "rows"
 
@@ -399,19 +400,21 @@ class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    # scenes (generated), sts, retrieval, rows (held-out rows of data=files), or none
+    # scenes (generated), sts, pairs (one's own), retrieval, rows (held-out rows of data=files), or none
     source: EvalSource = EvalSource.scenes
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
     sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; for eval=sts and retrieval
+    # one's own pairs with graded or 0/1 scores: a file, or a list of them; only for eval=pairs
+    file: Any = None
     # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
-    # for eval=sts and retrieval
+    # for eval=sts, pairs and retrieval
     rows: int | None = None
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
     documents: int = 2000  # that held-out anchors look through, if the file has as many; only for eval=rows
-    # columns of the files in the folder: two sentences and their score; only for eval=sts
+    # columns of the files: two sentences and their score; only for eval=sts and pairs
     columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
     step: int | None = None  # the step of the training whose weights are scored; null for the last
 
@@ -420,14 +423,7 @@ class EvalSettings:
         if self.name == "triplets":
             yield "eval.name=triplets is what the score of the held-out triplets is called: choose another name"
         yield from _column_problems("eval.columns", self.columns)
-        if self.source not in (EvalSource.sts, EvalSource.retrieval):
-            if self.folder is not None:
-                yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
-            if self.rows is not None:
-                yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
-        elif not self.sets:
-            example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
-            yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
+        yield from self._problems_of_files()
         if self.rows is not None and self.rows < 2 and self.source is not EvalSource.retrieval:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
         if self.rows is not None and self.rows < 1:
@@ -438,6 +434,27 @@ class EvalSettings:
             yield f"eval.documents={self.documents}: there is nothing to rank with fewer than 2"
         if not self.split or "/" in self.split:
             yield f"{override('eval.split', self.split)}: must be the name of a file in qrels, without its ending"
+
+    @property
+    def files(self) -> list[Any]:
+        """The names of `file`, texts if they are right."""
+        return self.file if isinstance(self.file, list) else [] if self.file is None else [self.file]
+
+    def _problems_of_files(self) -> Iterator[str]:
+        """Files, folders and sets that are not those of the source."""
+        in_sets = self.source in (EvalSource.sts, EvalSource.retrieval)
+        if self.folder is not None and not in_sets:
+            yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
+        if self.rows is not None and not in_sets and self.source is not EvalSource.pairs:
+            yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
+        if in_sets and not self.sets:
+            example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
+            yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
+        named = all(isinstance(each, str) and each for each in self.files)
+        if self.source is EvalSource.pairs and (not self.files or not named):
+            yield f"{override('eval.file', self.file)}: name your scored pairs, as in eval.file=pairs.csv, or a list"
+        if self.source is not EvalSource.pairs and self.file is not None:
+            yield f"{override('eval.file', self.file)} would not be read: add eval=pairs"
 
 
 @dataclass

@@ -214,13 +214,19 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
     return float(spearmanr(cosines, scores).statistic) * 100
 
 
-def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *, seconds: float) -> None:
-    """Write an evaluation, the contract it was made under and its duration; METRICS comes last."""
+def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *, data: str, seconds: float) -> None:
+    """Write an evaluation, the contract it was made under and its duration; METRICS comes last.
+
+    Args:
+        folder: of the evaluation. contract: with the prompts that were used. data: digest of what was scored, whatever
+            the prompt. seconds: that it took.
+    """
     by_set = {f"set/{name}": cosines for name, cosines in evaluation.cosines.items()}
     write_arrays(folder / COSINES, {"positives": evaluation.positives, "negatives": evaluation.negatives, **by_set})
     if evaluation.retrieval:
         save_retrieval(folder, evaluation.retrieval)
-    write_record(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
+    facts = {"contract": asdict(contract), "data": data, "seconds": round(seconds, 1)}
+    write_record(folder / METRICS, evaluation.record() | facts)
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:

@@ -19,6 +19,7 @@ from cft.job.lengths import warn_of_cut
 from cft.job.plan import RECIPE, Plan
 from cft.job.run_folder import evaluation_name
 from cft.model.embedder import Embedder
+from cft.system.digest import digest
 from cft.system.files import exclusive_lock
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def _score(
         found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}
         scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
         scores = replace(scores, texts_cut=cut, retrieval=found)
-        save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
+        data = digest([sets, triplets, {name: each.content for name, each in looked_for.items()}])
+        save_evaluation(folder, scores, prompted.contract, data=data, seconds=time.perf_counter() - began)
         return scores
 
 

@@ -140,7 +140,7 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
             "a search is judged by development pairs during training: name some by data.dev=FILE (sentence1, "
             "sentence2, score), and leave train.eval_every above 0"
         )
-    if config.eval.source is not EvalSource.sts:
+    if config.eval.source not in (EvalSource.sts, EvalSource.pairs):
         return
     shared = overlapping(data.dev, inputs.sets(config.eval))
     if shared:

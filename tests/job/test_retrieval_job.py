@@ -1,11 +1,13 @@
 """A job whose embedder is judged by the documents that it finds: of one's own rows, or of sets in BEIR's layout."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from jobs import run_folder, settings
 
+from cft.config.compose import compose_config
 from cft.evaluation.bootstrap import MEAN, resample_means
 from cft.evaluation.retrieval import MEASURES, load_retrieval
 from cft.evaluation.scores import load_evaluation
@@ -95,6 +97,48 @@ def test_two_runs_are_compared_over_queries(tmp_path):
     one, other = sorted(path for path in tmp_path.iterdir() if path.name.startswith("tiny-"))
     text = runs.compare_runs(one, other)
     assert "nDCG@10" in text and "on 15 queries of the set" in text and "Mine" in text
+
+
+def test_runs_are_compared_as_each_will_be_used_and_on_every_measure(tmp_path):
+    beir(tmp_path / "sets")
+    job = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]", "prompt.use=both"]
+    runner.run(settings(tmp_path, *job, "lr=1e-2"))
+    runner.run(settings(tmp_path, *job, "lr=1e-3", "prompt=query_passage"))
+    one, other = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
+    text = runs.compare_runs(one, other)
+    assert "prompts '{text}' and queries 'query: {text}', documents 'passage: {text}'" in text
+    assert all(f"Mine, {measure}" in text for measure in MEASURES[1:]) and "no evaluation" not in text
+
+
+def test_where_two_runs_have_no_evaluation_in_common_the_command_that_makes_one_is_printed(tmp_path):
+    beir(tmp_path / "sets")
+    runner.run(settings(tmp_path, "lr=1e-2"))
+    told = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
+    runner.run(settings(tmp_path, *told, "lr=1e-3", "model.pooling=mean"))
+    scenes, judged = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
+    text = runs.compare_runs(judged, scenes)
+    assert f"this one scores {scenes.name} as {judged.name} was scored" in text
+    words = shlex.split(text.partition("python -m cft.run ")[2])
+    runner.run(compose_config(words))
+    assert len(list(tmp_path.glob("tiny-*"))) == 2, "the same run was scored, not another one trained"
+    assert "Mine" in runs.compare_runs(judged, scenes) and "no evaluation" not in runs.compare_runs(judged, scenes)
+
+
+def test_pairs_of_ones_own_have_an_evaluation_of_their_own(tmp_path):
+    rows = [f"text {n},text {n % 7},{n % 2}" for n in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["left,right,same", *rows]))
+    own = ["eval=pairs", f"eval.file={tmp_path / 'mine.csv'}", "eval.columns=[left,right,same]"]
+    plan = make_plan(settings(tmp_path, *own))
+    assert list(plan.sets) == ["mine"] and len(plan.sets["mine"]) == 40
+    assert make_plan(settings(tmp_path, *own, "eval.rows=10")).sets["mine"][1].sentence1 == "text 4"
+    with pytest.raises(UserError, match="name your scored pairs, as in eval.file=pairs.csv"):
+        settings(tmp_path, "eval=pairs")
+    with pytest.raises(UserError, match="would not be read: add eval=pairs"):
+        settings(tmp_path, own[1])
+    with pytest.raises(UserError, match="two files are called 'mine'"):
+        make_plan(settings(tmp_path, "eval=pairs", f"eval.file=[{tmp_path}/mine.csv,{tmp_path}/mine.tsv]"))
+    with pytest.raises(UserError, match="eval.file=.*nowhere.csv"):
+        make_plan(settings(tmp_path, "eval=pairs", "eval.file=nowhere.csv"))
 
 
 def test_resampled_means_are_those_of_resampled_queries():
