@@ -14,6 +14,7 @@ from cft.config.schema import Config, TrainSettings
 from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
 from cft.model.backbone import load_tokenizer
+from cft.model.contract import Contract
 from cft.model.sources import ModelFiles
 
 # Triplets whose texts are measured, at even distances over the data.
@@ -42,15 +43,26 @@ class Fitted:
     reasons: list[str]  # a line for each choice
 
 
-def fit(config: Config, data: TrainingData, files: Callable[[], ModelFiles], *, trains: bool = True) -> Fitted:
+def fit(
+    config: Config,
+    data: TrainingData,
+    files: Callable[[], ModelFiles],
+    *,
+    adapter: Contract | None = None,
+    trains: bool = True,
+) -> Fitted:
     """Choose the settings that `train.fitted` names.
 
     Args:
-        config: the job. data: its data. files: fetches the base model. trains: whether there are steps to be chosen.
+        config: the job. data: its data. files: fetches the base model. adapter: the contract of the adapter that the
+            job starts from, if there is one. trains: whether there are steps to be chosen.
     """
     left = set(config.train.fitted)
     reasons: list[str] = []
-    if "model.max_length" in left:
+    if "model.max_length" in left and adapter is not None:
+        config = replace(config, model=replace(config.model, max_length=adapter.max_length))
+        reasons.append(f"model.max_length={adapter.max_length}: the adapter's")
+    elif "model.max_length" in left:
         config, reason = _with_length(config, data, files())
         reasons.append(reason)
     if trains and left - {"model.max_length"}:

@@ -25,6 +25,7 @@ from cft.data.training_data import TrainingData, load_training_data
 from cft.job.fitting import fit
 from cft.job.run_folder import RunFolder
 from cft.job.start import StartingPoint, choose_device, find_starting_point
+from cft.model.adapters import fetch_adapter
 from cft.model.sources import ModelFiles, fetch
 from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError, renaming_keys
@@ -256,7 +257,8 @@ def fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Con
     rows = data or (inputs.data(config.data) if scored else None)
     if not config.train.fitted or rows is None:
         return config
-    found = fit(config, rows, lambda: inputs.files(config.model), trains=data is not None)
+    adapter = fetch_adapter(config.adapter, config.adapter_revision).contract if config.adapter else None
+    found = fit(config, rows, lambda: inputs.files(config.model), adapter=adapter, trains=data is not None)
     log.info("chosen by the data; each can be given instead:")
     for reason in found.reasons:
         log.info("  %s", reason)

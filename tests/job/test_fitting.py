@@ -77,6 +77,11 @@ def test_a_model_that_is_only_scored_reads_as_much_as_one_that_is_trained(tmp_pa
     assert trained.scores_folder(trained.base_folder) == scored.scores_folder(scored.base_folder)
 
 
+def test_an_adapter_keeps_the_length_that_it_was_trained_with(tmp_path, trained):
+    plan = make_plan(composed(*OWN, pairs_file(tmp_path, 40, 20), f"adapter={trained}"))
+    assert plan.config.model.max_length == plan.start.adapter.contract.max_length == 150
+
+
 def test_every_setting_that_may_be_chosen_is_chosen_for_a_file():
     assert set(composed(*OWN, "data.train=x.csv").train.fitted) == set(FITTED)
     assert composed("model=tiny").train.fitted == []
