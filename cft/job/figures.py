@@ -10,6 +10,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.retrieval import HEADLINE  # noqa: E402
@@ -18,6 +20,8 @@ from cft.system.files import atomic_write  # noqa: E402
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
 ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
+
+_DPI = 150
 
 
 def scores(before: Evaluation, after: Evaluation) -> Figure:
@@ -148,15 +152,17 @@ def clean(axes: Axes) -> None:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and PNG and close it; equal figures give equal bytes. Returns both paths."""
-    paths = []
+    # Not by savefig, which lays a figure out and draws it twice for every file.
+    figure.set_dpi(_DPI)
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     with matplotlib.rc_context({"svg.hashsalt": "cft"}):
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            path = folder / f"{name}.{kind}"
-            with atomic_write(path) as part:
-                figure.savefig(part, format=kind, dpi=150, metadata=metadata)
-            paths.append(path)
+        with atomic_write(png) as part:
+            FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
+        figure.set_layout_engine("none")  # what was laid out for the one stays for the other
+        with atomic_write(svg) as part:
+            FigureCanvasSVG(figure).print_svg(part, metadata={"Date": None})
     plt.close(figure)
-    return paths
+    return [svg, png]
 
 
 def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[str], title: str) -> Figure:
