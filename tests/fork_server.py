@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from forked import FIXED
+
 
 def prepare() -> None:
     """Import what commands import late; torch may compute nothing here, as threads do not survive a fork."""
@@ -26,7 +28,7 @@ def prepare() -> None:
 
     from cft.config.compose import check_overrides
     from cft.evaluation import bootstrap  # noqa: F401
-    from cft.job import figures
+    from cft.job import doctor, figures, runner  # noqa: F401
 
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])
@@ -109,6 +111,8 @@ def run_as_child(request: dict) -> None:
         sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
         if request["new_session"]:
             os.setsid()
+        for name in os.environ.keys() - request["env"].keys() - set(FIXED):
+            del os.environ[name]
         os.environ.update(request["env"])
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the server's own parent arranged

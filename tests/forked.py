@@ -16,6 +16,10 @@ from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Of the environment, what the server has in its own way, as libraries look at it when they are imported; the rest is
+# as it is when a command is started.
+FIXED = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "PYTHONPATH", "MPLBACKEND", "HF_HOME")
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -81,7 +85,7 @@ class Commands:
             "do": "start",
             "argv": list(argv),
             "cwd": str(cwd or ROOT),
-            "env": env or {},
+            "env": {key: value for key, value in os.environ.items() if key not in FIXED} | (env or {}),
             "folder": str(folder),
             "watched": str(watched.absolute()) if watched else "",
             "kill_at": kill_at,
@@ -167,6 +171,7 @@ def server() -> Iterator[Commands]:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT), str(Path(__file__).parent)]),
             "MPLBACKEND": "agg",
+            "HF_HOME": str(Path(scratch) / "hub"),  # empty, whatever this machine has been used for
         }
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
