@@ -72,14 +72,13 @@ def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figu
     """Cosines of held-out anchors with their entailments and their contradictions, before and after; `of` whom."""
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
     lowest = min(float(e.negatives.min()) for e in (before, after))
-    bins = np.linspace(min(0.0, lowest), 1.0, 51)
+    # one outline for all bars: a patch for each takes a second to draw
+    bars: dict[str, Any] = {"bins": np.linspace(min(0.0, lowest), 1.0, 51), "alpha": 0.65, "histtype": "stepfilled"}
     for axes, evaluation, title in zip(
         panels, (before, after), ("before", f"{of}, after" if of else "after"), strict=True
     ):
-        axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
-        axes.hist(
-            evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)"
-        )
+        axes.hist(evaluation.positives, color=ENTAILED, label="entailment (positive)", **bars)
+        axes.hist(evaluation.negatives, color=CONTRADICTED, label="contradiction (hard negative)", **bars)
         axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
         axes.set_ylabel("triplets")
         clean(axes)
