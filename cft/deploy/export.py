@@ -74,7 +74,7 @@ def _copy_card(run: Path, scratch: Path, form: str) -> None:
 def _write_adapter(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     """The adapter alone with its contract; returns how it is loaded."""
     from cft.model.contract import Contract
-    from cft.model.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
+    from cft.model.sources import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
 
     contract = Contract.load(run)
     if not (run / ADAPTER_FOLDER / ADAPTER_WEIGHTS).exists():

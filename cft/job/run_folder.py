@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cft.evaluation.retrieval import HEADLINE
 from cft.model.contract import FILE_NAME as CONTRACT
-from cft.model.weights import ADAPTER_FOLDER
+from cft.model.sources import ADAPTER_FOLDER
 from cft.system.digest import sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import append_line, atomic_write, read_json, read_record, write_json, write_record

@@ -18,9 +18,9 @@ from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.published import require_known_modules, warn_of_differences
-from cft.model.sources import ModelFiles, fetch, find_base
+from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
 from cft.model.tokenizer import prompted_ids, require_room
-from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
+from cft.model.weights import ADAPTER_FILES, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
 from cft.system.memory import unless_out_of_memory

@@ -4,8 +4,6 @@ import csv
 import gzip
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow
@@ -144,11 +142,11 @@ def test_an_output_is_replaced_on_request(tmp_path, trained):
     assert len(np.load(tmp_path / "v.npy")) == 4
 
 
-def test_pipes(tmp_path, trained):
-    command = [sys.executable, "-m", "cft.encode", f"run={trained}", "-", "-"]
-    done = subprocess.run(command, input="\n".join(TEXTS).encode(), capture_output=True, timeout=300, check=True)
-    np.testing.assert_allclose(np.load(io.BytesIO(done.stdout)), Embedder.load(trained).encode(TEXTS), atol=1e-6)
-    assert b"4 texts embedded" in done.stderr
+def test_pipes(commands, trained):
+    done = commands.run("cft.encode", f"run={trained}", "-", "-", stdin="\n".join(TEXTS))
+    assert done.status == 0, done.err
+    np.testing.assert_allclose(np.load(io.BytesIO(done.raw)), Embedder.load(trained).encode(TEXTS), atol=1e-6)
+    assert "4 texts embedded" in done.err
 
 
 def test_the_nearest_texts_come_first(tmp_path, trained):

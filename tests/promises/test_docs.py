@@ -1,9 +1,6 @@
 """What the documentation says of models is what the tests check."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -115,14 +112,11 @@ def test_settings_that_a_page_names_exist(page):
     assert named <= known, named - known
 
 
-def test_the_first_embedder_runs_from_its_file_to_its_table(tmp_path):
+def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
     quick = ["model=tiny", "train.steps=2", "train.eval_every=0", "eval.pairs=10", f"outputs={tmp_path}"]
-    command = [sys.executable, str(ROOT / "docs" / "first_embedder.py"), *quick]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    done = commands.run(str(ROOT / "docs" / "first_embedder.py"), *quick, cwd=tmp_path)
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
     assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
     assert any(line.startswith("mean rank of the right answer, of 40") for line in table)

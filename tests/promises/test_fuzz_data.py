@@ -11,13 +11,13 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import mutations
 import pytest
+from forked import Commands
 from mutations import PAIRS, TRIPLETS, Input
 
 from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
@@ -268,14 +268,13 @@ COMMANDS = {
 }
 
 
-def run(*arguments: object) -> str:
+def run(commands: Commands, *arguments: object) -> str:
     """What a command says that a user can mend."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.startswith("cft: ") and done.stderr.count("\n") == 1
-    return done.stderr
+    done = commands.run(*map(str, arguments))
+    assert done.status == 2, done.err
+    assert "Traceback" not in done.err + done.out
+    assert done.err.startswith("cft: ") and done.err.count("\n") == 1
+    return done.err
 
 
 def written(folder: Path, name: str, content: bytes | None) -> Path:
@@ -288,17 +287,17 @@ def written(folder: Path, name: str, content: bytes | None) -> Path:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), COMMANDS.values(), ids=COMMANDS)
-def test_a_training_ends_with_status_2_and_the_files_name(tmp_path, name, content, message):
+def test_a_training_ends_with_status_2_and_the_files_name(commands, tmp_path, name, content, message):
     path = written(tmp_path, name, content)
     quick = f"model=tiny logger=none train.steps=2 data=files outputs={tmp_path / 'outputs'}".split()
-    assert re.search(message, run("cft.run", *quick, f"data.train={path}"))
+    assert re.search(message, run(commands, "cft.run", *quick, f"data.train={path}"))
     assert not list(tmp_path.glob("outputs/*-*"))  # the folder of a training, or of scores
 
 
-def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(tmp_path):
+def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(commands, tmp_path):
     quick = f"model=tiny logger=none train.steps=2 outputs={tmp_path / 'outputs'}".split()
     path = written(tmp_path, "mine.csv", b"sentence1,sentence2,score\na,b,1\nc,d,1\n")
-    message = run("cft.run", *quick, "eval=sts", f"eval.folder={tmp_path}", "eval.sets=[mine]")
+    message = run(commands, "cft.run", *quick, "eval=sts", f"eval.folder={tmp_path}", "eval.sets=[mine]")
     assert f"all scores of the set mine (eval.folder={path}) are equal" in message
     assert not list(tmp_path.glob("outputs/*-*"))  # the folder of a training, or of scores
 
@@ -310,10 +309,10 @@ def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(tmp_path
         ("bad.jsonl", None, "bad.jsonl: is a pipe or a device"),
     ],
 )
-def test_an_embedding_ends_with_status_2_and_the_files_name(tmp_path, name, content, message):
+def test_an_embedding_ends_with_status_2_and_the_files_name(commands, tmp_path, name, content, message):
     # the texts are looked at before the embedder, which need not be there
     path = written(tmp_path, name, content)
-    assert message in run("cft.encode", "run=nowhere", path, tmp_path / "vectors.npy")
+    assert message in run(commands, "cft.encode", "run=nowhere", path, tmp_path / "vectors.npy")
 
 
 def test_enough_files_were_read_and_refused_of_every_kind():
