@@ -147,6 +147,16 @@ def compose_config(overrides: list[str]) -> Config:
     return compose_job(overrides)
 
 
+def compose_model(choice: str) -> ModelSettings:
+    """The settings of a choice of conf/model, without a job around them.
+
+    Raises:
+        UserError: if there is no such choice, naming the nearest and all.
+    """
+    _require_choice("model", choice, all_groups()["model"])
+    return compose_job([f"model={choice}"]).model
+
+
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Every setting by its dotted key, as YAML has it; `settings` are nested dicts, as `to_plain` makes them."""
     flat: dict[str, str] = {}
@@ -259,11 +269,7 @@ def _check_names(override: Override) -> None:
     choices = all_groups()
     if key in choices:
         for choice in _choices_of(override):
-            if choice not in choices[key]:
-                may_be = ", ".join(choices[key])
-                raise UserError(
-                    f"{key}={choice}: no such choice; {key} may be {may_be}{nearest_names(choice, choices[key])}"
-                )
+            _require_choice(key, choice, choices[key])
         return
     names = all_keys()
     if key not in names:
@@ -274,6 +280,12 @@ def _check_names(override: Override) -> None:
             raise UserError(f"{key}: no such key{elsewhere}")
         guess = nearest_names(key, [*names, *choices])
         raise UserError(f"{key}: no such key{guess} Keys there: {', '.join(within)}.")
+
+
+def _require_choice(group: str, choice: str, there: list[str]) -> None:
+    if choice not in there:
+        may_be = ", ".join(there)
+        raise UserError(f"{group}={choice}: no such choice; {group} may be {may_be}{nearest_names(choice, there)}")
 
 
 def _choices_of(override: Override) -> list[str]:

@@ -86,7 +86,7 @@ class CachedEncoder:
             vectors |= zip((key.tobytes() for key in part["key"]), part["vector"], strict=True)
         if vectors:
             with contextlib.suppress(OSError):  # a shared cache may be read-only
-                os.utime(self._folder)  # by which `_make_room` knows when it was used
+                os.utime(self._folder)  # by which `make_room` knows when it was used
         return vectors
 
     def _save(self, keys: list[bytes], vectors: np.ndarray) -> None:
@@ -97,7 +97,7 @@ class CachedEncoder:
         try:
             with atomic_write(self._folder / f"{_content(part)}.npy") as scratch, scratch.open("wb") as stream:
                 np.save(stream, part, allow_pickle=False)
-            _make_room(self._folder.parent, self._limit)
+            make_room(self._folder.parent, self._limit)
         except OSError as error:
             log.warning("vectors are not kept in %s (%s)", self._folder, error.strerror or error)
 
@@ -119,8 +119,8 @@ def _read(path: Path) -> np.ndarray | None:
         return None
 
 
-def _make_room(root: Path, limit: int) -> None:
-    """Remove the embedders not used for longest until the rest fits."""
+def make_room(root: Path, limit: int) -> None:
+    """Remove the folders not used for longest until the rest fits into so many bytes."""
     sizes = {}
     for folder in root.iterdir():
         with contextlib.suppress(OSError):  # another process may be making room too

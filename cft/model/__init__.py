@@ -7,6 +7,7 @@ __all__ = [
     "embedder",  # Embedder: load, encode, save
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words
+    "published",  # what sentence-transformers records of a model's way to its vectors
     "sources",  # fetch: a base model's files on this machine
     "tokenizer",  # token ids of prompted texts
     "weights",  # trained weights on disk
