@@ -28,11 +28,11 @@ from cft.deploy.mteb import MtebEncoder
 from cft.evaluation.retrieval import evaluate_retrieval, load_retrieval
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.job import runner
-from cft.job.plan import RECIPE, Plan, make_plan
+from cft.job.plan import RECIPE, make_plan
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import read_arrays, write_arrays, write_json
+from cft.system.files import read_arrays, write_arrays
 from cft.system.tables import as_markdown, as_text
 
 # x 100, of all-MiniLM-L6-v2 at revision 8b3219a92973c328a8e22fadcfa821b5dc75636a by mteb 1.12.75, as the repository
@@ -68,7 +68,7 @@ def live(config: Config) -> dict[str, Scores]:
     return {name: scores.means for name, scores in found.items()}
 
 
-def exported(plan: Plan, embedder: Embedder, kept: Path) -> dict[str, Scores]:
+def exported(sets: dict[str, RetrievalSet], embedder: Embedder, kept: Path) -> dict[str, Scores]:
     """With sentence-transformers' vectors, out of a folder that `cft.export` wrote; blocks of them stay in `kept`."""
     from sentence_transformers import SentenceTransformer
 
@@ -88,20 +88,21 @@ def exported(plan: Plan, embedder: Embedder, kept: Path) -> dict[str, Scores]:
     def vectors(texts: Sequence[str]) -> np.ndarray:
         return np.concatenate([block(texts[start : start + BLOCK]) for start in range(0, len(texts), BLOCK)])
 
-    return {name: evaluate_retrieval(data, vectors, vectors).means for name, data in plan.retrieval.items()}
+    return {name: evaluate_retrieval(data, vectors, vectors).means for name, data in sets.items()}
 
 
-def by_mteb(folder: Path, plan: Plan, embedder: Embedder, split: str = "test") -> dict[str, Scores]:
+def by_mteb(config: Config, sets: dict[str, RetrievalSet], embedder: Embedder) -> dict[str, Scores]:
     """MTEB's own tasks of these names, their data read from the files as they are."""
     import mteb
     from mteb.cache import ResultCache
 
     kept = KeptVectors(embedder.model, embedder.backbone, embedder.contract)
-    kept.gigabytes = plan.config.vector_cache_gb
+    kept.gigabytes = config.vector_cache_gb
+    assert config.eval.folder
     found: dict[str, Scores] = {}
     with tempfile.TemporaryDirectory() as cache:
-        for name, data in plan.retrieval.items():
-            task = task_of(name, folder / name, data, split)
+        for name, data in sets.items():
+            task = task_of(Path(config.eval.folder) / name, data, config.eval.split)
             result = mteb.evaluate(
                 MtebEncoder(kept), tasks=[task], cache=ResultCache(cache), overwrite_strategy="always"
             )
@@ -110,12 +111,12 @@ def by_mteb(folder: Path, plan: Plan, embedder: Embedder, split: str = "test") -
     return found
 
 
-def task_of(name: str, folder: Path, data: RetrievalSet, split: str) -> Any:
-    """MTEB's task of a name, with the data of a folder; of `data`, only which queries are asked is taken."""
+def task_of(folder: Path, data: RetrievalSet, split: str) -> Any:
+    """MTEB's task of a set's name, with the files of its folder; `data` says which queries are asked, no more."""
     import mteb
     from datasets import Dataset
 
-    task: Any = mteb.get_task(name)
+    task: Any = mteb.get_task(data.name)
     relevant: dict[str, dict[str, int]] = {}
     for query, document, grade in judgements(folder / "qrels", split):
         relevant.setdefault(query, {})[document] = grade
@@ -184,8 +185,8 @@ def compare(overrides: list[str], folder: Path) -> dict[str, dict[str, Scores]]:
     found = {"live": live(config)}
     plan = make_plan(config)
     embedder = Embedder.base(config.model)
-    found["mteb"] = by_mteb(folder, plan, embedder, config.eval.split)
-    found["exported"] = exported(plan, embedder, plan.outputs / "retrieval-published")
+    found["mteb"] = by_mteb(config, plan.retrieval, embedder)
+    found["exported"] = exported(plan.retrieval, embedder, plan.outputs / "retrieval-published")
     return found
 
 

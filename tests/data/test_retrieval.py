@@ -190,13 +190,8 @@ def test_pinned_revisions_and_rules_are_those_that_mteb_names():
         assert task.ignore_identical_ids == (name in WITHOUT_OWN_DOCUMENT), name
 
 
-def test_the_real_sets_have_the_sizes_that_their_publishers_give(real_data):
-    folder = real_data / "retrieval"
-    if not folder.is_dir():
-        pytest.skip("the retrieval sets are not here")
-    settings = EvalSettings(
-        name="retrieval", source=EvalSource.retrieval, folder=str(folder), sets=["SciFact", "ArguAna"]
-    )
+def test_the_real_sets_have_the_sizes_that_their_publishers_give(beir):
+    settings = EvalSettings(name="retrieval", source=EvalSource.retrieval, folder=str(beir), sets=["SciFact", "ArguAna"])
     found = load_retrieval_sets(settings)
     sizes = {name: (len(each.queries), len(each.documents)) for name, each in found.items()}
     assert sizes == {"SciFact": (300, 5183), "ArguAna": (1406, 8674)}

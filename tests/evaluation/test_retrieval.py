@@ -1,16 +1,19 @@
 """Retrieval measures against trec_eval, and exact search against a full sort."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import composed
 
-from cft.data.retrieval import make_set
+from cft.data.retrieval import load_retrieval_sets, make_set
 from cft.evaluation import retrieval
 from cft.evaluation.retrieval import DEPTH, MEASURES, TopDocuments, evaluate_retrieval
 from cft.evaluation.vector_cache import CachedEncoder
+from cft.model.embedder import Embedder
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 
@@ -188,3 +191,16 @@ def test_documents_embedded_a_few_at_a_time_are_found_as_if_all_at_once(monkeypa
     }
     assert np.array_equal(parts.first, whole.first) and np.array_equal(parts.found, whole.found)
     np.testing.assert_allclose(parts.cosine, whole.cosine, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_evaluator_gives_the_published_scores_of_minilm_on_scifact_and_arguana(beir, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from retrieval_published import PUBLISHED, TOLERANCE
+
+    config = composed("model=minilm", "eval=retrieval", f"eval.folder={beir}")
+    embedder = Embedder.base(config.model)
+    for name, data in load_retrieval_sets(config.eval).items():
+        found = evaluate_retrieval(data, embedder.encode, embedder.encode).means
+        published = PUBLISHED[name]
+        assert {measure: found[measure] for measure in published} == pytest.approx(published, abs=TOLERANCE), name
