@@ -50,7 +50,7 @@ Scores = dict[str, float]  # x 100, by measure
 
 
 class KeptVectors(Embedder):
-    """An embedder whose texts are looked up in the vectors that the job left: MTEB's texts are run only if they differ."""
+    """An embedder that looks for vectors where the job left them: texts that MTEB makes otherwise are run."""
 
     gigabytes = 2.0
 
@@ -121,7 +121,9 @@ def task_of(folder: Path, data: RetrievalSet, split: str) -> Any:
     for query, document, grade in judgements(folder / "qrels", split):
         relevant.setdefault(query, {})[document] = grade
     asked = set(data.query_ids)
-    corpus = [{"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in rows(folder, "corpus")]
+    corpus = [
+        {"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in rows(folder, "corpus")
+    ]
     queries = [{"id": row["_id"], "text": row["text"]} for row in rows(folder, "queries") if row["_id"] in asked]
     task.dataset = {
         "default": {

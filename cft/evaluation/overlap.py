@@ -57,7 +57,7 @@ def report(folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data
 
 
 def count_retrieval(sets: dict[str, RetrievalSet], data: TrainingData) -> Counts:
-    """Queries and documents that are anchors, positives or negatives of a training; eight bytes a text are in memory."""
+    """Queries and documents that are anchors, positives or negatives of a training, by eight bytes a text."""
     texts = (text for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
     trained = np.unique(_digests(texts))
     return {
@@ -72,7 +72,7 @@ def count_retrieval(sets: dict[str, RetrievalSet], data: TrainingData) -> Counts
 
 
 def _digests(texts: Iterable[str]) -> np.ndarray:
-    """64 bits of each text (n,), equal for texts that count as equal; of millions of texts, no two others share them."""
+    """64 bits of each text (n,), the same for equal texts; among millions, others do not share them."""
     hashed = (hashlib.blake2b(normalized(text).encode(), digest_size=8).digest() for text in texts)
     return np.fromiter((int.from_bytes(each, "little") for each in hashed), dtype=np.uint64)
 

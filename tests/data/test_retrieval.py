@@ -114,7 +114,10 @@ FAULTS = {
     ),
     "half a grade": ({"qrels": [("q1", "d1", 0.5)]}, "has 0.5 as 'score', which is not a whole number"),
     "huge grade": ({"qrels": [("q1", "d1", 10**20)]}, r"has 1e\+20 as 'score', .* at most 1,000,000; mend"),
-    "nothing there": ({"qrels": [("q1", "gone", 1)]}, r"Set\): its corpus holds no document .* such as 'gone': there is"),
+    "nothing there": (
+        {"qrels": [("q1", "gone", 1)]},
+        r"Set\): its corpus holds no document .* such as 'gone': there is",
+    ),
     "contradiction": (
         {"qrels": [("q1", "d1", 1), ("q1", "d1", 0)]},
         r"data row 2 .* gives 'q1' and 'd1' another score",
@@ -191,7 +194,9 @@ def test_pinned_revisions_and_rules_are_those_that_mteb_names():
 
 
 def test_the_real_sets_have_the_sizes_that_their_publishers_give(beir):
-    settings = EvalSettings(name="retrieval", source=EvalSource.retrieval, folder=str(beir), sets=["SciFact", "ArguAna"])
+    settings = EvalSettings(
+        name="retrieval", source=EvalSource.retrieval, folder=str(beir), sets=["SciFact", "ArguAna"]
+    )
     found = load_retrieval_sets(settings)
     sizes = {name: (len(each.queries), len(each.documents)) for name, each in found.items()}
     assert sizes == {"SciFact": (300, 5183), "ArguAna": (1406, 8674)}

@@ -99,7 +99,9 @@ def test_a_live_embedder_has_our_retrieval_scores_in_mteb(tmp_path, tiny, monkey
 
     draw = random.Random(1)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(60)]
-    corpus = [{"_id": f"d{n}", "title": "A title" * (n % 2), "text": f" {text} "} for n, text in enumerate([*texts, "a"])]
+    corpus = [
+        {"_id": f"d{n}", "title": "A title" * (n % 2), "text": f" {text} "} for n, text in enumerate([*texts, "a"])
+    ]
     queries = [{"_id": f"q{n}", "text": text} for n, text in enumerate(texts[:20])]
     corpus += [{"_id": query["_id"], "title": "", "text": query["text"]} for query in queries[1::2]]
     judged = "".join(f"q{n}\td{n}\t2\nq{n}\td{n + 20}\t1\nq{n}\td{n + 1}\t0\n" for n in range(20))

@@ -242,7 +242,11 @@ def load_set(place: Path) -> RetrievalSet:
 
 # What one of the files holds instead (None: it is not there), and a pattern of what is said of it.
 SPOILT_SETS = {
-    "no judgements": ("qrels/test.tsv", None, r"has no .*qrels/test\{.tsv, .*the columns query-id, corpus-id and score"),
+    "no judgements": (
+        "qrels/test.tsv",
+        None,
+        r"has no .*qrels/test\{.tsv, .*the columns query-id, corpus-id and score",
+    ),
     "no queries": ("queries.jsonl", None, r"has no .*queries\{.jsonl, .*the columns _id and text"),
     "no corpus": ("corpus.jsonl", None, r"has no .*corpus\{.jsonl, .*the columns _id, title and text"),
     "empty judgements": ("qrels/test.tsv", b"", "qrels/test.tsv: is empty"),
@@ -260,7 +264,11 @@ SPOILT_SETS = {
     "half a grade": ("qrels/test.tsv", f"{QRELS}q3\td1\t0.5\n".encode(), "has 0.5 as 'score', which is not a whole"),
     "no number": ("qrels/test.tsv", f"{QRELS}q3\td1\tnan\n".encode(), "'score', which is not a finite number"),
     "a huge grade": ("qrels/test.tsv", f"{QRELS}q3\td1\t1e300\n".encode(), "has 1e.300 as 'score'.*at most 1,000,000"),
-    "an unknown query": ("qrels/test.tsv", f"{QRELS}q9\td1\t1\n".encode(), "names the query 'q9', which .*queries.jsonl"),
+    "an unknown query": (
+        "qrels/test.tsv",
+        f"{QRELS}q9\td1\t1\n".encode(),
+        "names the query 'q9', which .*queries.jsonl",
+    ),
     "an endless query id": (
         "qrels/test.tsv",
         f"{QRELS}{'q' * 9999}\td1\t1\n".encode(),
@@ -276,12 +284,20 @@ SPOILT_SETS = {
         b"query-id\tcorpus-id\tscore\nq1\tx\t1\n",
         r"Mine\): its corpus holds no document that is judged relevant, such as 'x'",
     ),
-    "nothing relevant": ("qrels/test.tsv", QRELS.encode().replace(b"2\n", b"0\n").replace(b"1\n", b"0\n"), "is above 0"),
+    "nothing relevant": (
+        "qrels/test.tsv",
+        QRELS.encode().replace(b"2\n", b"0\n").replace(b"1\n", b"0\n"),
+        "is above 0",
+    ),
     "a contradiction": ("qrels/test.tsv", f"{QRELS}q1\td1\t7\n".encode(), "gives 'q1' and 'd1' another score"),
     "no queries in the file": ("queries.jsonl", b"", "queries.jsonl: is empty"),
     "blank lines": ("queries.jsonl", b"\n\n", "queries.jsonl: has no data rows"),
     "a query twice": ("queries.jsonl", objects([*QUERIES, QUERIES[0]]), r"row 5 \(queries.jsonl:5\) has the _id 'q0'"),
-    "a list for a row": ("queries.jsonl", objects([*QUERIES, [1]]), r"\(queries.jsonl:5\) is not a JSON object but \[1"),
+    "a list for a row": (
+        "queries.jsonl",
+        objects([*QUERIES, [1]]),
+        r"\(queries.jsonl:5\) is not a JSON object but \[1",
+    ),
     "a text for a row": ("corpus.jsonl", objects(["d1", *CORPUS]), r"\(corpus.jsonl:1\) is not a JSON object but 'd1'"),
     "null for a row": ("corpus.jsonl", objects([None, *CORPUS]), r"\(corpus.jsonl:1\) is not a JSON object but null"),
     "half an object": ("queries.jsonl", objects(QUERIES)[:-9], r"\(queries.jsonl:4\) is not valid JSON"),
