@@ -68,6 +68,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def beir() -> Path:
+    """The folder with SciFact and ArguAna in BEIR's layout, where a machine has it."""
+    folder = Path(os.environ.get("CFT_BEIR", REAL_DATA / "retrieval"))
+    if not all((folder / name / "qrels" / "test.tsv").exists() for name in ("SciFact", "ArguAna")):
+        pytest.skip("SciFact and ArguAna are not here in BEIR's layout; set CFT_BEIR to their folder to run this test")
+    return folder
+
+
 @pytest.fixture
 def tiny() -> Embedder:
     """A Llama of 2 layers with random weights."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cft.config.schema import Role
+from cft.config.schema import EvalSource, Role
 from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet
-from cft.evaluation import pairs
+from cft.evaluation import overlap, pairs
 from cft.evaluation.retrieval import RetrievalScores, evaluate_retrieval
 from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
@@ -36,7 +36,10 @@ def score(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) 
         scores = _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets)
     else:
         scores = Evaluation({}, {}, np.empty(0, np.float32), np.empty(0, np.float32))
-    pairs.write_once(plan.scores_folder(owner), plan.sets, plan.data if owner != plan.base_folder else None)
+    folder, trained_on = plan.scores_folder(owner), plan.data if owner != plan.base_folder else None
+    pairs.write_once(folder, plan.sets, trained_on)
+    if trained_on and plan.config.eval.source is not EvalSource.rows:  # whose documents are the training's on purpose
+        overlap.report(folder, pairs.read(folder).seen or {}, plan.retrieval, trained_on)
     if not plan.holdout:
         return scores
     order = _score(plan, plan.triplets_folder(owner), embedder, what, triplets=plan.holdout)

@@ -28,6 +28,9 @@ from cft.system.text import described
 
 log = logging.getLogger(__name__)
 
+# Texts whose tokens are in memory at a time while those that are too long are counted.
+_COUNTED = 4096
+
 
 def token_budget_on(device: torch.device) -> int:
     """Tokens of one forward pass that suit a device.
@@ -214,7 +217,8 @@ class Embedder:
         # A token stands for a byte at least: texts of fewer bytes than there is room cannot be too long.
         most = contract.room - len(contract.template.encode()) - len(PLACEHOLDER)
         long = [text for text in dict.fromkeys(checked_texts(texts)) if len(text.encode()) > most]
-        return sum(prompted_ids(self.backbone.tokenizer, long, contract.template, contract.room).cut)
+        blocks = (long[start : start + _COUNTED] for start in range(0, len(long), _COUNTED))
+        return sum(sum(prompted_ids(self.backbone.tokenizer, b, contract.template, contract.room).cut) for b in blocks)
 
     def layout(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""

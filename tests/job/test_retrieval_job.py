@@ -89,6 +89,25 @@ def test_sets_of_a_folder_are_scored_alone_and_after_training_under_prompts_by_r
     assert len(places) == 2 and not np.array_equal(plain, prompted)
 
 
+def test_what_was_trained_on_of_the_test_sets_is_counted_and_said(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    beir(tmp_path / "sets")
+    rows = [{"sent0": f"What is THING {n}", "sent1": f"thing {n}: it is number {n * n}!"} for n in (3, 30)]
+    rows += [{"sent0": "another", "sent1": "is what is thing 4?"}, {"sent0": "it is number 4", "sent1": "thing 2"}] * 8
+    path = tmp_path / "seen.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["data=files", f"data.train={path}", "data.negative_columns=[]", "data.holdout=0", "loss=in_batch"]
+    job += ["train.steps=1", "train.eval_every=0", "eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "lr=1e-2"]
+    runner.run(settings(tmp_path / "o", *job, "eval.sets=[Mine]"))
+    (kept,) = run_folder(tmp_path / "o").glob("evaluations/*/overlap.json")
+    counts = {"queries": 15, "queries_seen": 1, "documents": 40, "documents_seen": 2}
+    assert json.loads(kept.read_text())["sets"] == {"Mine": counts}
+    said = "Mine: 1 of 15 queries and 2 of 40 documents"
+    (line,) = [record for record in caplog.records if said in record.getMessage()]
+    assert line.levelname == "WARNING"
+    assert not list((tmp_path / "o").glob("base-*/evaluations/*/overlap.json")), "what is not trained has seen nothing"
+
+
 def test_two_runs_are_compared_over_queries(tmp_path):
     beir(tmp_path / "sets")
     job = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
