@@ -30,8 +30,14 @@ $(VENV)/.made: pyproject.toml $(CONSTRAINTS)
 
 install: $(VENV)/.made  ## make the environment in .venv with the tested versions
 
-demo: install  ## fine-tune SmolLM2-135M on generated scenes and show before and after (minutes on 2 cores)
-	$(BIN)/python -m cft.run
+# Questions in words of one's own, which the demo's embedder answers with functions of the standard library.
+demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they do, and search (minutes on 2 cores)
+	$(BIN)/python -m cft.run data=docstrings eval=docstrings
+	@documents=$$(ls -t outputs/smollm2-docstrings-*/evaluations/docstrings-*/documents.txt | head -n 1); \
+	for question in "how do I copy a whole folder" "wait until a thread has ended" "remove spaces at the start of every line"; do \
+		echo; echo "$$question"; \
+		$(BIN)/python -m cft.similar run="$${documents%%/evaluations/*}" "$$question" "$$documents" top=3 || exit; \
+	done
 
 test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile

@@ -58,7 +58,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if data.source is DataSource.files and data.train is None and train.steps:
         yield "data.train is not set: name your file, as in data.train=triplets.csv"
-    if config.loss.hard_negatives and not data.negative_columns and data.source is not DataSource.scenes:
+    if config.loss.hard_negatives and not data.negative_columns and data.source in (DataSource.hub, DataSource.files):
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
     if evaluation.source is EvalSource.none and not train.steps:
         yield "eval=none with train.steps=0: nothing would be trained, and nothing scored"

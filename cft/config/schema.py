@@ -110,6 +110,7 @@ class DataSource(str, Enum):
     """Where training triplets come from."""
 
     scenes = "scenes"
+    docstrings = "docstrings"
     hub = "hub"
     files = "files"
 
@@ -119,6 +120,7 @@ class EvalSource(str, Enum):
 
     none = "none"
     scenes = "scenes"
+    docstrings = "docstrings"
     sts = "sts"
     pairs = "pairs"
     retrieval = "retrieval"
@@ -337,9 +339,11 @@ class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
     name: str = "???"  # what folders and tables call it
-    source: DataSource = DataSource.scenes  # scenes (generated), hub or files
+    source: DataSource = DataSource.scenes  # scenes (generated), docstrings, hub or files
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
+    # installed packages to read, as in [numpy,scipy.stats]; null for two dozen usual ones; only for data=docstrings
+    packages: list[str] | None = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
     revision: str | None = None
     anchor_column: str = "sent0"  # column of the anchor (premise, query); columns are only read from files
@@ -373,6 +377,11 @@ class DataSettings:
         named = self.files
         if self.train is not None and (not named or not all(isinstance(each, str) and each for each in named)):
             yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
+        if self.packages is not None:
+            if self.source is not DataSource.docstrings:
+                yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
+            if not self.packages:
+                yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
         columns = [self.anchor_column, self.positive_column, *self.negative_columns]
         twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
         if twice:
@@ -400,7 +409,8 @@ class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    # scenes (generated), sts, pairs (one's own), retrieval, rows (held-out rows of data=files), or none
+    # scenes (generated), docstrings (of the standard library), sts, pairs (one's own), retrieval, rows (held-out rows
+    # of one's own), or none
     source: EvalSource = EvalSource.scenes
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
@@ -409,7 +419,7 @@ class EvalSettings:
     # one's own pairs with graded or 0/1 scores: a file, or a list of them; only for eval=pairs
     file: Any = None
     # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
-    # for eval=sts, pairs and retrieval
+    # for eval=sts, pairs, retrieval and docstrings
     rows: int | None = None
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
@@ -424,7 +434,8 @@ class EvalSettings:
             yield "eval.name=triplets is what the score of the held-out triplets is called: choose another name"
         yield from _column_problems("eval.columns", self.columns)
         yield from self._problems_of_files()
-        if self.rows is not None and self.rows < 2 and self.source is not EvalSource.retrieval:
+        queries = self.source in (EvalSource.retrieval, EvalSource.docstrings)
+        if self.rows is not None and self.rows < 2 and not queries:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
         if self.rows is not None and self.rows < 1:
             yield f"eval.rows={self.rows}: must be 1 or more queries; null takes all"
@@ -445,7 +456,7 @@ class EvalSettings:
         in_sets = self.source in (EvalSource.sts, EvalSource.retrieval)
         if self.folder is not None and not in_sets:
             yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
-        if self.rows is not None and not in_sets and self.source is not EvalSource.pairs:
+        if self.rows is not None and not in_sets and self.source not in (EvalSource.pairs, EvalSource.docstrings):
             yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
         if in_sets and not self.sets:
             example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]

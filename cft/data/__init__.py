@@ -1,4 +1,4 @@
-"""Texts in: training triplets and scored pairs, from files, the hub or generated scenes."""
+"""Texts in: training triplets and scored pairs, from files, the hub, docstrings or generated scenes."""
 
 __all__ = [
     "files",  # a user's file as triplets, scored pairs or texts

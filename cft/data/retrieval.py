@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cft.config.schema import EvalSettings
+from cft.config.schema import EvalSettings, EvalSource
+from cft.data import docstrings
 from cft.data.cells import BadRow, id_of, number_of, text_of
 from cft.data.files import BadRows, Skipped, stream_rows
 from cft.data.formats import ENDINGS, Source
@@ -113,6 +114,8 @@ def load_retrieval_sets(settings: EvalSettings) -> dict[str, RetrievalSet]:
     Raises:
         UserError: naming the file and row, or the set that is neither in the folder nor on the hub.
     """
+    if settings.source is EvalSource.docstrings:
+        return {docstrings.NAME: make_set(docstrings.NAME, *docstrings.standard_library(settings.rows))}
     if settings.folder is None:
         unknown = [name for name in settings.sets if name not in HUB_SETS]
         if unknown:

@@ -59,7 +59,7 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
     Raises:
         UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
     """
-    if settings.source in (EvalSource.retrieval, EvalSource.rows, EvalSource.none):
+    if settings.source not in (EvalSource.scenes, EvalSource.sts, EvalSource.pairs):
         return {}  # documents are looked for, no pairs scored
     if settings.source is EvalSource.scenes:
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from cft.config.schema import DataSettings, DataSource
-from cft.data import scenes
+from cft.data import docstrings, scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
 from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
 from cft.data.formats import log_note
 from cft.data.holdout import hold_out
-from cft.data.portrait import Portrait, warnings_of_pairs
+from cft.data.portrait import Painter, Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
@@ -49,16 +49,24 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
 
     Args:
         settings: conf/data.
-        seed: of the scenes, and of the choice of held-out rows.
+        seed: of the scenes, of docstrings' order and negatives, and of the choice of held-out rows.
 
     Raises:
-        UserError: naming the file and row, or the hub file that is neither on this machine nor to be had.
+        UserError: naming the file and row, the package that is not installed, or the hub file that is neither on this
+            machine nor to be had.
     """
     corpora: dict[str, Corpus] = {}
+    portraits: dict[str, Portrait] = {}
     if settings.source is DataSource.scenes:
         rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
+    elif settings.source is DataSource.docstrings:
+        documented = docstrings.training_rows(settings.packages, seed)[: settings.rows]
+        numbers, holdout = hold_out(documented, settings.holdout, seed)
+        rows = [documented[number] for number in numbers]
+        dev = _read_dev(settings)
+        portraits = {settings.name: _portrait(documented)}
     else:
         paths = [_hub_file(settings)] if settings.source is DataSource.hub else _named_files(settings.files)
         corpora = {str(path): _open_triplets(path, settings) for path in paths}
@@ -66,14 +74,23 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         numbers, holdout = hold_out(known, settings.holdout, seed)
         rows = known.select(numbers)
         dev = _read_dev(settings)
+        portraits = _by_name(corpora)
     return TrainingData(
         rows,
         holdout,
         dev,
         content=content_digest(rows, holdout, dev),
         skipped=sum(corpus.skipped for corpus in corpora.values()),
-        portraits=_by_name(corpora),
+        portraits=portraits,
     )
+
+
+def _portrait(rows: Sequence[Triplet]) -> Portrait:
+    """What rows in memory are like."""
+    painter = Painter()
+    for row in rows:
+        painter.add(row)
+    return painter.portrait()
 
 
 def _by_name(corpora: Mapping[str, Corpus]) -> dict[str, Portrait]:

@@ -237,7 +237,7 @@ class InputCache:
         if settings.source is EvalSource.rows:
             found = self._once((settings, data), lambda: rows_as_set(self.data(data), settings.documents, DATA_SEED))
             return {found.name: found}
-        if settings.source is EvalSource.retrieval:
+        if settings.source in (EvalSource.retrieval, EvalSource.docstrings):
             return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
         return {}
 

@@ -20,6 +20,7 @@ from cft.job.run_folder import RunFolder
 from cft.job.tracking import Result
 from cft.job.verdicts import MEAN_ROW, Baseline, Comparison, compare
 from cft.system.files import read_json, sealed, write_json, write_text
+from cft.system.overrides import shell_word
 from cft.system.tables import Row, as_markdown, as_text
 from cft.system.text import shorten
 
@@ -30,6 +31,10 @@ _GUESSED = 0.95
 
 # Queries that are shown, and characters of each text.
 _EXAMPLES, _EXAMPLE_LENGTH = 3, 100
+
+# Beside the scores of eval=docstrings: all documents, a line each, to be searched by cft.similar.
+DOCUMENTS = "documents.txt"
+_QUESTION = "how do I copy a whole folder"
 
 
 def report_base(plan: Plan, before: Evaluation) -> None:
@@ -57,6 +62,9 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline:
         log.info("%s\n", shown)
         parts += [as_markdown(all_measures(before, after)), "\n".join(f"    {line}" for line in shown.splitlines())]
     write_text(folder / "table.md", "\n\n".join(parts) + "\n")
+    if config.eval.source is EvalSource.docstrings:
+        documents = (text for each in plan.retrieval.values() for text in each.documents)
+        write_text(folder / DOCUMENTS, "".join(f"{text}\n" for text in documents))
     _write_summary(plan, folder.name, before, after, compared)
     write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
     pictures = figures.save(figures.scores(before, after), folder, "scores") if before.scores else []
@@ -198,7 +206,11 @@ def _log_files(folder: Path, pictures: list[Path]) -> None:
 
 def say_next(plan: Plan) -> None:
     """Say what to do with the embedder or, after the demo, what to try on real text."""
-    if plan.config.data.source is DataSource.scenes:
+    if plan.config.eval.source is EvalSource.docstrings:
+        documents = plan.scores_folder(plan.result) / DOCUMENTS
+        words = (f"run={plan.result}", _QUESTION, str(documents))
+        log.info("next: search the standard library, python -m cft.similar %s", " ".join(map(shell_word, words)))
+    elif plan.config.data.source is DataSource.scenes:
         log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:
         log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.result)

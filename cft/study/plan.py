@@ -91,7 +91,7 @@ def compose_study(
 
 def _require_pairs(config: Config) -> None:
     """Refuse an evaluation whose results reports have no words for."""
-    if config.eval.source in (EvalSource.retrieval, EvalSource.rows, EvalSource.none):
+    if config.eval.source not in (EvalSource.scenes, EvalSource.sts, EvalSource.pairs):
         raise UserError(
             f"eval={config.eval.source.value}: studies compare scores of pairs so far; sweep with cft.run -m and "
             "compare two runs with `python -m cft.runs compare`"
