@@ -53,10 +53,14 @@ class Evaluation:
     retrieval: dict[str, RetrievalScores] = field(default_factory=dict)  # by set, where queries look for documents
 
     @property
+    def by_set(self) -> dict[str, float]:
+        """The score of every set: Spearman x 100, or nDCG@10 x 100 where documents are looked for."""
+        return {name: found.means[HEADLINE] for name, found in self.retrieval.items()} or self.scores
+
+    @property
     def headline(self) -> float:
-        """The mean over the sets: of Spearman x 100, or of nDCG@10 x 100 where documents are looked for."""
-        found = [scores.means[HEADLINE] for scores in self.retrieval.values()]
-        return float(np.mean(found)) if found else self.mean
+        """The mean over the sets of either; NaN without sets."""
+        return float(np.mean(list(self.by_set.values()))) if self.by_set else float("nan")
 
     @property
     def mean(self) -> float:

@@ -79,7 +79,7 @@ def compose_study(
             try:
                 config = compose([*cell.overrides, *([] if seed is None else [f"seed={seed}"])])
                 config = replace(config, baseline=BaselineSettings())  # a study's cells are what it compares
-                _require_pairs(config)
+                _require_scores(config)
             except UserError as error:
                 raise UserError(f"cell {cell.name!r} of {experiment.name}: {error}") from error
             group = config.logger.group or f"{experiment.name}-{experiment.scale}"
@@ -89,13 +89,10 @@ def compose_study(
     return Study(experiment, list(overrides), list(seeds), cells, runs)
 
 
-def _require_pairs(config: Config) -> None:
-    """Refuse an evaluation whose results reports have no words for."""
-    if config.eval.source not in (EvalSource.scenes, EvalSource.sts, EvalSource.pairs):
-        raise UserError(
-            f"eval={config.eval.source.value}: studies compare scores of pairs so far; sweep with cft.run -m and "
-            "compare two runs with `python -m cft.runs compare`"
-        )
+def _require_scores(config: Config) -> None:
+    """Refuse cells without a score."""
+    if config.eval.source is EvalSource.none:
+        raise UserError("eval=none: a study compares scores, and there would be none; choose another eval")
 
 
 def run_digest(config: Config) -> str:

@@ -8,10 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cft.config.compose import compose_config
-from cft.study import findings, plan, runner, spec
+from cft.study import findings, plan, runner, sections, spec
 from cft.system.errors import UserError
 from cft.training import trainer
 
@@ -96,7 +97,7 @@ def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_
     caplog.set_level("INFO", logger="cft")
     path = tmp_path / "mine.yaml"
     path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
-    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0")
+    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0", "eval=scenes")
     assert run(found) == 1
     assert "later.csv" in capsys.readouterr().err
     assert len(steps) == 6
@@ -145,9 +146,30 @@ def test_a_finished_study_is_not_planned_anew_unless_asked(tmp_path, monkeypatch
     assert [config.lr for config in _study(str(path), options, given).runs.values()] == [1e-4, 9e-4]
 
 
-def test_a_study_of_retrieval_is_refused_with_what_works(tmp_path):
-    with pytest.raises(UserError, match="eval=rows: studies compare scores of pairs so far.*cft.runs compare"):
-        studies(tmp_path, ["table5"], "eval=rows")
+def test_a_study_compares_what_queries_find(tmp_path, monkeypatch):
+    rows = [{"sent0": f"what is thing {n}?", "sent1": f"thing {n} is number {n * n}"} for n in range(120)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Rates\nquestion: Which?\nlayout: sets\ncells:\n  - {name: before, base: true}\n"
+        "  - {name: slow, overrides: [lr=1e-5]}\n  - {name: fast, overrides: [lr=2e-2]}\nbaseline: slow\n"
+    )
+    own = ["data=files", f"data.train={tmp_path / 'mine.jsonl'}", "data.negative_columns=[]", "loss=in_batch"]
+    own += ["eval=rows", "train.eval_every=0"]
+    (study,) = studies(tmp_path, [str(path)], *own, "data.holdout=12", seeds=(1, 2))
+    assert run([study]) == 0
+    found = findings.collect(study, [])
+    assert found.of_queries and found.sets == {"held-out rows": 12} and found.distinct == 12
+    by_name = {cell.name: cell for cell in found.cells}
+    assert len(by_name["fast"].by_seed) == 2 and by_name["fast"].intervals["held-out rows"].low >= 0
+    comparison = next(each for each in found.comparisons if each.left == "fast")
+    expected = np.mean(by_name["fast"].overall) - np.mean(by_name["slow"].overall)
+    assert comparison.differences["held-out rows"].value == pytest.approx(expected, abs=1e-3)
+    text = "\n".join(map(str, sections.blocks(found, tmp_path / "report")))
+    assert "nDCG@10 x 100 with 95% bootstrap intervals over queries" in text
+    assert "'set', 'queries'" in text and "on 12 different queries" in text
+    with pytest.raises(UserError, match="eval=none: a study compares scores"):
+        studies(tmp_path, ["table5"], "eval=none")
 
 
 def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
