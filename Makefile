@@ -33,7 +33,7 @@ demo: install  ## fine-tune SmolLM2-135M on generated scenes and show before and
 	$(BIN)/python -m cft.run
 
 test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt

@@ -53,6 +53,33 @@ os.environ["CFT_CACHE"] = _private_cache()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# Files that take longest, the longest first. They begin: who is given one at the end works alone.
+LONGEST = (
+    "promises/test_crash",
+    "promises/test_fuzz_config",
+    "promises/test_failures",
+    "paper",
+    "promises/test_fuzz_data",
+    "training/test_distributed",
+    "promises/test_wheel",
+    "promises/test_load",
+    "job/test_runner",
+    "model/test_families",
+    "study/test_search",
+    "deploy/test_export",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each file tried by one process, and all that look at the paper's tables by the same one."""
+    of_paper = {item.path for item in items if "paper" in getattr(item, "fixturenames", ())}
+    groups = {item: "paper" if item.path in of_paper else f"{item.path.parent.name}/{item.path.stem}" for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """Have collections, of which a job makes two, not look at all that was imported: a quarter of a second each."""
     gc.collect()

@@ -45,7 +45,7 @@ class Commands:
         self._lock = Lock()
         self._started = itertools.count()
 
-    def run(self, *argv: str, timeout: float = 120, stdin: str | None = None, **how) -> Ended:
+    def run(self, *argv: str, timeout: float = 300, stdin: str | None = None, **how) -> Ended:
         """Run `python -m ARGV`, or the script ARGV, to its end.
 
         Args:
@@ -132,7 +132,7 @@ class Started:
         """Kill it, if it is still at work."""
         self.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = 120) -> Ended:
+    def wait(self, timeout: float = 300) -> Ended:
         """Wait until it has ended; kill it after some seconds."""
         killed = False
         while self.poll() is None:

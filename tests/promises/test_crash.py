@@ -134,9 +134,14 @@ def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path, workers):
-    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"], OMP_NUM_THREADS="1")
+def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path):
+    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
+    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+
+
+def test_a_sweep_by_joblib_in_one_process_leaves_the_same_bytes(commands, undisturbed_sweep, tmp_path):
+    ended = run(commands, tmp_path, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"])
+    assert ended.status == 0, ended.err
     assert_same(left(tmp_path), left(undisturbed_sweep[0]))
 
 
