@@ -67,6 +67,7 @@ class Commands:
         signal_after: float | None = None,
         sent: int = signal.SIGKILL,
         file_limit: int | None = None,
+        disk: tuple[Path, str] | None = None,
         new_session: bool = False,
     ) -> "Started":
         """Start a command beside others.
@@ -75,6 +76,7 @@ class Commands:
             watched: a folder whose changes are counted. kill_at: the change, from 1, at which it is killed.
             signal_after: seconds after which it is sent the signal `sent`.
             file_limit: bytes that no file may go above, as on a full disk.
+            disk: a folder that is a small disk of its own for this command, and what `mount -o` is told of it.
             new_session: whether it leads a process group of its own.
         """
         folder = self._scratch / str(next(self._started))
@@ -90,6 +92,7 @@ class Commands:
             "watched": str(watched.absolute()) if watched else "",
             "kill_at": kill_at,
             "file_limit": file_limit,
+            "disk": [str(disk[0]), disk[1]] if disk else None,
             "new_session": new_session,
         }
         return Started(self, self.ask(request), folder, signal_after, sent)
