@@ -40,7 +40,7 @@ demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they d
 	done
 
 test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt

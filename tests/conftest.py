@@ -30,12 +30,16 @@ import pytest
 import torch
 from forked import Commands, server
 from jobs import settings
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
+from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.tokenizer import byte_tokenizer
-from cft.system.files import cache_folder
+from cft.system.files import atomic_write, cache_folder, write_text
 
 
 def _private_cache() -> str:
@@ -51,6 +55,57 @@ def _private_cache() -> str:
 os.environ["CFT_CACHE"] = _private_cache()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _draw_small(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Draw all of a figure, but once, small, and not laid out: pictures are a third of a tiny job's time.
+
+    Commands that tests start draw as they always do, and so does whoever asks for `drawn_in_full`.
+    """
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+    figure.set_layout_engine("none")
+    figure.set_dpi(20)
+    with atomic_write(png) as part:
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
+    pyplot.close(figure)
+    write_text(svg, "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>\n")
+    return [svg, png]
+
+
+_draw_in_full, figures.save = figures.save, _draw_small
+
+
+@pytest.fixture
+def drawn_in_full(monkeypatch) -> None:
+    """Pictures as users get them."""
+    monkeypatch.setattr(figures, "save", _draw_in_full)
+
+
+# Files that take longest, the longest first. They begin: who is given one at the end works alone.
+LONGEST = (
+    "promises/test_crash",
+    "promises/test_fuzz_config",
+    "promises/test_failures",
+    "paper",
+    "promises/test_fuzz_data",
+    "training/test_distributed",
+    "promises/test_wheel",
+    "promises/test_load",
+    "job/test_runner",
+    "model/test_families",
+    "study/test_search",
+    "deploy/test_export",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each file tried by one process, and all that look at the paper's tables by the same one."""
+    of_paper = {item.path for item in items if "paper" in getattr(item, "fixturenames", ())}
+    groups = {item: "paper" if item.path in of_paper else f"{item.path.parent.name}/{item.path.stem}" for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 def pytest_collection_finish() -> None:
@@ -212,5 +267,7 @@ def finished(tmp_path_factory) -> Path:
     from cft.job import runner
 
     outputs = tmp_path_factory.mktemp("undisturbed")
-    runner.run(settings(outputs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", _draw_in_full)
+        runner.run(settings(outputs))
     return outputs

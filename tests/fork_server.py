@@ -11,6 +11,7 @@ import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -114,6 +115,8 @@ def run_as_child(request: dict) -> None:
         for name in os.environ.keys() - request["env"].keys() - set(FIXED):
             del os.environ[name]
         os.environ.update(request["env"])
+        if request["disk"]:
+            mount_disk(*request["disk"])
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the server's own parent arranged
         if request["file_limit"] is not None:
@@ -145,6 +148,17 @@ def run_as_child(request: dict) -> None:
             with open(f"{folder}/count", "w") as stream:
                 stream.write(str(events[0]))
         os._exit(status)
+
+
+def mount_disk(folder: str, options: str) -> None:
+    """Put a file system in memory on a folder, which this process and its children alone see."""
+    import ctypes
+
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, recursive | private, None):
+        raise OSError(ctypes.get_errno(), "no mounts of one's own")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
 
 
 events = [0]

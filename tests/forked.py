@@ -45,7 +45,7 @@ class Commands:
         self._lock = Lock()
         self._started = itertools.count()
 
-    def run(self, *argv: str, timeout: float = 120, stdin: str | None = None, **how) -> Ended:
+    def run(self, *argv: str, timeout: float = 300, stdin: str | None = None, **how) -> Ended:
         """Run `python -m ARGV`, or the script ARGV, to its end.
 
         Args:
@@ -67,6 +67,7 @@ class Commands:
         signal_after: float | None = None,
         sent: int = signal.SIGKILL,
         file_limit: int | None = None,
+        disk: tuple[Path, str] | None = None,
         new_session: bool = False,
     ) -> "Started":
         """Start a command beside others.
@@ -75,6 +76,7 @@ class Commands:
             watched: a folder whose changes are counted. kill_at: the change, from 1, at which it is killed.
             signal_after: seconds after which it is sent the signal `sent`.
             file_limit: bytes that no file may go above, as on a full disk.
+            disk: a folder that is a small disk of its own for this command, and what `mount -o` is told of it.
             new_session: whether it leads a process group of its own.
         """
         folder = self._scratch / str(next(self._started))
@@ -90,6 +92,7 @@ class Commands:
             "watched": str(watched.absolute()) if watched else "",
             "kill_at": kill_at,
             "file_limit": file_limit,
+            "disk": [str(disk[0]), disk[1]] if disk else None,
             "new_session": new_session,
         }
         return Started(self, self.ask(request), folder, signal_after, sent)
@@ -132,7 +135,7 @@ class Started:
         """Kill it, if it is still at work."""
         self.send_signal(signal.SIGKILL)
 
-    def wait(self, timeout: float = 120) -> Ended:
+    def wait(self, timeout: float = 300) -> Ended:
         """Wait until it has ended; kill it after some seconds."""
         killed = False
         while self.poll() is None:

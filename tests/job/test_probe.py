@@ -13,7 +13,7 @@ from cft.job import figures, probe
 from cft.system.errors import UserError
 
 
-def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(tmp_path, monkeypatch):
+def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(drawn_in_full, tmp_path, monkeypatch):
     config = composed("model=tiny", "eval.pairs=30", "prompt=prompt1", f"outputs={tmp_path}")
     said = probe.probe_job(config)
     (folder,) = (tmp_path / "probes").iterdir()

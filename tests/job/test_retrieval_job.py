@@ -36,7 +36,7 @@ def beir(folder, name: str = "Mine") -> None:
     (place / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
 
 
-def test_held_out_rows_look_for_their_positives_before_and_after(tmp_path, caplog):
+def test_held_out_rows_look_for_their_positives_before_and_after(drawn_in_full, tmp_path, caplog):
     caplog.set_level("INFO", "cft")
     job = [*ROWS, f"data.train={pairs_file(tmp_path)}", f"outputs={tmp_path / 'o'}"]
     outcome = runner.run(settings(tmp_path, *job))

@@ -1,6 +1,8 @@
 """Every key of the configuration with values of every type and range: refused by name, or a job that can run."""
 
+import copy
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -84,6 +86,16 @@ def composed(overrides: list[str]) -> Config | UserError:
         return error
 
 
+@functools.cache
+def _composed_once(*overrides: str) -> Config:
+    return compose_config(list(overrides))
+
+
+def fresh(*overrides: str) -> Config:
+    """A configuration of one's own, to be spoilt."""
+    return copy.deepcopy(_composed_once(*overrides))
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_whatever_a_key_is_set_to_is_refused_by_name_or_composes(key):
     for _, value in [entry for entry in chosen() if entry[0] == key]:
@@ -102,7 +114,7 @@ FLOATS = [key for key, kind in KEYS.items() if kind is float]
 @pytest.mark.parametrize("key", FLOATS)
 def test_no_number_is_nan_and_only_a_bound_may_be_infinite(key):
     for value in (math.nan, math.inf, -math.inf):
-        config = compose_config(["model=tiny"])
+        config = fresh("model=tiny")
         section, _, name = key.rpartition(".")
         setattr(getattr(config, section) if section else config, name, value)
         if key in MAY_BE_INFINITE and value == math.inf:
@@ -115,7 +127,7 @@ def test_no_number_is_nan_and_only_a_bound_may_be_infinite(key):
 @pytest.mark.parametrize("key", ["model.name", "data.name", "eval.name"])
 @pytest.mark.parametrize("name", ["../up", "a/b", "/tmp/x", "", " ", ".", "..", ".hidden", "a\nb", "a\0b", "y" * 300])
 def test_a_name_that_would_be_no_single_folder_is_refused(key, name):
-    config = compose_config([])
+    config = fresh()
     section, _, field = key.partition(".")
     setattr(getattr(config, section), field, name)
     with pytest.raises(UserError, match=key):

@@ -268,7 +268,7 @@ def test_data_on_a_page_is_text():
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
 
 
-def test_a_triplet_with_a_script_in_it_runs_on_no_page(tmp_path):
+def test_a_triplet_with_a_script_in_it_runs_on_no_page(drawn_in_full, tmp_path):
     """From a user's files through a training to the card, the table and the report."""
     evil = "<script>alert(1)</script>"
     rows = ["sent0,sent1,hard_neg", *(f"{evil} a{n},{evil} b{n},{evil} c{n}" for n in range(60))]

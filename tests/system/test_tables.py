@@ -61,7 +61,7 @@ HISTORY += [{"event": "dev", "step": 2, "spearman": 50.0, "accuracy": None}]
     ],
     ids=["scores", "similarities", "training"],
 )
-def test_a_picture_shows_what_it_is_for_and_its_bytes_follow_from_its_data(tmp_path, draw, shown):
+def test_a_picture_shows_what_it_is_for_and_its_bytes_follow_from_its_data(drawn_in_full, tmp_path, draw, shown):
     bytes_of = []
     for _ in range(2):
         figure = draw()
