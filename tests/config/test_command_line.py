@@ -36,6 +36,16 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
+class Leading:
+    """Look for something."""
+
+    place: Annotated[Path, "where"]
+    query: Annotated[str, "a text", Rules(leads=True)] = ""
+    _: KW_ONLY
+    top: Annotated[int, "how many"] = 10
+
+
+@dataclass(frozen=True)
 class Many:
     """Do many things."""
 
@@ -79,6 +89,25 @@ def test_keys_and_places_come_in_any_order():
 def test_wrong_arguments_are_named(given, message):
     with pytest.raises(UserError, match=message):
         EXAMPLE.read(given)
+
+
+def test_a_leading_place_is_left_out_where_a_word_is_missing():
+    command = CommandLine("cft.leading", Leading)
+    place = Path("a.txt")
+    assert command.read(["a query", "top=3", "a.txt"]) == Leading(place, "a query", top=3)
+    assert command.read(["a.txt", "top=3"]) == Leading(place, top=3)
+    assert (
+        command.read(["a query", "place=a.txt"])
+        == command.read(["query=a query", "a.txt"])
+        == Leading(place, "a query")
+    )
+    assert "usage: python -m cft.leading [QUERY] PLACE [KEY=VALUE ...]" in command.help()
+    with pytest.raises(UserError, match="place is missing"):
+        command.read([])
+    with pytest.raises(UserError, match="'more' is one argument too many"):
+        command.read(["a", "b", "more"])
+    with pytest.raises(UserError, match="query is empty"):
+        command.read(["", "a.txt"])
 
 
 def test_numbers_are_checked():
