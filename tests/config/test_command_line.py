@@ -243,8 +243,8 @@ def test_an_unknown_key_is_not_taken_for_a_text(word):
     """It would have been searched for, and the real query taken for the next word."""
     with pytest.raises(UserError, match=rf"cft.example has no key '.*name its place: query={word}$"):
         EXAMPLE.read([word, "run=r"])
-    with pytest.raises(UserError, match="cft.similar has no key 'outputs'; there are .*run"):
-        similar.COMMAND.read(["outputs=out", "run=r", "query", "file.txt"])
+    with pytest.raises(UserError, match="cft.similar has no key 'epochs'; there are .*run"):
+        similar.COMMAND.read(["epochs=3", "run=r", "query", "file.txt"])
 
 
 @pytest.mark.parametrize("text", ["is x = y ?", "a b=c", "= 5", "1=1", "A=B", "==", "what is e=mc2?", "x== y"])

@@ -4,7 +4,6 @@ import builtins
 import csv
 import io
 import json
-import subprocess
 import sys
 import tracemalloc
 
@@ -17,7 +16,7 @@ from cft.deploy import similar, vectors
 from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.similar import SimilarOptions, open_index, search_file
 from cft.model.embedder import Embedder
-from cft.similar import COMMAND
+from cft.similar import COMMAND, main
 from cft.system.errors import UserError
 
 TEXTS = ["a cat sleeps", "two birds, singing", "a cat sleeps", "Émile 🎻 plays", "the end"]
@@ -282,11 +281,22 @@ def test_an_output_is_not_overwritten_silently_nor_left_half_written(corpus, tmp
     assert out.read_text().startswith("query,rank")
 
 
-def test_each_line_of_a_pipe_is_a_query(corpus):
-    command = [sys.executable, "-m", "cft.similar", "model=tiny", "top=1", str(corpus)]
-    done = subprocess.run(command, input="a cat\n\nthe end\n", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and "the query on line 2 of stdin is empty" in done.stderr
-    assert [line for line in done.stdout.splitlines() if line][:2] == ["a cat", "cosine  row  text"]
+def test_each_line_of_a_pipe_is_a_query_that_is_answered_before_the_next_is_read(corpus, monkeypatch, capsys):
+    answered = []
+
+    class Pipe(io.StringIO):
+        def __iter__(self):
+            for line in ("a cat\n", "the end\n", "\n"):
+                yield line
+                answered.append(capsys.readouterr().out)
+
+    monkeypatch.setattr(sys, "stdin", Pipe())
+    monkeypatch.setattr(sys, "argv", ["cft.similar", "model=tiny", "top=1", str(corpus)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2 and "the query on line 3 of stdin is empty" in capsys.readouterr().err
+    assert [said.splitlines()[0] for said in answered] == ["a cat", "the end"]
+    assert all(said.splitlines()[1] == "cosine  row  text" for said in answered)
 
 
 def test_blank_lines_of_a_pipe_are_left_out_on_request_and_none_is_no_query(corpus, monkeypatch, capsys):
