@@ -77,6 +77,8 @@ class SimilarOptions(TextFileOptions):
         super().__post_init__()
         if self.query and self.queries:
             raise UserError("a query and queries= are both given; leave one out")
+        if not self.corpus.exists() and os.path.isfile(self.query):
+            raise UserError(f"{self.corpus}: no such file, but {self.query} is one; the query comes before the file")
 
 
 class Hit(NamedTuple):
