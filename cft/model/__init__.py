@@ -1,6 +1,7 @@
 """From a model's name to unit vectors: where it comes from, how its texts are tokenised, what is trained on it."""
 
 __all__ = [
+    "backbone",  # load_tokenizer: a base model's tokenizer alone
     "adapters",  # trained weights to start from: fetch_adapter, attach
     "contract",  # Contract: everything that a vector depends on
     "dropout",  # LoRA's dropout by the token: Draw, drawing

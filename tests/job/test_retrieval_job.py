@@ -149,7 +149,7 @@ def test_pairs_of_ones_own_have_an_evaluation_of_their_own(tmp_path):
     own = ["eval=pairs", f"eval.file={tmp_path / 'mine.csv'}", "eval.columns=[left,right,same]"]
     plan = make_plan(settings(tmp_path, *own))
     assert list(plan.sets) == ["mine"] and len(plan.sets["mine"]) == 40
-    assert make_plan(settings(tmp_path, *own, "eval.rows=10")).sets["mine"][1].sentence1 == "text 4"
+    assert make_plan(settings(tmp_path, *own, "eval.rows=16")).sets["mine"][1].sentence1 == "text 2"
     with pytest.raises(UserError, match="name your scored pairs, as in eval.file=pairs.csv"):
         settings(tmp_path, "eval=pairs")
     with pytest.raises(UserError, match="would not be read: add eval=pairs"):

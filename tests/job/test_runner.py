@@ -250,7 +250,7 @@ def test_without_steps_only_the_base_model_is_scored(tmp_path):
 
 def test_training_data_that_nothing_is_trained_on_are_said_not_to_be_read(tmp_path, caplog):
     caplog.set_level("INFO", logger="cft")
-    runner.run(settings(tmp_path, "data=files", "data.train=nowhere.csv", "train.steps=0"))
+    runner.run(settings(tmp_path, "data=files", "data.train=nowhere.csv", "train.steps=0", "eval=scenes"))
     assert "train.steps=0: nothing is trained, and nowhere.csv is not read" in caplog.text
 
 
