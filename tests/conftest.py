@@ -36,6 +36,7 @@ from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
+from cft.data import training_data
 from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.tokenizer import byte_tokenizer
@@ -73,6 +74,10 @@ def _draw_small(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 _draw_in_full, figures.save = figures.save, _draw_small
+
+
+# Development pairs of scenes: making and embedding 200 of them would take longer than the training of a tiny job.
+training_data._SCENES_DEV_PAIRS = 40
 
 
 @pytest.fixture

@@ -49,9 +49,14 @@ def together(request, commands, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    return rank_worker.measure(SINGLE_PROCESS)
+
+
 @pytest.mark.parametrize("case", rank_worker.CASES)
-def test_the_split_over_processes_changes_neither_loss_nor_gradients(together, case):
-    loss, expected = rank_worker.measure(SINGLE_PROCESS)[case]
+def test_the_split_over_processes_changes_neither_loss_nor_gradients(alone, together, case):
+    loss, expected = alone[case]
     with safe_open(together, framework="pt") as stream:
         assert json.loads(stream.metadata()["losses"])[case] == pytest.approx(loss, rel=1e-5)
         found = {key: stream.get_tensor(f"{case}/{key}") for key in expected}
