@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cft.config.advice import known_elsewhere, misfit, no_setting
 from cft.config.rules import LONGEST_NAME, require_valid
-from cft.config.schema import BASELINE, TEACHER, Config, ModelSettings
+from cft.config.schema import BASELINE, FIRST, TEACHER, Config, ModelSettings
 from cft.system.errors import UserError, first_line
 from cft.system.hub import last_part
 from cft.system.overrides import override as written
@@ -30,8 +30,12 @@ _VALUES_OF_A_RANGE = 10
 
 CONFIG_NAME = "config"
 
-# Groups that bring a second model, if any, and what it is.
-_OPTIONAL_MODELS = {"distill": "teacher", "baseline": "baseline"}
+# Groups that bring a section of another group, if any: its name, what it is, and a choice that brings one.
+_OPTIONAL = {
+    "distill": ("model", "teacher", "minilm"),
+    "baseline": ("model", "baseline", "minilm"),
+    "first": ("data", "first stage", "docstrings"),
+}
 
 
 def conf_folder() -> Path:
@@ -191,12 +195,13 @@ def compose_job(overrides: list[str]) -> Config:
     Raises:
         UserError: if a value is missing, of another type, or one that no job could run with.
     """
-    for group, what in _OPTIONAL_MODELS.items():
-        given = [override for override in overrides if override.startswith((f"{group}.", f"model@{group}.model="))]
+    for group, (section, what, choice) in _OPTIONAL.items():
+        keys = (f"{group}.", f"{section}@{group}.{section}=")
+        given = [override for override in overrides if override.startswith(keys)]
         without = [override for override in overrides if override not in given]
-        if given and getattr(compose_job(without), group).model is None:
-            first = shorten_words(given[0])
-            raise UserError(f"{first}: there is no {what} to change; choose one first: {group}=minilm {first}")
+        if given and getattr(getattr(compose_job(without), group), section) is None:
+            word = shorten_words(given[0])
+            raise UserError(f"{word}: there is no {what} to change; choose one first: {group}={choice} {word}")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
@@ -261,6 +266,8 @@ def _check_names(override: Override) -> None:
         return
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
+    if key == FIRST and override.value() is not None:
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write first=docstrings or first=nli")
     if key in (TEACHER, BASELINE) and override.value() is not None:
         named = str(override.value()) in all_groups()["model"]
         another = written(f"model@{key}" if named else f"{key}.path", override.value())

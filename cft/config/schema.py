@@ -4,6 +4,7 @@ The comment at a field is the key's explanation; docs/configuration.md is made o
 from these defaults. Other modules take these dataclasses, or plain values out of them, and never see OmegaConf.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +18,8 @@ PLACEHOLDER = "{text}"
 TEACHER = "distill.model"
 # The settings of the finished encoder whose scores stand beside the result's; None without one.
 BASELINE = "baseline.model"
+# The rows of a stage before the job's own; None without one.
+FIRST = "first.data"
 
 
 class Pooling(str, Enum):
@@ -405,6 +408,30 @@ class DataSettings:
 
 
 @dataclass
+class FirstSettings:
+    """conf/first: general rows that a bare language model is trained on before the job's own."""
+
+    data: DataSettings | None = None  # the rows, in the keys of the group data; null for none
+    steps: int = 80  # updates at most, 1 or more
+    batch_size: int = 32  # triplets an update, 2 or more
+    lr: float = 2e-3  # learning rate at its peak, above 0
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.data is not None:
+            # the section speaks of its keys as the group data does
+            yield from (re.sub(r"\bdata([.=])", r"first.data\1", problem, count=1) for problem in self.data.problems())
+            if self.data.source is DataSource.files and self.data.train is None:
+                yield f"{FIRST}.train is not set: name the file, as in first.data.train=general.csv"
+        if self.steps < 1:
+            yield f"first.steps={self.steps}: must be 1 or more (first=none: no first stage)"
+        if self.batch_size < 2:
+            yield f"first.batch_size={self.batch_size}: in-batch negatives need at least 2"
+        if not 0 < self.lr <= 1:
+            yield f"first.lr={self.lr}: must be above 0 and at most 1"
+
+
+@dataclass
 class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
@@ -543,6 +570,7 @@ class Config:
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    first: FirstSettings = field(default_factory=FirstSettings)
     data: DataSettings = field(default_factory=DataSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)

@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cft.config.schema import BASELINE, BaselineSettings, Config, DistillSettings, LoggerKind, PromptSettings
+from cft.config.schema import (
+    BASELINE,
+    BaselineSettings,
+    Config,
+    DistillSettings,
+    EvalSettings,
+    EvalSource,
+    FirstSettings,
+    LoggerKind,
+    LoggerSettings,
+    PromptSettings,
+)
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.report import report_base, report_training, say_next
@@ -25,13 +36,16 @@ from cft.model.embedder import Embedder
 from cft.system import secrets
 from cft.system.digest import digest, to_plain
 from cft.system.disk import require_writable
-from cft.system.distributed import SINGLE_PROCESS, join_world
+from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.system.errors import UserError, renaming_keys
 from cft.system.files import exclusive_lock, write_json
 from cft.system.logs import log_file
 from cft.training.trainer import RowCallback, train
 
 log = logging.getLogger(__name__)
+
+# Passes over the rows of a first stage, which its steps bound.
+_ENDLESS = 10**6
 
 # Beside scores that were reported to the job's tracker; written last, so that a killed job reports them again.
 REPORTED = "reported.json"
@@ -59,7 +73,7 @@ def run(
     with world.main_process_first():
         if world.is_main:
             require_writable(Path(config.outputs))
-        plan = make_plan(config, inputs)
+        plan = make_plan(_after_first_stage(config, inputs, world), inputs)
     with _Models(plan) as models:
         if plan.data is None:
             return _score_base_alone(plan, models) if world.is_main else ""
@@ -111,6 +125,30 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
             stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, on_row])
             stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
     return plan.folder
+
+
+def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Config:
+    """The job on top of its first stage, which is trained if it was not yet; the job itself if it has none."""
+    first = config.first
+    if first.data is None or not config.train.steps:
+        return config
+    if world.size > 1:
+        raise UserError("first= runs on one process: run that stage by itself, and name it by adapter=RUN")
+    config = make_plan(config, inputs).config  # the first stage reads as long texts as the second will
+    train = replace(config.train, steps=first.steps, batch_size=first.batch_size, accumulation=1, epochs=_ENDLESS)
+    stage = replace(
+        config,
+        data=first.data,
+        train=replace(train, keep=[], eval_every=0),
+        lr=first.lr,
+        first=FirstSettings(),
+        eval=EvalSettings(name="none", source=EvalSource.none),
+        logger=LoggerSettings(kind=LoggerKind.none),
+    )
+    log.info("the first stage: %d steps on %s", first.steps, first.data.name)
+    folder = train_only(stage, inputs)
+    log.info("the second stage, from %s", folder)
+    return replace(config, adapter=str(folder), first=FirstSettings())
 
 
 class _Models:

@@ -90,7 +90,9 @@ def compose_study(
 
 
 def _require_scores(config: Config) -> None:
-    """Refuse cells without a score."""
+    """Refuse cells without a score, and those of two trainings."""
+    if config.first.data is not None:
+        raise UserError("first=: a study's cell is one training; run that stage by itself, and name it by adapter=RUN")
     if config.eval.source is EvalSource.none:
         raise UserError("eval=none: a study compares scores, and there would be none; choose another eval")
 

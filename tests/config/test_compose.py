@@ -24,6 +24,7 @@ def test_there_is_a_choice_in_every_group():
         "baseline",
         "prompt",
         "schedule",
+        "first",
         "data",
         "eval",
         "logger",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from jobs import composed, run_folder, settings
 
+from cft.config.compose import compose_config
 from cft.config.schema import FITTED
 from cft.job import runner
 from cft.job.plan import make_plan
@@ -108,3 +109,34 @@ def test_a_baseline_is_scored_as_it_was_published_and_left_out_where_it_cannot_b
     assert "no baseline (baseline=none leaves it out)" in caplog.text and "beside" not in caplog.text
     (entry,) = json.loads((sorted(tmp_path.glob("tiny-files-*"))[0] / "metrics.json").read_text()).values()
     assert entry["change"]["low"] <= entry["change"]["value"] <= entry["change"]["high"]
+
+
+def test_one_command_does_a_general_stage_and_then_ones_own(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
+    first = [
+        "first=docstrings",
+        "first.data.source=scenes",
+        "first.data.rows=40",
+        "first.steps=2",
+        "first.batch_size=8",
+    ]
+    job = settings(tmp_path / "o", *own, *first, "first.data.name=general")
+    outcome = runner.run(job)
+    general, finished = (next((tmp_path / "o").glob(f"tiny-{name}-*")) for name in ("general", "files"))
+    assert "the first stage: 2 steps on general" in caplog.text and "already trained" not in caplog.text
+    kept = [json.loads((folder / "config.json").read_text()) for folder in (general, finished)]
+    assert kept[0]["model"] == kept[1]["model"] and kept[0]["train"]["steps"] == 2
+    assert kept[1]["adapter"] == str(general) and kept[1]["first"]["data"] is None
+    caplog.clear()
+    assert runner.run(job) == outcome and "already trained" in caplog.text and "training 1," not in caplog.text
+    with pytest.raises(UserError, match="has had its first stage: leave it out, or write first=none"):
+        settings(tmp_path, *own, "first=nli", f"adapter={general}")
+    with pytest.raises(UserError, match="there is no first stage to change; choose one first: first=docstrings"):
+        compose_config(["first.steps=3"])
+    with pytest.raises(UserError, match="is a whole section, not a name; write first=docstrings or first=nli"):
+        compose_config(["first.data=nli"])
+    with pytest.raises(UserError, match="first.data.train is not set"):
+        settings(tmp_path, *own, "first=docstrings", "first.data.source=files")
+    with pytest.raises(UserError, match="first.data.holdout=-1: must be 0 or more"):
+        settings(tmp_path, *own, "first=docstrings", "first.data.holdout=-1")

@@ -75,7 +75,8 @@ def chosen() -> list[tuple[str, str]]:
 
 def needed(key: str) -> list[str]:
     """What must be chosen for there to be such a key."""
-    return [f"{group}=minilm" for group in ("distill", "baseline") if key.startswith(f"{group}.model.")]
+    sections = {"distill.model.": "distill=minilm", "baseline.model.": "baseline=minilm", "first.data.": "first=nli"}
+    return [choice for section, choice in sections.items() if key.startswith(section)]
 
 
 def composed(overrides: list[str]) -> Config | UserError:
