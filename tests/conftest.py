@@ -29,7 +29,7 @@ import sitecustomize  # noqa: E402, F401
 import pytest
 import torch
 from forked import Commands, server
-from jobs import settings
+from jobs import DEV_PAIRS, settings
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -76,8 +76,7 @@ def _draw_small(figure: Figure, folder: Path, name: str) -> list[Path]:
 _draw_in_full, figures.save = figures.save, _draw_small
 
 
-# Development pairs of scenes: making and embedding 200 of them would take longer than the training of a tiny job.
-training_data._SCENES_DEV_PAIRS = 40
+training_data._SCENES_DEV_PAIRS = DEV_PAIRS
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from forked import FIXED
+from jobs import DEV_PAIRS
 
 
 def prepare() -> None:
@@ -28,9 +29,11 @@ def prepare() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from cft.config.compose import check_overrides
+    from cft.data import training_data
     from cft.evaluation import bootstrap  # noqa: F401
     from cft.job import doctor, figures, runner  # noqa: F401
 
+    training_data._SCENES_DEV_PAIRS = DEV_PAIRS
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])
     figure, axes = figures.plt.subplots(layout="constrained")

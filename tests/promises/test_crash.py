@@ -40,6 +40,7 @@ JOB = [
     "data.train=triplets.csv",
     "data.dev=pairs.csv",
     "data.holdout=6",
+    "eval=scenes",
     "eval.pairs=10",
 ]
 TRIPLETS = ["sent0,sent1,hard_neg", *(f"a man reads {n},somebody reads {n},nobody reads {n}" for n in range(40))]
