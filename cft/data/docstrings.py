@@ -1,7 +1,7 @@
 """Real English without a hub: what the docstrings of installed Python packages say, and what they say it about.
 
-A query is the first sentence of a docstring; its document is the call that it stands at, as in
-`read csv: pandas.io.parsers.readers.read_csv(filepath_or_buffer, sep, delimiter, header, ...)`. An embedder learns from
+A query is the first sentence of a docstring; its document is the call that it stands at, with the name in words, as in
+`pandas.io.parsers.readers.read_csv(filepath_or_buffer, sep, ...): read csv`. An embedder learns from
 installed packages to find a function by what it does, and is judged by the standard library, of which no training row
 holds a query or a name.
 
@@ -35,12 +35,12 @@ PACKAGES = (
     "urllib3 jinja2 werkzeug click rich psutil joblib tqdm"
 ).split()
 
-# In the folder of the standard library: what is installed beside it, applications, toolkits of windows, and modules
-# that later versions of Python do not have (PEP 594, PEP 632).
+# In the folder of the standard library: what is installed beside it, applications, toolkits of windows, machinery of
+# Python itself, and modules that later versions of Python do not have (PEP 594, PEP 632).
 _NOT_ASKED_FOR = (
     "site-packages dist-packages idlelib lib2to3 turtledemo ensurepip tkinter turtle pydoc pydoc_data pdb bdb "
-    "distutils aifc asynchat asyncore cgi cgitb chunk crypt imghdr imp mailcap msilib nntplib ossaudiodev pipes smtpd "
-    "sndhdr sunau telnetlib uu xdrlib"
+    "asyncio importlib unittest doctest symtable ctypes distutils aifc asynchat asyncore cgi cgitb chunk crypt imghdr "
+    "imp mailcap msilib nntplib ossaudiodev pipes smtpd sndhdr sunau telnetlib uu xdrlib"
 ).split()
 
 Query = tuple[str, str]  # id and text, as documents have them too
@@ -134,9 +134,10 @@ def standard_library(most: int | None = None) -> tuple[list[Query], list[Query],
 
 
 def _standard_library() -> list[Definition]:
-    """What the public modules of the standard library define."""
+    """Functions, methods and properties of the public modules of the standard library."""
     folder = _library_folder()
-    found = [row for row in read_source(folder, "", _NOT_ASKED_FOR).definitions if not row.module.startswith("_")]
+    rows = read_source(folder, "", _NOT_ASKED_FOR).definitions
+    found = [row for row in rows if not row.module.startswith("_") and not row.is_class]
     if len(found) < 2:
         raise UserError(
             f"{folder} holds no source files with docstrings: data=docstrings and eval=docstrings need a Python whose "

@@ -35,7 +35,7 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     (place,) = folder.glob("evaluations/docstrings-*")
     assert "| standard library | 12 |" in (place / "table.md").read_text()
     documents = (place / DOCUMENTS).read_text().splitlines()
-    assert documents == [f"copy {n}: sample.files.copy_{n}(path)" for n in range(15)]
+    assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
     assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
     found = nearest(SimilarOptions("copy 3 files", place / DOCUMENTS, run=str(folder), top=2, vector_cache_gb=0))
     assert len(found) == 3 and all(row[2] in documents for row in found[1:])
