@@ -44,7 +44,7 @@ PUBLISHED = {
 MEASURES = ("ndcg@10", "recall@100", "map@10")
 TOLERANCE = 0.02
 WAYS = ("live", "exported", "mteb")
-BLOCK = 500  # texts that sentence-transformers embeds at a time: a killed command goes on behind the last of them
+BLOCK = 500  # texts that are embedded at a time: a killed command goes on behind the last of them
 
 Scores = dict[str, float]  # x 100, by measure
 
@@ -58,6 +58,16 @@ class KeptVectors(Embedder):
         """As `Embedder.encode`."""
         plain = Embedder(self.model, self.backbone, self.contract)
         return CachedEncoder(plain, gigabytes=self.gigabytes, version=RECIPE).encode(texts)
+
+
+def fill_cache(config: Config, sets: dict[str, RetrievalSet], embedder: Embedder) -> None:
+    """Embed all texts as the job does, into the cache where it looks for them, block by block."""
+    encoder = CachedEncoder(embedder, gigabytes=config.vector_cache_gb, version=RECIPE)
+    texts = sorted({text for data in sets.values() for text in (*data.queries, *data.documents)}, key=len)
+    for start in range(0, len(texts), BLOCK):
+        encoder.encode(texts[start : start + BLOCK])
+        print(f"\r{min(start + BLOCK, len(texts)):,} of {len(texts):,} texts embedded", end="", file=sys.stderr)
+    print(file=sys.stderr)
 
 
 def live(config: Config) -> dict[str, Scores]:
@@ -184,9 +194,10 @@ def table_of(found: dict[str, dict[str, Scores]], published: dict[str, Scores]) 
 def compare(overrides: list[str], folder: Path) -> dict[str, dict[str, Scores]]:
     """Scores by way, set and measure."""
     config = compose_config(["train.steps=0", "eval=retrieval", f"eval.folder={folder}", "logger=none", *overrides])
-    found = {"live": live(config)}
     plan = make_plan(config)
     embedder = Embedder.base(config.model)
+    fill_cache(config, plan.retrieval, embedder)
+    found = {"live": live(config)}
     found["mteb"] = by_mteb(config, plan.retrieval, embedder)
     found["exported"] = exported(plan.retrieval, embedder, plan.outputs / "retrieval-published")
     return found
