@@ -10,7 +10,7 @@ import numpy as np
 from cft.config.schema import DataSource, EvalSource
 from cft.data.retrieval import RetrievalSet
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import Difference
+from cft.evaluation.bootstrap import TOO_FEW, Difference
 from cft.evaluation.retrieval import MEASURES, RetrievalScores
 from cft.evaluation.scores import Evaluation
 from cft.job import figures
@@ -91,7 +91,8 @@ def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Compar
     if compared.change is None:
         return f"trained, not scored ({plan.result})"
     change, unit = compared.change, "nDCG@10" if plan.retrieval else "mean"
-    line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {change} {change.verdict}"
+    said = f"{change} {change.verdict}" if change.verdict != TOO_FEW else TOO_FEW
+    line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {said}"
     return f"{line} ({plan.result})"
 
 

@@ -30,12 +30,7 @@ MEAN_ROW = "mean over sets"
 _AFTER, _BEFORE, _BASELINE = 0, 1, 2
 
 # What a verdict makes of the result beside another embedder.
-_IN_WORDS = {
-    HIGHER: "better than",
-    LOWER: "worse than",
-    NEITHER: "not distinguishable from",
-    TOO_FEW: f"too little tried (fewer than {LEAST_PAIRS} of them) to be told from",
-}
+_IN_WORDS = {HIGHER: "better than", LOWER: "worse than", NEITHER: "not distinguishable from"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,11 @@ def compare(
         change, lead = found[0][name], found[1][name] if baseline else None
         guess = (float(drawn.values[-1, drawn.names.index(name)]), found[-1][name]) if sets else None
         at_chance = guess is not None and guess[1].verdict in (NEITHER, LOWER)
-        sentences += _sentences(change, baseline.name if baseline else None, lead, guess)
-        sentences += filter(None, [undefined_note(found[0].values())])
+        if change.verdict == TOO_FEW:
+            sentences.append(f"fewer than {LEAST_PAIRS} {unit}: too few to say whether the result is better")
+        else:
+            sentences += _sentences(change, baseline.name if baseline else None, lead, guess)
+            sentences += filter(None, [undefined_note(found[0].values())])
     order = _order(before, after)
     table += [(*order, *([""] * (len(table[0]) - len(order))))] if order else []
     return Comparison(table, sentences, change, baseline.name if baseline else None, lead, at_chance)
@@ -114,9 +112,17 @@ def _rows(
         values = [f"{value:.2f}" for value in drawn.values[:, column]]
         count = "" if name == MEAN else f"{_size(after, name):,}"
         change = found[0][name]
-        row = (name if name != MEAN else MEAN_ROW, count, values[_BEFORE], values[_AFTER], str(change), change.verdict)
-        rows.append((*row, values[_BASELINE], found[1][name].verdict) if baseline else row)
+        points = (values[_BEFORE], values[_AFTER])
+        row = (name if name != MEAN else MEAN_ROW, count, *points, *_in_cells(change, after))
+        rows.append((*row, values[_BASELINE], _in_cells(found[1][name], after)[1]) if baseline else row)
     return rows
+
+
+def _in_cells(difference: Difference, evaluation: Evaluation) -> Row:
+    """A difference with its interval, where there is one, and what may be said of it."""
+    if difference.verdict != TOO_FEW:
+        return str(difference), difference.verdict
+    return f"{difference.value:+.2f}", TOO_FEW.replace("pairs", "queries" if evaluation.retrieval else "pairs")
 
 
 def _size(evaluation: Evaluation, name: str) -> int:
@@ -132,7 +138,7 @@ def _order(before: Evaluation, after: Evaluation) -> Row | None:
     (change,) = drawn.differences([(_AFTER, _BEFORE)])
     values = [f"{drawn.values[row, 0]:.2f}" for row in (_BEFORE, _AFTER)]
     count = f"{len(after.positives):,}"
-    return ("held-out triplets in order, %", count, *values, str(change["order"]), change["order"].verdict)
+    return ("held-out triplets in order, %", count, *values, *_in_cells(change["order"], after))
 
 
 def _sentences(
