@@ -36,7 +36,7 @@ def test_nothing_of_this_machine_is_in_it(tmp_path):
     path.parent.mkdir()
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
     config = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=0".split()
-    run(composed(*config, "data=files", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
+    run(composed(*config, "data=files", "baseline=none", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
     (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
     assert "secret-folder" not in text and str(tmp_path) not in text and str(Path.home()) not in text
     assert "files: 36 triplets" in text

@@ -241,7 +241,8 @@ def test_a_home_that_cannot_be_written_needs_only_a_folder_for_the_cache(command
     rows = ["sent0,sent1,hard_neg", *(f"a {word},b {word},c {word}" for word in map(str, range(40)))]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     elsewhere = {"HOME": str(home), "XDG_CACHE_HOME": "", "CFT_CACHE": "", "HF_HOME": str(tmp_path / "hf")}
-    command = ["cft.run", *QUICK, "data=files", f"data.train={tmp_path / 't.csv'}", f"outputs={tmp_path / 'o'}"]
+    own = ["data=files", f"data.train={tmp_path / 't.csv'}", "eval=scenes", "baseline=none"]
+    command = ["cft.run", *QUICK, *own, f"outputs={tmp_path / 'o'}"]
     ended = commands.run(*command, env=elsewhere)
     assert ended.status == 2 and "CFT_CACHE" in ended.err and str(home) in ended.err, ended.err
     ended = commands.run(*command, env=elsewhere | {"CFT_CACHE": str(tmp_path / "cache")})

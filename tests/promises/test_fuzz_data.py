@@ -458,7 +458,7 @@ def written(folder: Path, name: str, content: bytes | None) -> Path:
 @pytest.mark.parametrize(("name", "content", "message"), COMMANDS.values(), ids=COMMANDS)
 def test_a_training_ends_with_status_2_and_the_files_name(commands, tmp_path, name, content, message):
     path = written(tmp_path, name, content)
-    quick = f"model=tiny logger=none train.steps=2 data=files outputs={tmp_path / 'outputs'}".split()
+    quick = f"model=tiny logger=none train.steps=2 data=files baseline=none outputs={tmp_path / 'outputs'}".split()
     assert re.search(message, run(commands, "cft.run", *quick, f"data.train={path}"))
     assert not list(tmp_path.glob("outputs/*-*"))  # the folder of a training, or of scores
 
