@@ -41,6 +41,7 @@ JOB = [
     "data.dev=pairs.csv",
     "data.holdout=6",
     "eval=scenes",
+    "baseline=none",
     "eval.pairs=10",
 ]
 TRIPLETS = ["sent0,sent1,hard_neg", *(f"a man reads {n},somebody reads {n},nobody reads {n}" for n in range(40))]
