@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from cft.config.schema import BASELINE, FIRST, TEACHER, Config
+from cft.config.schema import BASELINE, TEACHER, Config
 from cft.system.overrides import override, shell_word
 from cft.system.text import did_you_mean, shorten
 
@@ -84,7 +84,7 @@ _OTHER = {
 
 
 # Settings of a second model, or of other data, which are rarely meant.
-_SECOND = (f"{TEACHER}.", f"{BASELINE}.", f"{FIRST}.")
+_SECOND = (f"{TEACHER}.", f"{BASELINE}.", "first.")
 
 
 def known_elsewhere(key: str, value: str, keys: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
     if first.data is None or not config.train.steps:
         return config
     if world.size > 1:
-        raise UserError("first= runs on one process: run that stage by itself, and name it by adapter=RUN")
+        raise UserError("a first stage runs on one process: write first=none, and name that stage's run by adapter")
     config = make_plan(config, inputs).config  # the first stage reads as long texts as the second will
     train = replace(config.train, steps=first.steps, batch_size=first.batch_size, accumulation=1, epochs=_ENDLESS)
     stage = replace(

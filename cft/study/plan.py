@@ -92,7 +92,7 @@ def compose_study(
 def _require_scores(config: Config) -> None:
     """Refuse cells without a score, and those of two trainings."""
     if config.first.data is not None:
-        raise UserError("first=: a study's cell is one training; run that stage by itself, and name it by adapter=RUN")
+        raise UserError("a study's cell is one training: write first=none, and name the first stage's run by adapter")
     if config.eval.source is EvalSource.none:
         raise UserError("eval=none: a study compares scores, and there would be none; choose another eval")
 

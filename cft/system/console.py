@@ -24,7 +24,7 @@ _DEBUG = "CFT_DEBUG"  # an environment variable, which processes of a launcher i
 class _Console(logging.Handler):
     """Writes messages above a progress bar, not into it."""
 
-    def __init__(self, *, on_stderr: bool) -> None:
+    def __init__(self, *, on_stderr: bool = False) -> None:
         super().__init__()
         self._on_stderr = on_stderr
 

@@ -5,7 +5,7 @@ from jobs import composed, run_folder, settings
 
 from cft.config.compose import compose_config
 from cft.data import docstrings
-from cft.deploy.similar import SimilarOptions, nearest
+from cft.deploy.similar import SimilarOptions, search_file
 from cft.job import runner
 from cft.job.plan import make_plan
 from cft.job.report import DOCUMENTS
@@ -37,8 +37,9 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     documents = (place / DOCUMENTS).read_text().splitlines()
     assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
     assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
-    found = nearest(SimilarOptions("copy 3 files", place / DOCUMENTS, run=str(folder), top=2, vector_cache_gb=0))
-    assert len(found) == 3 and all(row[2] in documents for row in found[1:])
+    told = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
+    found = search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **told))
+    assert sum(text in found for text in documents) == 2
     assert make_plan(config).is_trained  # the same rows, and so the same name
 
 
