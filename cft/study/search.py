@@ -153,7 +153,7 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
 
 
 def _unscored(config: Config) -> Config:
-    """The job without the score of its held-out rows: development pairs are the judge, and there may be no such rows."""
+    """The job without a score of held-out rows: development pairs are the judge, and there may be no such rows."""
     none = EvalSettings(name=EvalSource.none.value, source=EvalSource.none)
     return replace(config, eval=none) if config.eval.source is EvalSource.rows else config
 
