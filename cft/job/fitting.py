@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cft.config.schema import Config, TrainSettings
+from cft.config.schema import Attention, Config, TrainSettings
 from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
 from cft.model.backbone import load_tokenizer
@@ -33,6 +33,8 @@ _STEPS, _PASSES, _MOST_STEPS = 100, 10, 1000
 _SHORT_RATE, _LONG_RATE, _LONG = 2e-3, 1e-3, 200
 _WIDTH = 576
 _WHOLE_RATE = 5e-5
+# Of these, what a finished encoder is changed with: it has less to learn than a language model, and more to lose.
+_ENCODER = 0.1
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,10 @@ def _with_rate(config: Config, files: ModelFiles) -> tuple[Config, str]:
     long = config.train.steps > _LONG
     width = _setting(files, "hidden_size") or _WIDTH
     rate = (_LONG_RATE if long else _SHORT_RATE) * min(1.0, _WIDTH / width)
-    rate = float(f"{rate:.1e}")
+    encoder = config.model.attention is Attention.bidirectional
+    rate = float(f"{rate * (_ENCODER if encoder else 1):.1e}")
+    if encoder:
+        return replace(config, lr=rate), f"lr={rate:g}: a tenth of a language model's, as an encoder has less to learn"
     reason = (
         f"lr={rate:g}: found best for LoRA trainings of {'more than' if long else 'up to'} {_LONG} steps on SmolLM2"
     )
