@@ -26,7 +26,7 @@ def packages(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(docstrings, "_library_folder", lambda: tmp_path / "library")
 
 
-def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages, tmp_path, caplog):
+def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages, tmp_path, caplog, capsys):
     caplog.set_level("INFO", "cft")
     job = ["data=docstrings", "data.packages=[samplepackage]", "data.holdout=4", "eval=docstrings", "eval.rows=12"]
     config = settings(tmp_path / "o", *job, "lr=1e-2", "train.batch_size=8", "train.steps=4", "train.epochs=2")
@@ -38,8 +38,10 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
     assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
     told = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
-    found = search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **told))
-    assert sum(text in found for text in documents) == 2
+    capsys.readouterr()
+    search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **told))
+    found = capsys.readouterr().out.splitlines()[1:]
+    assert len(found) == 2 and all(line.split("  ", 2)[-1].strip() in documents for line in found)
     assert make_plan(config).is_trained  # the same rows, and so the same name
 
 
