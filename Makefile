@@ -4,6 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STS ?=
+BEIR ?=
 FACTOR ?= 10
 JOBS ?= 2
 
@@ -17,7 +18,7 @@ FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -39,7 +40,7 @@ demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they d
 	done
 
 test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -69,6 +70,10 @@ fix: install  ## repair what lint and formatting can
 
 sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads them from files instead of the hub
 	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts $(if $(STS),eval.folder=$(STS))
+
+retrieval: install  ## score it on SciFact and ArguAna in BEIR=FOLDER three ways, beside MTEB's figures (an hour on 2 cores)
+	$(if $(BEIR),,$(error BEIR=FOLDER says where SciFact and ArguAna are, in BEIR's layout))
+	$(BIN)/python benchmarks/retrieval_published.py --beir $(BEIR)
 
 table1: install  ## the paper's training configuration beside the one that runs
 	$(BIN)/python -m cft.report table1 --scale $(SCALE)
@@ -101,6 +106,7 @@ verdicts: install  ## docs/study_tables.md again, from the records beside it: TR
 bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOLDER for real text
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/retrieval_memory.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))

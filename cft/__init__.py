@@ -1,6 +1,7 @@
 """Contrastive fine-tuning of small causal language models into text embedders (arXiv 2408.00690)."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
 __all__ = ["Embedder", "MtebEncoder", "__version__"]
 
 __version__ = "0.1.0"
+
+# OpenMP's threads wait for one another after every operation, by default turning on the spot for milliseconds. Beside
+# other work that takes the very core that the awaited thread needs; a short turn before they sleep loses nothing alone.
+# GNU's OpenMP, which torch brings, reads this when torch is imported; whoever set a policy has chosen.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {"Embedder": "cft.model.embedder", "MtebEncoder": "cft.deploy.mteb"}
 

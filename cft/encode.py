@@ -14,7 +14,7 @@ COMMAND = CommandLine(
 
 def main() -> None:
     """Run the command line."""
-    COMMAND.run(_encode, "the same command goes on where it was")
+    COMMAND.run(_encode, "the same command goes on where it was", data_on_stdout=True)
 
 
 def _encode(options: EncodeOptions) -> None:

@@ -1,8 +1,10 @@
-"""The texts of a file that are most like a query: `python -m cft.similar run=RUN "a query" FILE`."""
+"""Search the texts of a file: `python -m cft.similar run=RUN "a query" FILE`.
+
+Queries may also stand in a file (queries=FILE), come through a pipe, or be typed one after the other.
+"""
 
 from cft.config.command_line import CommandLine
-from cft.deploy.similar import SimilarOptions, nearest
-from cft.system.tables import as_text
+from cft.deploy.similar import SimilarOptions, search_file
 
 COMMAND = CommandLine(
     "cft.similar",
@@ -13,7 +15,7 @@ COMMAND = CommandLine(
 
 def main() -> None:
     """Run the command line."""
-    COMMAND.run(lambda options: as_text(nearest(options)))
+    COMMAND.run(search_file, "texts that were embedded are kept, and the same command goes on", data_on_stdout=True)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def main() -> None:
             "data.positive_column=answer",
             "data.negative_columns=[]",
             "data.holdout=0",
+            "eval=none",
+            "model.max_length=150",
             "loss=in_batch",
             "train.steps=20",
             "train.batch_size=20",

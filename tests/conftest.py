@@ -29,13 +29,18 @@ import sitecustomize  # noqa: E402, F401
 import pytest
 import torch
 from forked import Commands, server
-from jobs import settings
+from jobs import DEV_PAIRS, settings
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
+from cft.data import training_data
+from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.tokenizer import byte_tokenizer
-from cft.system.files import cache_folder
+from cft.system.files import atomic_write, cache_folder, write_text
 
 
 def _private_cache() -> str:
@@ -53,6 +58,60 @@ os.environ["CFT_CACHE"] = _private_cache()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def _draw_small(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Draw all of a figure, but once, small, and not laid out: pictures are a third of a tiny job's time.
+
+    Commands that tests start draw as they always do, and so does whoever asks for `drawn_in_full`.
+    """
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+    figure.set_layout_engine("none")
+    figure.set_dpi(20)
+    with atomic_write(png) as part:
+        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
+    pyplot.close(figure)
+    write_text(svg, "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>\n")
+    return [svg, png]
+
+
+_draw_in_full, figures.save = figures.save, _draw_small
+
+
+training_data._SCENES_DEV_PAIRS = DEV_PAIRS
+
+
+@pytest.fixture
+def drawn_in_full(monkeypatch) -> None:
+    """Pictures as users get them."""
+    monkeypatch.setattr(figures, "save", _draw_in_full)
+
+
+# Files that take longest, the longest first. They begin: who is given one at the end works alone.
+LONGEST = (
+    "promises/test_crash",
+    "promises/test_fuzz_config",
+    "promises/test_failures",
+    "paper",
+    "promises/test_fuzz_data",
+    "training/test_distributed",
+    "promises/test_wheel",
+    "promises/test_load",
+    "job/test_runner",
+    "model/test_families",
+    "study/test_search",
+    "deploy/test_export",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have each file tried by one process, and all that look at the paper's tables by the same one."""
+    of_paper = {item.path for item in items if "paper" in getattr(item, "fixturenames", ())}
+    groups = {item: "paper" if item.path in of_paper else f"{item.path.parent.name}/{item.path.stem}" for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """Have collections, of which a job makes two, not look at all that was imported: a quarter of a second each."""
     gc.collect()
@@ -65,6 +124,15 @@ def real_data() -> Path:
     folder = Path(os.environ.get("CFT_REAL_DATA", REAL_DATA))
     if not (folder / "sts" / "STS12.jsonl.gz").exists():
         pytest.skip("the real STS and NLI files are not here; set CFT_REAL_DATA to their folder to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def beir() -> Path:
+    """The folder with SciFact and ArguAna in BEIR's layout, where a machine has it."""
+    folder = Path(os.environ.get("CFT_BEIR", REAL_DATA / "retrieval"))
+    if not all((folder / name / "qrels" / "test.tsv").exists() for name in ("SciFact", "ArguAna")):
+        pytest.skip("SciFact and ArguAna are not here in BEIR's layout; set CFT_BEIR to their folder to run this test")
     return folder
 
 
@@ -203,5 +271,7 @@ def finished(tmp_path_factory) -> Path:
     from cft.job import runner
 
     outputs = tmp_path_factory.mktemp("undisturbed")
-    runner.run(settings(outputs))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", _draw_in_full)
+        runner.run(settings(outputs))
     return outputs

@@ -11,10 +11,13 @@ import os
 import random
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from forked import FIXED
+from jobs import DEV_PAIRS
 
 
 def prepare() -> None:
@@ -26,9 +29,11 @@ def prepare() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from cft.config.compose import check_overrides
+    from cft.data import training_data
     from cft.evaluation import bootstrap  # noqa: F401
-    from cft.job import figures
+    from cft.job import doctor, figures, runner  # noqa: F401
 
+    training_data._SCENES_DEV_PAIRS = DEV_PAIRS
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])
     figure, axes = figures.plt.subplots(layout="constrained")
@@ -49,32 +54,25 @@ def say(line: str) -> None:
 def serve() -> None:
     prepare()
     say("ready")
+    ended: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            run_as_child(request)
-        say(json.dumps(watch(child, request)))
+        if request["do"] == "start":
+            child = os.fork()
+            if child == 0:
+                run_as_child(request)
+            say(json.dumps(child))
+        else:
+            say(json.dumps(poll(request["pid"], ended)))
 
 
-def watch(child: int, request: dict) -> dict:
-    """Wait for a child; kill it when its time is over."""
-    began = time.monotonic()
-    signalled = False
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        lasted = time.monotonic() - began
-        if ended:
-            for name in ("out", "err"):
-                while not os.path.exists(request[name] + ".whole") and time.monotonic() - began < request["timeout"]:
-                    time.sleep(0.001)
-            return {"status": os.waitstatus_to_exitcode(status), "seconds": lasted}
-        if request["signal_after"] is not None and not signalled and lasted > request["signal_after"]:
-            os.kill(child, request["signal"])
-            signalled = True
-        if lasted > request["timeout"]:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.001)
+def poll(child: int, ended: dict[int, int]) -> int | None:
+    """A child's exit status, None while it is at work."""
+    if child not in ended:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            ended[child] = os.waitstatus_to_exitcode(status)
+    return ended.get(child)
 
 
 def pipe_into(path: str) -> int:
@@ -91,18 +89,37 @@ def pipe_into(path: str) -> int:
     return write
 
 
+def pipe_out_of(path: str) -> int:
+    """The reading end of a pipe that another process writes a file's content to."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        with open(path, "rb") as source, contextlib.suppress(BrokenPipeError):
+            os.write(write, source.read())
+        os._exit(0)
+    os.close(write)
+    return read
+
+
 def run_as_child(request: dict) -> None:
     """Become the command; never returns."""
     status = 70
+    folder = request["folder"]
     try:
-        for name in ("out", "err"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(request[name] + ".whole")
+        asked = f"{folder}/in"
+        os.dup2(pipe_out_of(asked) if os.path.exists(asked) else os.open(os.devnull, os.O_RDONLY), 0)
         for number, name in ((1, "out"), (2, "err")):
-            os.dup2(pipe_into(request[name]), number)
+            os.dup2(pipe_into(f"{folder}/{name}"), number)
+        sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb"))
         sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", 0), write_through=True)
         sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
+        if request["new_session"]:
+            os.setsid()
+        for name in os.environ.keys() - request["env"].keys() - set(FIXED):
+            del os.environ[name]
         os.environ.update(request["env"])
+        if request["disk"]:
+            mount_disk(*request["disk"])
         os.chdir(request["cwd"])
         signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the server's own parent arranged
         if request["file_limit"] is not None:
@@ -114,7 +131,11 @@ def run_as_child(request: dict) -> None:
             watch_writes(request)
         random.seed(0)
         sys.argv = request["argv"]
-        runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
+        if request["argv"][0].endswith(".py"):
+            sys.path.insert(0, os.path.dirname(request["argv"][0]))
+            runpy.run_path(request["argv"][0], run_name="__main__")
+        else:
+            runpy.run_module(request["argv"][0], run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
@@ -127,9 +148,20 @@ def run_as_child(request: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         if request["watched"]:
-            with open(request["count"], "w") as stream:
+            with open(f"{folder}/count", "w") as stream:
                 stream.write(str(events[0]))
         os._exit(status)
+
+
+def mount_disk(folder: str, options: str) -> None:
+    """Put a file system in memory on a folder, which this process and its children alone see."""
+    import ctypes
+
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, recursive | private, None):
+        raise OSError(ctypes.get_errno(), "no mounts of one's own")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
 
 
 events = [0]

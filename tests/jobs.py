@@ -14,6 +14,9 @@ def composed(*overrides: str) -> Config:
         return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
 
 
+# Development pairs of scenes: making and embedding 200 of them would take longer than the training of a tiny job.
+DEV_PAIRS = 40
+
 QUICK = [
     "model=tiny",
     "logger=none",
@@ -25,6 +28,7 @@ QUICK = [
     "data.holdout=20",
     "eval.pairs=40",
     "lora.dropout=0.1",
+    "baseline=none",
 ]
 
 

@@ -78,11 +78,16 @@ def _common_beginning(one: Sequence[int], two: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
+class LooksBothWays(UserError):
+    """A model that is configured as causal and is not."""
+
+
 def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...]) -> Batching:
     """Try a trunk, on its device and with its own attention, on batches; leave it with the attention of the exact kind.
 
     Raises:
-        UserError: if the model cannot be run, cannot look as configured, or not on the kind of batch wanted.
+        UserError: if the model cannot be run, cannot look as configured (`LooksBothWays`), or not on the kind of batch
+            wanted.
     """
     _require_fixed_positions(trunk.config, model.max_length)
     own = trunk.config._attn_implementation
@@ -90,7 +95,7 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
     expected = _states_one_by_one(trunk, sequences, model)
     ahead, causal = _attends_ahead(trunk, sequences[0]), model.attention is Attention.causal
     if ahead and causal:
-        raise UserError("this model's attention looks both ways: set model.attention=bidirectional")
+        raise LooksBothWays("this model's attention looks both ways: set model.attention=bidirectional")
     made_bidirectional = not (ahead or causal)
     reason = "model.batches=padded asks for it"
     if model.batches is not Batches.padded:

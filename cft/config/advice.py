@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from cft.config.schema import Config
+from cft.config.schema import BASELINE, TEACHER, Config
 from cft.system.overrides import override, shell_word
 from cft.system.text import did_you_mean, shorten
 
@@ -83,6 +83,10 @@ _OTHER = {
 }
 
 
+# Settings of a second model, or of other data, which are rarely meant.
+_SECOND = (f"{TEACHER}.", f"{BASELINE}.", "first.")
+
+
 def known_elsewhere(key: str, value: str, keys: Sequence[str]) -> str:
     """What a setting is called here that has another name, or another section, elsewhere; empty if nobody knows.
 
@@ -94,7 +98,7 @@ def known_elsewhere(key: str, value: str, keys: Sequence[str]) -> str:
         if name in names.split() and ours != key:
             return f"; write {advice}"
     same = [ours for ours, names in _SAME.items() if name in names.split()]
-    last = [ours for ours in keys if ours.rpartition(".")[2] == name and not ours.startswith("distill.model.")]
+    last = [ours for ours in keys if ours.rpartition(".")[2] == name and not ours.startswith(_SECOND)]
     found = [ours for ours in dict.fromkeys([*same, *last]) if ours != key]
     if not found:
         return ""

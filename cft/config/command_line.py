@@ -33,6 +33,7 @@ class Rules:
 
     least: int = 1  # smallest integer
     dashed: str = ""  # its name after two dashes, if it is another one
+    leads: bool = False  # stands before the other places, though it may be left out
 
 
 class _Word:
@@ -141,15 +142,23 @@ class CommandLine(Generic[Options]):
         self.overrides = next((word for word in words if word.name == "overrides"), None)
         self.keys = {word.name: word for word in words if not word.by_place and word is not self.overrides}
         # a list takes what the other places leave; what stands at a place may be named too
-        self.places = {word.name: word for word in sorted(words, key=lambda word: word.is_list) if word.by_place}
+        places = sorted(words, key=lambda word: (word.is_list, not word.rules.leads))
+        self.places = {word.name: word for word in places if word.by_place}
         self._named = self.keys | {name: word for name, word in self.places.items() if not word.is_list}
 
-    def run(self, action: Callable[[Options], str | None], interrupted: str = "the same command starts over") -> None:
+    def run(
+        self,
+        action: Callable[[Options], str | None],
+        interrupted: str = "the same command starts over",
+        *,
+        data_on_stdout: bool = False,
+    ) -> None:
         """Read the command line, carry out the action and print what it returns.
 
         Ends with status 0, 1 (a defect), 2 (the user can mend it) or 130 (Ctrl-C). `interrupted` says what to do then.
+        With `data_on_stdout`, messages go to stderr, so that another program can read what the action writes.
         """
-        set_up_console()
+        set_up_console(on_stderr=data_on_stdout)
         with exit_statuses(interrupted):
             text = action(self.read(sys.argv[1:]))
             sys.stdout.write(f"{text}\n" if text else "")
@@ -177,8 +186,14 @@ class CommandLine(Generic[Options]):
         if self.overrides:
             values["overrides"] = [each for each in free if "=" in each]
             free = [each for each in free if "=" not in each]
-        for name, word in self.places.items():
-            if free and name not in values:
+        waiting = {name: word for name, word in self.places.items() if name not in values}
+        needed = sum(word.required and not word.is_list for word in waiting.values())
+        for name, word in waiting.items():
+            if word.rules.leads and len(free) <= needed:
+                continue  # a word too few: it is this place that is left out
+            if word.rules.leads and not free[0]:
+                raise UserError(f"{name} is empty ({word.help})")
+            if free:
                 values[name], free = (free, []) if word.is_list else (word.value(free[0]), free[1:])
         if free:
             raise UserError(f"{free[0]!r} is one argument too many; {self._usage()}")
@@ -210,7 +225,7 @@ class CommandLine(Generic[Options]):
             if takes_any or not _LIKE_A_KEY.fullmatch(argument):
                 return "", ""
         there = f"; there are {', '.join(self.keys) or 'none'}"
-        place = next(iter(self._named.keys() - self.keys.keys()), "") if not dashed else ""
+        place = next((name for name in self._named if name not in self.keys), "") if not dashed else ""
         given = (
             f"; if it is no key, name its place: {shell_word('='.join((place, argument)))}"
             if place and not hint
@@ -220,7 +235,8 @@ class CommandLine(Generic[Options]):
 
     def _usage(self) -> str:
         words = [f"{name}=..." for name, word in self.keys.items() if word.required]
-        words += [f"{name.upper()}{' ...' * word.is_list}" for name, word in self.places.items()]
+        for name, word in self.places.items():
+            words.append(f"[{name.upper()}]" if word.rules.leads else f"{name.upper()}{' ...' * word.is_list}")
         return " ".join(["usage: python -m", self.name, *words, "[KEY=VALUE ...]"])
 
     def help(self) -> str:

@@ -18,7 +18,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from cft.config.advice import known_elsewhere, misfit, no_setting
 from cft.config.rules import LONGEST_NAME, require_valid
-from cft.config.schema import TEACHER, Config, ModelSettings
+from cft.config.schema import BASELINE, FIRST, TEACHER, Config, ModelSettings
 from cft.system.errors import UserError, first_line
 from cft.system.hub import last_part
 from cft.system.overrides import override as written
@@ -29,6 +29,13 @@ from cft.system.text import did_you_mean, shorten_words
 _VALUES_OF_A_RANGE = 10
 
 CONFIG_NAME = "config"
+
+# Groups that bring a section of another group, if any: its name, what it is, and a choice that brings one.
+_OPTIONAL = {
+    "distill": ("model", "teacher", "minilm"),
+    "baseline": ("model", "baseline", "minilm"),
+    "first": ("data", "first stage", "docstrings"),
+}
 
 
 def conf_folder() -> Path:
@@ -59,8 +66,22 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     if config.distill.model:
         teacher = _of_path(config.distill.model, TEACHER, keys)
         config = replace(config, distill=replace(config.distill, model=teacher))
+    if config.baseline.model:
+        beside = _of_path(config.baseline.model, BASELINE, keys)
+        config = replace(config, baseline=replace(config.baseline, model=beside))
+    fitted = [key for key in config.train.fitted if key not in keys | _set_by_experiment(overrides)]
+    config = replace(config, train=replace(config.train, fitted=fitted))
     require_valid(config)
     return config
+
+
+def _set_by_experiment(overrides: list[str]) -> set[str]:
+    """Keys that the chosen experiment gives a value of its own."""
+    choices = [override.partition("=")[2] for override in overrides if override.startswith("experiment=")]
+    if not choices:
+        return set()
+    path = conf_folder() / "experiment" / f"{choices[-1]}.yaml"
+    return set(flatten(typing.cast(dict, OmegaConf.to_container(OmegaConf.load(path))))) if path.exists() else set()
 
 
 def _of_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSettings:
@@ -130,6 +151,16 @@ def compose_config(overrides: list[str]) -> Config:
     return compose_job(overrides)
 
 
+def compose_model(choice: str) -> ModelSettings:
+    """The settings of a choice of conf/model, without a job around them.
+
+    Raises:
+        UserError: if there is no such choice, naming the nearest and all.
+    """
+    _require_choice("model", choice, all_groups()["model"])
+    return compose_job([f"model={choice}"]).model
+
+
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Every setting by its dotted key, as YAML has it; `settings` are nested dicts, as `to_plain` makes them."""
     flat: dict[str, str] = {}
@@ -164,10 +195,13 @@ def compose_job(overrides: list[str]) -> Config:
     Raises:
         UserError: if a value is missing, of another type, or one that no job could run with.
     """
-    of_teacher = [override for override in overrides if override.startswith(("distill.", f"model@{TEACHER}="))]
-    if of_teacher and compose_job([each for each in overrides if each not in of_teacher]).distill.model is None:
-        first = shorten_words(of_teacher[0])
-        raise UserError(f"{first}: there is no teacher to change; choose one first: distill=minilm {first}")
+    for group, (section, what, choice) in _OPTIONAL.items():
+        keys = (f"{group}.", f"{section}@{group}.{section}=")
+        given = [override for override in overrides if override.startswith(keys)]
+        without = [override for override in overrides if override not in given]
+        if given and getattr(getattr(compose_job(without), group), section) is None:
+            word = shorten_words(given[0])
+            raise UserError(f"{word}: there is no {what} to change; choose one first: {group}={choice} {word}")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
@@ -232,18 +266,17 @@ def _check_names(override: Override) -> None:
         return
     if override.is_add() or override.is_delete():
         raise UserError(f"{override.input_line}: keys cannot be added or removed, only set; leave out the + or ~")
-    if key == TEACHER and override.value() is not None:
+    if key == FIRST and override.value() is not None:
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write first=docstrings or first=nli")
+    if key in (TEACHER, BASELINE) and override.value() is not None:
         named = str(override.value()) in all_groups()["model"]
-        another = written(f"model@{TEACHER}" if named else f"{TEACHER}.path", override.value())
-        raise UserError(f"{override.input_line}: is a whole section, not a name; write distill=minilm {another}")
+        another = written(f"model@{key}" if named else f"{key}.path", override.value())
+        group = key.split(".")[0]
+        raise UserError(f"{override.input_line}: is a whole section, not a name; write {group}=minilm {another}")
     choices = all_groups()
     if key in choices:
         for choice in _choices_of(override):
-            if choice not in choices[key]:
-                may_be = ", ".join(choices[key])
-                raise UserError(
-                    f"{key}={choice}: no such choice; {key} may be {may_be}{nearest_names(choice, choices[key])}"
-                )
+            _require_choice(key, choice, choices[key])
         return
     names = all_keys()
     if key not in names:
@@ -254,6 +287,12 @@ def _check_names(override: Override) -> None:
             raise UserError(f"{key}: no such key{elsewhere}")
         guess = nearest_names(key, [*names, *choices])
         raise UserError(f"{key}: no such key{guess} Keys there: {', '.join(within)}.")
+
+
+def _require_choice(group: str, choice: str, there: list[str]) -> None:
+    if choice not in there:
+        may_be = ", ".join(there)
+        raise UserError(f"{group}={choice}: no such choice; {group} may be {may_be}{nearest_names(choice, there)}")
 
 
 def _choices_of(override: Override) -> list[str]:

@@ -20,7 +20,8 @@ from cft.system.tables import Row, as_markdown
 _ABOVE = re.compile(r"^ {4}# (?P<meaning>.+)\n {4}(?P<key>\w+): ", re.MULTILINE)
 _BESIDE = re.compile(r"^ {4}(?P<key>\w+): .+?  # (?P<meaning>.+)$", re.MULTILINE)
 
-_CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "ModelSettings": "like `model`"}
+_CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false"}
+_CALLED |= {"ModelSettings": "like `model`", "DataSettings": "like `data`"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def _written(value: object) -> str:
     """A value as YAML has it."""
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, dict):  # a section of another group, by that group's choice
+        return str(value.get("name", ""))
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value).replace("\n", "\\n")

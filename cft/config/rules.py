@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cft.config.schema import Config, DataSource, Quantization
+from cft.config.schema import Config, DataSource, EvalSource, Quantization
 from cft.system.errors import UserError
 from cft.system.overrides import override
 from cft.system.text import shorten_words
@@ -60,6 +60,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "data.train is not set: name your file, as in data.train=triplets.csv"
     if config.loss.hard_negatives and not data.negative_columns and data.source in (DataSource.hub, DataSource.files):
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
+    if config.first.data is not None and config.adapter is not None:
+        yield f"{override('adapter', config.adapter)} has had its first stage: leave it out, or write first=none"
+    if evaluation.source is EvalSource.none and not train.steps:
+        yield "eval=none with train.steps=0: nothing would be trained, and nothing scored"
     if evaluation.step is not None and not 1 <= evaluation.step <= train.steps:
         yield (
             f"eval.step={evaluation.step}: must be a step of the training, 1 to train.steps={train.steps}, or null for "

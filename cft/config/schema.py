@@ -4,6 +4,7 @@ The comment at a field is the key's explanation; docs/configuration.md is made o
 from these defaults. Other modules take these dataclasses, or plain values out of them, and never see OmegaConf.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +16,10 @@ PLACEHOLDER = "{text}"
 
 # The settings of the model that is learned from; None without a teacher.
 TEACHER = "distill.model"
+# The settings of the finished encoder whose scores stand beside the result's; None without one.
+BASELINE = "baseline.model"
+# The rows of a stage before the job's own; None without one.
+FIRST = "first.data"
 
 
 class Pooling(str, Enum):
@@ -114,11 +119,13 @@ class DataSource(str, Enum):
 
 
 class EvalSource(str, Enum):
-    """What an embedder is scored on: scored pairs, or queries that look for documents."""
+    """What an embedder is scored on: scored pairs, queries that look for documents, or nothing."""
 
+    none = "none"
     scenes = "scenes"
     docstrings = "docstrings"
     sts = "sts"
+    pairs = "pairs"
     retrieval = "retrieval"
     rows = "rows"
 
@@ -238,6 +245,17 @@ class DistillSettings:
 
 
 @dataclass
+class BaselineSettings:
+    """conf/baseline: a finished encoder that is scored on the same data, as it was published."""
+
+    model: ModelSettings | None = None  # the encoder, in the keys of the group model; null for none
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        yield from self.model.problems(BASELINE) if self.model else ()
+
+
+@dataclass
 class PromptSettings:
     """conf/prompt: the words around the text."""
 
@@ -302,6 +320,9 @@ class ScheduleSettings:
         if not 0 <= self.warmup_ratio < 1:
             yield f"schedule.warmup_ratio={self.warmup_ratio}: a share of the steps, at least 0 and below 1"
 
+
+# Settings that the data may choose (cft/job/fitting.py).
+FITTED = ("model.max_length", "train.batch_size", "train.epochs", "train.steps", "train.eval_every", "lr")
 
 # What data.delimiter calls the signs that shells and YAML make hard to type.
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -387,23 +408,50 @@ class DataSettings:
 
 
 @dataclass
+class FirstSettings:
+    """conf/first: general rows that a bare language model is trained on before the job's own."""
+
+    data: DataSettings | None = None  # the rows, in the keys of the group data; null for none
+    steps: int = 80  # updates at most, 1 or more
+    batch_size: int = 32  # triplets an update, 2 or more
+    lr: float = 2e-3  # learning rate at its peak, above 0
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with."""
+        if self.data is not None:
+            # the section speaks of its keys as the group data does
+            yield from (re.sub(r"\bdata([.=])", r"first.data\1", problem, count=1) for problem in self.data.problems())
+            if self.data.source is DataSource.files and self.data.train is None:
+                yield f"{FIRST}.train is not set: name the file, as in first.data.train=general.csv"
+        if self.steps < 1:
+            yield f"first.steps={self.steps}: must be 1 or more (first=none: no first stage)"
+        if self.batch_size < 2:
+            yield f"first.batch_size={self.batch_size}: in-batch negatives need at least 2"
+        if not 0 < self.lr <= 1:
+            yield f"first.lr={self.lr}: must be above 0 and at most 1"
+
+
+@dataclass
 class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    # scenes (generated), docstrings (of the standard library), sts, retrieval, or rows (held-out rows of data=files)
+    # scenes (generated), docstrings (of the standard library), sts, pairs (one's own), retrieval, rows (held-out rows
+    # of one's own), or none
     source: EvalSource = EvalSource.scenes
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
     sets: list[str] = field(default_factory=list)  # names of the sets; with a folder, any; for eval=sts and retrieval
+    # one's own pairs with graded or 0/1 scores: a file, or a list of them; only for eval=pairs
+    file: Any = None
     # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
-    # for eval=sts, retrieval and docstrings
+    # for eval=sts, pairs, retrieval and docstrings
     rows: int | None = None
     pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
     documents: int = 2000  # that held-out anchors look through, if the file has as many; only for eval=rows
-    # columns of the files in the folder: two sentences and their score; only for eval=sts
+    # columns of the files: two sentences and their score; only for eval=sts and pairs
     columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
     step: int | None = None  # the step of the training whose weights are scored; null for the last
 
@@ -412,14 +460,7 @@ class EvalSettings:
         if self.name == "triplets":
             yield "eval.name=triplets is what the score of the held-out triplets is called: choose another name"
         yield from _column_problems("eval.columns", self.columns)
-        if self.source not in (EvalSource.sts, EvalSource.retrieval):
-            if self.folder is not None:
-                yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
-            if self.rows is not None and self.source is not EvalSource.docstrings:
-                yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
-        elif not self.sets:
-            example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
-            yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
+        yield from self._problems_of_files()
         queries = self.source in (EvalSource.retrieval, EvalSource.docstrings)
         if self.rows is not None and self.rows < 2 and not queries:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
@@ -431,6 +472,27 @@ class EvalSettings:
             yield f"eval.documents={self.documents}: there is nothing to rank with fewer than 2"
         if not self.split or "/" in self.split:
             yield f"{override('eval.split', self.split)}: must be the name of a file in qrels, without its ending"
+
+    @property
+    def files(self) -> list[Any]:
+        """The names of `file`, texts if they are right."""
+        return self.file if isinstance(self.file, list) else [] if self.file is None else [self.file]
+
+    def _problems_of_files(self) -> Iterator[str]:
+        """Files, folders and sets that are not those of the source."""
+        in_sets = self.source in (EvalSource.sts, EvalSource.retrieval)
+        if self.folder is not None and not in_sets:
+            yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
+        if self.rows is not None and not in_sets and self.source not in (EvalSource.pairs, EvalSource.docstrings):
+            yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
+        if in_sets and not self.sets:
+            example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
+            yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"
+        named = all(isinstance(each, str) and each for each in self.files)
+        if self.source is EvalSource.pairs and (not self.files or not named):
+            yield f"{override('eval.file', self.file)}: name your scored pairs, as in eval.file=pairs.csv, or a list"
+        if self.source is not EvalSource.pairs and self.file is not None:
+            yield f"{override('eval.file', self.file)} would not be read: add eval=pairs"
 
 
 @dataclass
@@ -462,6 +524,9 @@ class TrainSettings:
     checkpoint_every: int = 20  # steps that a killed training repeats at most
     # steps whose weights are kept besides the last one's, to be scored by eval.step
     keep: list[int] = field(default_factory=list)
+    # settings that the data choose, of those that were not given: model.max_length, train.batch_size, train.epochs,
+    # train.steps, train.eval_every, lr
+    fitted: list[str] = field(default_factory=list)
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -487,6 +552,9 @@ class TrainSettings:
             yield f"train.eval_every={self.eval_every}: must be 0 (never) or more"
         if not all(1 <= step <= self.steps for step in self.keep):
             yield f"train.keep={self.keep}: must be steps of the training, 1 to train.steps={self.steps}"
+        unknown = [key for key in self.fitted if key not in FITTED]
+        if unknown:
+            yield f"{override('train.fitted', self.fitted)}: must be some of {', '.join(FITTED)}"
         if self.checkpoint_every < 1:
             yield f"train.checkpoint_every={self.checkpoint_every}: must be 1 or more"
 
@@ -499,8 +567,10 @@ class Config:
     lora: LoraSettings = field(default_factory=LoraSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
     prompt: PromptSettings = field(default_factory=PromptSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    first: FirstSettings = field(default_factory=FirstSettings)
     data: DataSettings = field(default_factory=DataSettings)
     eval: EvalSettings = field(default_factory=EvalSettings)
     logger: LoggerSettings = field(default_factory=LoggerSettings)

@@ -160,7 +160,7 @@ def _places(packages: Sequence[str] | None) -> dict[str, Path]:
     if not places:
         raise UserError(
             f"data=docstrings: none of {', '.join(names)} is installed beside cft; name packages that are, as in "
-            "data.packages=[flask,sqlalchemy]"
+            f"{override('data.packages', ['flask', 'sqlalchemy'])}"
         )
     return places
 

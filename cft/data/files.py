@@ -152,7 +152,7 @@ def read_scored_pairs(
 
 
 def stream_texts(
-    path: str | Path, *, column: str = "text", on_bad_row: BadRows = BadRows.RAISE
+    path: str | Path, *, column: str = "text", on_bad_row: BadRows = BadRows.RAISE, column_key: str = "column"
 ) -> Iterator[str | Skipped]:
     """Read texts, verbatim, one after the other, with the rows that were left out.
 
@@ -160,6 +160,7 @@ def stream_texts(
         path: the file, of rows or of plain lines.
         column: that holds the texts, where there are columns.
         on_bad_row: stop at a bad row, or leave it out.
+        column_key: the option that named the column, for messages.
 
     Raises:
         UserError: naming the file, row, column and remedy.
@@ -167,8 +168,8 @@ def stream_texts(
     source = Source(
         Path(path),
         "",
-        {column: "column"},
-        column_advice="Set column= to a column of the file",
+        {column: column_key},
+        column_advice=f"Set {column_key}= to a column of the file",
         row_advice="mend or drop it, or set on_bad_row=skip",
         plain=True,
     )

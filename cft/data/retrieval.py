@@ -27,7 +27,7 @@ from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
 from cft.system.overrides import override
-from cft.system.text import did_you_mean
+from cft.system.text import did_you_mean, printable, shorten
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,11 @@ _Judgement = tuple[str, str, int]  # ids of query and document, and the grade
 
 _ID, _TITLE, _TEXT = "_id", "title", "text"
 _QUERY, _DOCUMENT, _GRADE = "query-id", "corpus-id", "score"
+
+# Larger grades are slips; sums of them would not be exact.
+_LARGEST_GRADE = 1_000_000
+
+_ID_LENGTH = 80  # of an id in a message
 
 # Repositories and revisions as MTEB 2.26.24 pins them for the tasks of the same names; the small ones of NanoBEIR keep
 # their 50 queries in a split called train.
@@ -69,6 +74,10 @@ HUB_SETS = {
     )
 }
 
+# Of these, the sets in which MTEB leaves the document of the query's own id out of the ranking; in the others equal ids
+# mean nothing to it.
+WITHOUT_OWN_DOCUMENT = ("ArguAna", "FiQA2018")
+
 
 @dataclass(frozen=True)
 class RetrievalSet:
@@ -87,9 +96,11 @@ class RetrievalSet:
         """Of each query, the document that is left out of its ranking: that of the query's own id, if not judged.
 
         MTEB leaves it out too, where queries are documents (ArguAna). One that is judged is another text that only
-        has the same number.
+        has the same number. In MTEB's other sets, none is left out.
         """
-        known = set(self.document_ids)
+        if self.name in HUB_SETS and self.name not in WITHOUT_OWN_DOCUMENT:
+            return [None] * len(self.query_ids)
+        known = set(self.query_ids).intersection(self.document_ids)
         pairs = zip(self.query_ids, self.judgements, strict=True)
         return [query if query in known and query not in judged else None for query, judged in pairs]
 
@@ -116,27 +127,39 @@ def load_retrieval_sets(settings: EvalSettings) -> dict[str, RetrievalSet]:
 
 
 def make_set(
-    name: str, queries: Iterable[_Text], documents: Iterable[_Text], judgements: Iterable[_Judgement]
+    name: str,
+    queries: Iterable[_Text],
+    documents: Iterable[_Text],
+    judgements: Iterable[_Judgement],
+    place: Path | None = None,
 ) -> RetrievalSet:
     """Put a set together: only queries with judgements stay, in their order.
 
     Args:
-        name: what messages call it. queries, documents: ids, each once, with texts. judgements: at most one for each
-            pair of query and document.
+        name: what tables call it. queries, documents: ids, each once, with texts. judgements: at most one for each
+            pair of query and document. place: its folder, which messages name too.
 
     Raises:
         UserError: if there is nothing to find, or nothing to tell it from.
     """
+    where = f"the set {name} ({printable(str(place))})" if place else f"the set {name}"
     grades: dict[str, dict[str, int]] = {}
     for query, document, grade in judgements:
         grades.setdefault(query, {})[document] = grade
     judged = [(id, text) for id, text in queries if id in grades]
     kept = list(documents)
     if len(kept) < 2:
-        raise UserError(f"the set {name} has {len(kept)} documents: there is nothing to rank with fewer than 2")
-    if not any(grade > 0 for of_query in grades.values() for grade in of_query.values()):
-        raise UserError(f"no judgement of the set {name} is above 0: there is nothing to find")
+        documents_word = "document" if len(kept) == 1 else "documents"
+        raise UserError(f"{where} has {len(kept)} {documents_word}: there is nothing to rank with fewer than 2")
+    relevant = {id for of_query in grades.values() for id, grade in of_query.items() if grade > 0}
+    if not relevant:
+        raise UserError(f"no judgement of {where} is above 0: there is nothing to find")
     known = {id for id, _ in kept}
+    if relevant.isdisjoint(known):
+        raise UserError(
+            f"{where}: its corpus holds no document that is judged relevant, such as {_quoted(min(relevant))}: there "
+            "is nothing to find"
+        )
     absent = sum(document not in known for of_query in grades.values() for document in of_query)
     if absent:
         log.warning("%s: %d judged documents are not in the corpus; they count as not found", name, absent)
@@ -162,7 +185,10 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
         UserError: if no row is held out, or there is one document alone.
     """
     if not data.holdout:
-        raise UserError("eval=rows scores held-out rows, and there are none: raise data.holdout, or bring more rows")
+        raise UserError(
+            "eval=rows scores held-out rows, and there are none: raise data.holdout, bring more rows, or add "
+            "eval=none, which trains on all of them and scores nothing"
+        )
     ids: dict[str, str] = {}  # of documents, by their text without case, blanks and punctuation
     texts: list[str] = []
 
@@ -196,24 +222,24 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
 
 def _load(name: str, settings: EvalSettings) -> RetrievalSet:
     if settings.folder is None:
-        queries, documents, judgements = _from_hub(HUB_SETS[name])
+        place, (queries, documents, judgements) = None, _from_hub(HUB_SETS[name])
     else:
-        queries, documents, judgements = _from_folder(name, Path(settings.folder).expanduser(), settings.split)
+        place = _place_of(name, Path(settings.folder).expanduser())
+        queries, documents, judgements = _from_folder(name, place, settings.split)
     judged = {query for query, _, _ in judgements}
     queries = [query for query in queries if query[0] in judged]
     if settings.rows is not None and len(queries) > settings.rows:
         queries = [queries[number * len(queries) // settings.rows] for number in range(settings.rows)]
         kept = {id for id, _ in queries}
         judgements = [row for row in judgements if row[0] in kept]
-    return make_set(name, queries, documents, judgements)
+    return make_set(name, queries, documents, judgements, place)
 
 
 _Parts = tuple[list[_Text], list[_Text], list[_Judgement]]
 
 
-def _from_folder(name: str, folder: Path, split: str) -> _Parts:
-    """Queries, documents and judgements of a set's files."""
-    place = _place_of(name, folder)
+def _from_folder(name: str, place: Path, split: str) -> _Parts:
+    """Queries, documents and judgements of a set's files, which are in the folder `place`."""
     documents = _find(place, "corpus", name, f"{_ID}, {_TITLE} and {_TEXT}")
     queries = _find(place, "queries", name, f"{_ID} and {_TEXT}")
     qrels = _find(place / "qrels", split, name, f"{_QUERY}, {_DOCUMENT} and {_GRADE}", _other_splits(place))
@@ -222,7 +248,7 @@ def _from_folder(name: str, folder: Path, split: str) -> _Parts:
     return (
         of_queries,
         list(_read(documents, (_ID, _TEXT), _text_reader(titled=True), optional=(_TITLE,))),
-        list(_read(qrels, (_QUERY, _DOCUMENT, _GRADE), _judgement_reader(known, queries))),
+        list(_read(qrels, (_QUERY, _DOCUMENT, _GRADE), _judgement_reader(known, printable(str(queries))))),
     )
 
 
@@ -279,9 +305,16 @@ def _read(
         row_advice="mend or drop it",
         optional=optional,
     )
-    for row in stream_rows(source, convert, BadRows.RAISE):
-        assert not isinstance(row, Skipped)
-        yield row
+    rows = stream_rows(source, convert, BadRows.RAISE)
+    try:
+        for row in rows:
+            assert not isinstance(row, Skipped)
+            yield row
+    except UserError as error:
+        # Files of all sets have the same names: a row alone would not say which file it is in.
+        if not str(error).startswith("data row "):
+            raise
+        raise UserError(f"{printable(str(path.parent))}: {error}") from error
 
 
 def _text_reader(*, titled: bool) -> Callable[[dict[str, Any]], _Text]:
@@ -291,29 +324,35 @@ def _text_reader(*, titled: bool) -> Callable[[dict[str, Any]], _Text]:
     def read(cells: dict[str, Any]) -> _Text:
         id = id_of(cells, _ID, _ID)
         if id in seen:
-            raise BadRow(f"has the {_ID} {id!r} of a row before it; every text needs its own")
+            raise BadRow(f"has the {_ID} {_quoted(id)} of a row before it; every text needs its own")
         seen.add(id)
         return id, _joined(cells) if titled else text_of(cells, _TEXT, _TEXT)
 
     return read
 
 
-def _judgement_reader(queries: set[str], file: Path) -> Callable[[dict[str, Any]], _Judgement]:
-    """Reads judgements of known queries, which may be repeated but not contradicted."""
+def _judgement_reader(queries: set[str], where: str) -> Callable[[dict[str, Any]], _Judgement]:
+    """Reads judgements of known queries, which may be repeated but not contradicted; `where` these queries are."""
     seen: dict[tuple[str, str], int] = {}
 
     def read(cells: dict[str, Any]) -> _Judgement:
         query, document = id_of(cells, _QUERY, _QUERY), id_of(cells, _DOCUMENT, _DOCUMENT)
         grade = number_of(cells, _GRADE, _GRADE)
-        if grade != int(grade):
-            raise BadRow(f"has {grade:g} as {_GRADE!r}, which is not a whole number")
+        if grade != int(grade) or abs(grade) > _LARGEST_GRADE:
+            least = f", at most {_LARGEST_GRADE:,}" if grade == int(grade) else ""
+            raise BadRow(f"has {grade:g} as {_GRADE!r}, which is not a whole number{least}")
         if query not in queries:
-            raise BadRow(f"names the query {query!r}, which {file} does not hold")
+            raise BadRow(f"names the query {_quoted(query)}, which {where} does not hold")
         if seen.setdefault((query, document), int(grade)) != int(grade):
-            raise BadRow(f"gives {query!r} and {document!r} another score than a row before it")
+            raise BadRow(f"gives {_quoted(query)} and {_quoted(document)} another score than a row before it")
         return query, document, int(grade)
 
     return read
+
+
+def _quoted(id: str) -> str:
+    """An id in a message, which may be of any length."""
+    return repr(shorten(id, _ID_LENGTH))
 
 
 def _joined(cells: dict[str, Any]) -> str:
@@ -333,7 +372,7 @@ def _from_hub(entry: HubSet) -> _Parts:
     queries, documents = _text_reader(titled=False), _text_reader(titled=True)
     try:
         of_queries = [queries(row) for row in _hub_rows(entry, "queries")]
-        judgement = _judgement_reader({id for id, _ in of_queries}, Path(entry.repository))
+        judgement = _judgement_reader({id for id, _ in of_queries}, entry.repository)
         return (
             of_queries,
             [documents(row) for row in _hub_rows(entry, "corpus")],

@@ -586,26 +586,28 @@ def grade(first: Scene, second: Scene) -> float:
     5. A contradiction keeps 0.3 of it, so at most 1.5: one of the two is negated, the actions are opposites, or the
        roles are swapped. Opposites share no action, so they are graded as if the actions were the same.
     """
-    score = _shared(first, second)
+    score = shared = _shared(first, second)
     if first.negated != second.negated or first.action.opposite == second.action.name:
         score = _CONTRADICTED * _shared(first, replace(second, action=first.action))
     if first.has_swappable_roles and second.has_swappable_roles:
         # Both ways, because an actor weighs more than an object and a grade must not depend on the order.
         crossed = (_shared(first, _swapped(second)) + _shared(_swapped(first), second)) / 2
-        if crossed > _shared(first, second):
+        if crossed > shared:
             score = min(score, _CONTRADICTED * crossed)
     return round(score, 2)
 
 
 def _shared(first: Scene, second: Scene) -> float:
     """Steps 1 to 4 of `grade`."""
-    credit = {slot: _credit(slot, getattr(first, slot), getattr(second, slot)) for slot in _WEIGHTS}
+    credit: dict[str, float] = {}
     earned = weights = 0.0
-    for slot, weight in _WEIGHTS.items():
-        mentions = (getattr(first, slot) is not None) + (getattr(second, slot) is not None)
-        bearer = _BEARERS.get(slot)
-        weights += weight * mentions / 2
-        earned += weight * credit[slot] * (credit[bearer] if bearer else 1.0)
+    for slot, weight in _WEIGHTS.items():  # a part comes before what describes it
+        one, other = getattr(first, slot), getattr(second, slot)
+        weights += weight * ((one is not None) + (other is not None)) / 2
+        credit[slot] = _credit(slot, one, other)
+        if credit[slot]:
+            bearer = _BEARERS.get(slot)
+            earned += weight * credit[slot] * (credit[bearer] if bearer else 1.0)
     return 5 * earned / weights
 
 
@@ -613,7 +615,7 @@ def _credit(slot: str, first: object, second: object) -> float:
     """Step 2 of `grade`, for one part; 0 where a scene does not mention it."""
     if first is None or second is None:
         return 0.0
-    if first == second:
+    if first is second or first == second:
         return 1.0
     if isinstance(first, Noun) and isinstance(second, Noun):
         return _kinship(first, second)

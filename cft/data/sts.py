@@ -59,10 +59,12 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
     Raises:
         UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
     """
-    if settings.source not in (EvalSource.scenes, EvalSource.sts):
+    if settings.source not in (EvalSource.scenes, EvalSource.sts, EvalSource.pairs):
         return {}  # documents are looked for, no pairs scored
     if settings.source is EvalSource.scenes:
         return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
+    if settings.source is EvalSource.pairs:
+        return {path.name.split(".")[0]: _read_pairs(path, "eval.file", settings) for path in _own_files(settings)}
     if settings.folder is not None:
         folder = Path(settings.folder).expanduser()
         return {name: _read_set(name, folder, settings) for name in settings.sets}
@@ -79,15 +81,29 @@ def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
     return [pairs[index * len(pairs) // rows] for index in range(rows)]
 
 
+def _own_files(settings: EvalSettings) -> list[Path]:
+    """The files of `eval.file`, no two of one name."""
+    paths = [Path(name).expanduser() for name in dict.fromkeys(settings.files)]
+    names = [path.name.split(".")[0] for path in paths]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{override('eval.file', settings.files)}: two files are called {twice!r}; rename one of them")
+    return paths
+
+
 def _read_set(name: str, folder: Path, settings: EvalSettings) -> list[ScoredPair]:
-    """A set from its file, refused before a model is loaded if no embedder could be scored on it."""
-    path = _find_file(name, folder)
-    pairs = read_scored_pairs(path, columns=settings.columns)[0]
+    """A set from its file in the folder."""
+    return _read_pairs(_find_file(name, folder), "eval.folder", settings)
+
+
+def _read_pairs(path: Path, key: str, settings: EvalSettings) -> list[ScoredPair]:
+    """Pairs of a file, refused before a model is loaded if no embedder could be scored on them."""
+    pairs = read_scored_pairs(path, columns=settings.columns, key=key)[0]
     for warning in warnings_of_pairs(pairs):
         log.warning("%s: %s", printable(path.name), warning)
     thinned = thin_out(pairs, settings.rows)
     note = "" if len(thinned) == len(pairs) else f", thinned out by eval.rows={settings.rows}"
-    require_rankable([pair.score for pair in thinned], f"{name} ({override('eval.folder', path)}{note})")
+    require_rankable([pair.score for pair in thinned], f"{path.name.split('.')[0]} ({override(key, path)}{note})")
     return thinned
 
 

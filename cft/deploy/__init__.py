@@ -3,8 +3,8 @@
 __all__ = [
     "encode",  # a file's texts as vectors
     "export",  # a folder for sentence-transformers, transformers or PEFT
-    "load",  # an embedder by a folder or a name
+    "load",  # an embedder by a run's name, a choice of conf/model or a folder
     "mteb",  # what the package mteb evaluates
     "push",  # to the Hugging Face hub
-    "similar",  # a file's texts nearest to a query
+    "similar",  # search: a file's texts nearest to queries
 ]

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cft.deploy.load import EmbedderOptions, find_embedder, load_embedder
+from cft.deploy.load import EmbedderOptions, Source, find_source, load_embedder
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, write_json, write_text
 from cft.system.hub import may_be_repository
@@ -50,15 +50,16 @@ def export(options: ExportOptions) -> str:
     """
     if options.output.exists():
         raise UserError(f"{options.output} exists; name another folder")
-    run = find_embedder(options.run)
+    source = find_source(options.run, model=options.model, path=options.path, model_path=options.model_path)
     with staging_folder(options.output) as staging:
         scratch = staging / "export"
         scratch.mkdir()
         if options.format == "peft":
-            lines = _write_adapter(run, scratch, options)
+            lines = _write_adapter(source, scratch, options)
         else:
-            lines = _write_model(run, scratch, options)
-        _copy_card(run, scratch, options.format)
+            lines = _write_model(source, scratch, options)
+        if source.run:
+            _copy_card(source.run, scratch, options.format)
         os.rename(scratch, options.output)
     return "\n".join([f"written: {options.output}", *lines])
 
@@ -71,16 +72,21 @@ def _copy_card(run: Path, scratch: Path, form: str) -> None:
         write_text(scratch / FILE_NAME, for_reader((run / FILE_NAME).read_text(encoding="utf-8"), library=form))
 
 
-def _write_adapter(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
-    """The adapter alone with its contract; returns how it is loaded."""
-    from cft.model.contract import Contract
-    from cft.model.weights import ADAPTER_CONFIG, ADAPTER_FOLDER, ADAPTER_WEIGHTS
+def _write_adapter(
+    source: Source, scratch: Path, options: ExportOptions, embedder: "Embedder | None" = None
+) -> list[str]:
+    """The adapter alone with its contract; returns how it is loaded. `embedder` is what it gives, if it is loaded."""
+    from cft.model.adapters import fetch_adapter
+    from cft.model.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-    contract = Contract.load(run)
-    if not (run / ADAPTER_FOLDER / ADAPTER_WEIGHTS).exists():
-        raise UserError(f"{run} was trained whole (lora=none): there is no adapter; choose format=merged")
+    if source.trained is None:
+        raise UserError("a base model alone has no adapter; choose format=merged or format=sentence-transformers")
+    adapter = fetch_adapter(str(source.trained), None)
+    if adapter.config is None:
+        raise UserError(f"{source.trained} was trained whole (lora=none): there is no adapter; choose format=merged")
+    contract = adapter.contract or (embedder or load_embedder(**options.embedder)).contract
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        shutil.copy(run / ADAPTER_FOLDER / name, scratch / name)
+        shutil.copy(adapter.folder / name, scratch / name)
     (contract.with_template(options.prompt) if options.prompt else contract).save(scratch)
     suffix = ", ".join(map(str, contract.suffix_ids)) or "(none)"
     model = f'PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "{options.output}")'
@@ -128,11 +134,11 @@ def _name_base(scratch: Path, place: Path | None) -> None:
         write_json(scratch / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(place.absolute())})
 
 
-def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
+def _write_model(source: Source, scratch: Path, options: ExportOptions) -> list[str]:
     """What transformers or sentence-transformers load; returns how it was checked and how it is loaded."""
     from cft.deploy import portable
 
-    embedder = load_embedder(options.run, prompt=options.prompt, model_path=options.model_path)
+    embedder = load_embedder(**options.embedder)
     contract, output, tolerance = embedder.contract, options.output, _TOLERANCE
     if options.adapter == "keep":
         _check_base(embedder, options)
@@ -140,7 +146,7 @@ def _write_model(run: Path, scratch: Path, options: ExportOptions) -> list[str]:
     expected = portable.sample_vectors(embedder)
     portable.portable_tokenizer(embedder).save_pretrained(scratch)
     if options.adapter == "keep":
-        _write_adapter(run, scratch, options)
+        _write_adapter(source, scratch, options, embedder)
         _name_base(scratch, embedder.backbone.place)
         lines = [f"an adapter on {contract.model}, which sentence-transformers loads with it"]
     else:

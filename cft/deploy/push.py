@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cft.config.command_line import check_options
 from cft.deploy.export import ExportOptions, export
-from cft.deploy.load import EmbedderOptions, find_embedder
+from cft.deploy.load import PlaceOfBase, PromptWords, find_embedder
 from cft.system import secrets
 from cft.system.errors import UserError, first_line
 from cft.system.hub import may_be_repository
@@ -19,9 +20,10 @@ _TEXTS = (".md", ".json", ".jsonl", ".txt")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushOptions(EmbedderOptions):
+class PushOptions:
     """Send a finished embedder, with its model card, to a repository on the Hugging Face hub."""
 
+    run: Annotated[str, "the embedder: a run's folder, or the end of its name under outputs/"]
     repo: Annotated[str, "OWNER/NAME on the hub; made if it is not there"]
     format: Annotated[
         Literal["peft", "sentence-transformers"],
@@ -29,6 +31,12 @@ class PushOptions(EmbedderOptions):
     ] = "peft"
     private: Annotated[bool, "who may see a repository that is made"] = True
     dry_run: Annotated[bool, "only list what would be sent"] = False
+    prompt: PromptWords = ""
+    model_path: PlaceOfBase = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what Python code gives that no command line could."""
+        check_options(self)
 
 
 def push(options: PushOptions) -> str:

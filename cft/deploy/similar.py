@@ -1,63 +1,370 @@
-"""Search: the texts of a file that are nearest to a query."""
+"""Search: the texts of a file that are nearest to queries, exactly, whatever the number of texts.
 
-import heapq
+The file's texts are embedded once, into an index on disk that is named by embedder and texts; `cft.encode` writes the
+same vectors into a file of the user's own. Memory holds a few numbers a text, and a block of vectors.
+"""
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import re
+import shutil
 import sys
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
 
 from cft.config.command_line import Rules
-from cft.data.files import Skipped, stream_texts
+from cft.data.files import BadRows, Skipped, stream_texts
 from cft.data.texts import problem_of
+from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions, load_embedder
+from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.tables import Row
-from cft.system.text import shorten
+from cft.system.files import atomic_write, cache_folder, require_output
+from cft.system.text import counted, shorten
+
+if TYPE_CHECKING:
+    from cft.model.embedder import Embedder
+
+log = logging.getLogger(__name__)
 
 _LONGEST_SHOWN = 100  # characters of a text in the table
+_QUERIES = 1_024  # queries that are embedded at a time
+_ROWS = 65_536  # vectors that are copied at a time where some are left out
+_IN_MEMORY = 64_000_000  # bytes of a corpus; the texts of a larger one are on disk
+_KEY_BYTES = 16  # of a text's hash
+
+_ENDINGS = (".csv", ".tsv", ".jsonl")
+_COLUMNS = ("query", "rank", "cosine", "row", "text")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 @dataclass(frozen=True)
 class SimilarOptions(TextFileOptions):
-    """Show the texts of a file that are nearest to a query, by cosine. A file's vectors are kept for the next query."""
+    """Search a file: show its texts that are nearest to a query, by cosine.
 
-    query: Annotated[str, "a text"]
+    Without QUERY and queries=, queries are typed one after the other, or come through a pipe, one a line. A file's
+    vectors are kept for the next query.
+    """
+
     corpus: Annotated[Path, "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz) or .parquet"]
+    query: Annotated[str, "a text", Rules(leads=True)] = ""
     _: KW_ONLY
-    top: Annotated[int, "how many texts"] = 10
-    query_prompt: Annotated[str, "words around the query, if they differ from prompt="] = ""
+    queries: Annotated[str, "a file of queries instead, of the same kinds as CORPUS"] = ""
+    query_column: Annotated[str, "the column that holds the queries, in files that have columns"] = "text"
+    top: Annotated[int, "how many texts a query"] = 10
+    query_prompt: Annotated[str, "words around the queries, if they differ from prompt="] = ""
+    vectors: Annotated[str, "an .npy of CORPUS's vectors that cft.encode wrote; its embedder and texts are checked"] = (
+        ""
+    )
+    out: Annotated[
+        str, "a .csv, .tsv or .jsonl for query, rank, cosine, row and the whole text, instead of a table"
+    ] = ""
+    overwrite: Annotated[bool, "replace an out= that exists"] = False
     vector_cache_gb: Annotated[int, "disk for vectors of all files, in gigabytes; 0 keeps none", Rules(least=0)] = 2
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        if self.query and self.queries:
+            raise UserError("a query and queries= are both given; leave one out")
+        if not self.corpus.exists() and os.path.isfile(self.query):
+            raise UserError(f"{self.corpus}: no such file, but {self.query} is one; the query comes before the file")
 
-def nearest(options: SimilarOptions) -> list[Row]:
-    """A row a text, the nearest first: its cosine with the query, its row in the file, the text.
+
+class Hit(NamedTuple):
+    """A text that a query found."""
+
+    rank: int  # from 1
+    cosine: float
+    row: int  # of the file, from 1
+    text: str
+
+
+class _Corpus:
+    """The texts of a file: their content, their rows, and each of them by its number."""
+
+    def __init__(self, options: SimilarOptions) -> None:
+        """Read the file.
+
+        Raises:
+            UserError: naming a row that cannot be read.
+        """
+        # The system's folder for temporary files is TMPDIR.
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
+        self.digest = vectors.TextsDigest()
+        self._ends, self._rows = array("q", [0]), array("q")
+        keys, end = bytearray(), 0
+        rows = stream_texts(options.corpus, column=options.column, on_bad_row=options.on_bad_row)
+        for number, text in _usable(rows, str(options.corpus)):
+            keys += self.digest.add(text)[:_KEY_BYTES]
+            end += self._file.write(text.encode())
+            self._ends.append(end)
+            self._rows.append(number)
+        hashes = np.frombuffer(bytes(keys), dtype=f"V{_KEY_BYTES}")
+        self.distinct = np.sort(np.unique(hashes, return_index=True)[1])  # numbers of texts that stand nowhere before
+
+    def close(self) -> None:
+        """Remove the copy of the texts."""
+        self._file.close()
+
+    def row(self, number: int) -> int:
+        """The row of a text, by its number from 0."""
+        return self._rows[number]
+
+    def text(self, number: int) -> str:
+        """A text, by its number from 0."""
+        self._file.seek(self._ends[number])
+        return self._file.read(self._ends[number + 1] - self._ends[number]).decode()
+
+    def texts(self) -> Iterator[str]:
+        """All texts, in their order."""
+        return map(self.text, range(len(self._rows)))
+
+
+class Index:
+    """The texts of a file and their vectors, ready for queries."""
+
+    def __init__(self, corpus: _Corpus, documents: np.ndarray, queries: "Embedder", top: int) -> None:
+        """Put them together.
+
+        Args:
+            documents: (texts, D) unit vectors, perhaps on disk. queries: embeds queries. top: texts a query.
+        """
+        self._corpus, self._documents, self._queries, self._top = corpus, documents, queries, top
+
+    def search(self, queries: Sequence[str]) -> list[list[Hit]]:
+        """The nearest texts of each query, the nearest first; of equal texts the first row.
+
+        Raises:
+            UserError: if a query cannot be embedded.
+        """
+        from cft.evaluation.retrieval import TopDocuments
+
+        search, distinct = TopDocuments(self._queries.encode(queries), self._top), self._corpus.distinct
+        if len(distinct) == len(self._documents):
+            search.add(self._documents)
+        else:
+            for start in range(0, len(self._documents), _ROWS):
+                first, last = np.searchsorted(distinct, (start, start + _ROWS))
+                if last > first:
+                    search.add(self._documents[start : start + _ROWS][distinct[first:last] - start])
+        best = search.ranking()
+        return [
+            [self._hit(rank, int(distinct[place]), cosine) for rank, (place, cosine) in enumerate(row, start=1)]
+            for row in map(zip, best.documents.tolist(), best.scores.tolist())
+        ]
+
+    def _hit(self, rank: int, number: int, cosine: float) -> Hit:
+        return Hit(rank, cosine, self._corpus.row(number), self._corpus.text(number))
+
+
+@contextlib.contextmanager
+def open_index(options: SimilarOptions) -> Iterator[Index]:
+    """Read the corpus, load the embedder, and find or make the vectors.
 
     Raises:
-        UserError: if the query is empty, a text cannot be read, or the embedder cannot be had.
+        UserError: if a text cannot be read, the embedder cannot be had, or `vectors` are of others.
     """
-    problem = problem_of(options.query)
-    if problem:
-        raise UserError(f"the query {problem}")
-    rows = stream_texts(options.corpus, column=options.column, on_bad_row=options.on_bad_row)
-    first_row: dict[str, int] = {}  # of each distinct text
+    with contextlib.ExitStack() as stack:
+        corpus = stack.enter_context(contextlib.closing(_Corpus(options)))
+        embedder = load_embedder(**options.embedder, device=options.device)
+
+        from cft.config.schema import Role
+
+        documents, queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
+        record = vectors.VectorsRecord.of(documents, corpus.digest)
+        if options.vectors:
+            found = vectors.open_vectors(Path(options.vectors).expanduser(), record, str(options.corpus))
+        else:
+            found = _kept_or_made(documents, corpus, record, stack, options.vector_cache_gb)
+        if options.query_prompt:
+            queries = embedder.with_template(options.query_prompt)
+        yield Index(corpus, np.asarray(found), queries, options.top)
+
+
+def _kept_or_made(
+    embedder: "Embedder", corpus: _Corpus, record: vectors.VectorsRecord, stack: contextlib.ExitStack, gigabytes: int
+) -> np.ndarray:
+    """The vectors of a corpus, out of the cache if they are there."""
+    from cft.evaluation.vector_cache import make_room
+
+    # Beside the vectors that evaluations keep, and under the same limit.
+    root = cache_folder() / "vectors"
+    folder = root / digest([record.name, embedder.device.type])
+    if gigabytes:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("vectors are not kept in %s (%s)", root, error.strerror or error)
+            gigabytes = 0
+    if not gigabytes:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    target = folder / "index.npy"
+    if target.exists():
+        with contextlib.suppress(OSError):  # a shared cache may be read-only
+            os.utime(folder)  # by which `make_room` knows when it was used
+        try:
+            return vectors.open_vectors(target, record, "")
+        except UserError:
+            log.warning("%s is damaged: its vectors are computed again", target)
+            shutil.rmtree(folder, ignore_errors=True)
+    with vectors.in_blocks(target, record) as blocks:
+        blocks.embed(embedder, corpus.texts())
+        blocks.write_npy()
+    if embedder.texts_cut:
+        sys.stderr.write(vectors.cut_message(embedder))
+    found = vectors.open_vectors(target, record, "")
+    if gigabytes:
+        make_room(root, int(gigabytes * 1e9))  # what is open stays readable
+    return found
+
+
+def search_file(options: SimilarOptions) -> str:
+    """Answer every query: with a table on stdout, as soon as it is there, or with rows of a file.
+
+    Returns:
+        What was written into a file; nothing otherwise.
+
+    Raises:
+        UserError: if there is no query, one cannot be embedded, the output is in the way, or as `open_index` does.
+    """
+    out = Path(options.out).expanduser() if options.out else None
+    if out:
+        require_output(out, _ENDINGS, overwrite=options.overwrite)
+    queries = _queries(options)
+    with open_index(options) as index:
+        if out:
+            return _write(out, index, queries)
+        if _at_prompt(options):
+            sys.stderr.write("type a query; an empty line ends\n")
+        single = bool(options.query) or _at_prompt(options)
+        for query in queries:
+            try:
+                (hits,) = index.search([query])
+            except UserError as error:
+                if not _at_prompt(options):
+                    raise
+                sys.stderr.write(f"cft: {error}\n")
+                continue
+            heading = "" if single else f"{_shown(query)}\n"
+            sys.stdout.write(f"{heading}{_table(hits)}\n" + "\n" * (not options.query))
+            sys.stdout.flush()
+    return ""
+
+
+def _write(out: Path, index: Index, queries: Iterator[str]) -> str:
+    """A row for each query and text; returns what was written, in words."""
+    asked = rows = 0
+    with atomic_write(out) as scratch, scratch.open("w", encoding="utf-8", newline="") as stream:
+        write = _row_writer(stream, out.suffix)
+        while block := list(islice(queries, _QUERIES)):
+            for query, hits in zip(block, index.search(block), strict=True):
+                for hit in hits:
+                    write((query, hit.rank, round(hit.cosine, 6), hit.row, hit.text))
+                rows += len(hits)
+            asked += len(block)
+    return f"{counted(asked, 'query', 'queries')}, {counted(rows, 'row')}: {out}"
+
+
+def _row_writer(stream: IO[str], ending: str) -> Callable[[tuple[Any, ...]], Any]:
+    if ending == ".jsonl":
+        return lambda row: stream.write(json.dumps(dict(zip(_COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+    writer = csv.writer(stream, delimiter="\t" if ending == ".tsv" else ",")
+    writer.writerow(_COLUMNS)
+    return writer.writerow
+
+
+def _table(hits: Sequence[Hit]) -> str:
+    """The hits of one query for a terminal."""
+    width = max(len("row"), *(len(str(hit.row)) for hit in hits))
+    lines = [f"cosine  {'row'.rjust(width)}  text"]
+    lines += [f"{hit.cosine:6.4f}  {hit.row:>{width}}  {_shown(hit.text)}" for hit in hits]
+    return "\n".join(lines)
+
+
+def _shown(text: str) -> str:
+    """A text on one line, without what would move a terminal's cursor."""
+    return shorten(" ".join(_CONTROLS.sub(" ", text).split()), _LONGEST_SHOWN)
+
+
+def _usable(rows: Iterator[str | Skipped], name: str) -> Iterator[tuple[int, str]]:
+    """The texts among rows with their numbers from 1; how many were left out is said on stderr."""
+    skipped = 0
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Skipped):
-            first_row.setdefault(row, number)
-    embedder = load_embedder(options.run, prompt=options.prompt, device=options.device, model_path=options.model_path)
+        if isinstance(row, Skipped):
+            skipped += 1
+        else:
+            yield number, row
+    if skipped:
+        sys.stderr.write(f"{name}: {counted(skipped, 'row')} left out\n")
 
-    from cft.config.schema import Role
-    from cft.evaluation.vector_cache import CachedEncoder
-    from cft.job.plan import RECIPE
 
-    texts = list(first_row)
-    documents, queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
-    encoder = CachedEncoder(documents, gigabytes=options.vector_cache_gb, version=RECIPE)
-    vectors = encoder.encode(texts, progress="embedding" if sys.stderr.isatty() else None)
-    if options.query_prompt:
-        queries = embedder.with_template(options.query_prompt)
-    cosines = vectors @ queries.encode([options.query])[0]
-    table: list[Row] = [("cosine", "row", "text")]
-    for i in heapq.nlargest(options.top, range(len(texts)), key=lambda i: cosines[i]):
-        text = shorten(" ".join(texts[i].split()), _LONGEST_SHOWN)
-        table.append((f"{cosines[i]:.4f}", str(first_row[texts[i]]), text))
-    return table
+def _at_prompt(options: SimilarOptions) -> bool:
+    """Whether queries are typed."""
+    return not (options.query or options.queries) and sys.stdin is not None and sys.stdin.isatty()
+
+
+def _queries(options: SimilarOptions) -> Iterator[str]:
+    """Every query; those of a file are checked before anything is loaded."""
+    if options.query:
+        problem = problem_of(options.query)
+        if problem:
+            raise UserError(f"the query {problem}")
+        return iter([options.query])
+    if options.queries:
+
+        def rows() -> Iterator[str | Skipped]:
+            return stream_texts(
+                options.queries,
+                column=options.query_column,
+                on_bad_row=options.on_bad_row,
+                column_key="query_column",
+            )
+
+        for _ in _usable(rows(), options.queries):
+            pass
+        return (row for row in rows() if not isinstance(row, Skipped))
+    return _typed() if _at_prompt(options) else _piped(options.on_bad_row)
+
+
+def _typed() -> Iterator[str]:
+    """What is typed at a terminal, until an empty line."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # input() then knows the arrow keys
+
+    while True:
+        try:
+            line = input("query: ") if sys.stdout.isatty() else sys.stdin.readline().rstrip("\n")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line
+
+
+def _piped(on_bad_row: BadRows) -> Iterator[str]:
+    """The lines of stdin, each as soon as it is there."""
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin or (), start=1):
+            query = line.rstrip("\r\n")
+            problem = problem_of(query)
+            if not problem:
+                yield query
+            elif on_bad_row is BadRows.RAISE:
+                raise UserError(f"the query on line {number} of stdin {problem}; drop it, or set on_bad_row=skip")
+    except UnicodeDecodeError as error:
+        raise UserError(f"line {number + 1} of stdin is not valid UTF-8 ({error.reason})") from error
+    if not number:
+        raise UserError("there is no query: give one in quotes, a file by queries=FILE, or lines on stdin")

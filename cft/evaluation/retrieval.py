@@ -1,7 +1,8 @@
 """Retrieval: exact search, and how high each query finds its relevant documents.
 
-All documents are compared with all queries, block by block: whatever the number of documents, only the best of each
-query are kept. Measures are trec_eval's. Among equal scores the document with the greater id comes first, as there.
+All documents are embedded and compared with all queries block by block: whatever their number, only a block's vectors
+and the best documents of each query are in memory. Measures are trec_eval's. Among equal scores the document with the
+greater id comes first, as there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -97,14 +98,18 @@ class TopDocuments:
 def _keys(scores: np.ndarray, first: int) -> np.ndarray:
     """Scores (q, n) with the documents' numbers from `first` on, as whole numbers of the same order, no two equal."""
     bits = (scores + np.float32(0)).view(np.int32)  # the sum makes zeros of one sign
-    ordered = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
-    numbers = np.arange(first, first + scores.shape[1], dtype=np.int64)
-    return (ordered << np.int64(32)) | (np.int64(0xFFFFFFFF) - numbers)
+    keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
+    keys <<= np.int64(32)
+    keys |= np.int64(0xFFFFFFFF) - np.arange(first, first + scores.shape[1], dtype=np.int64)
+    return keys
 
 
 def _largest(keys: np.ndarray, count: int) -> np.ndarray:
-    """The largest of each row, in any order."""
-    return keys if keys.shape[1] <= count else np.partition(keys, -count, axis=1)[:, -count:]
+    """The largest of each row, in any order; the others are not kept in memory. The order of `keys` is changed."""
+    if keys.shape[1] <= count:
+        return keys
+    keys.partition(-count, axis=1)
+    return keys[:, -count:].copy()  # a view would hold all of them
 
 
 def evaluate_retrieval(
@@ -118,15 +123,34 @@ def evaluate_retrieval(
         data: the set. queries, documents: turn texts into unit vectors (n, D), each under the prompt of its role.
     """
     # In the order in which trec_eval ranks equal scores: by id, the greatest first.
-    order = sorted(range(len(data.documents)), key=lambda number: data.document_ids[number], reverse=True)
+    descending = sorted(range(len(data.documents)), key=data.document_ids.__getitem__, reverse=True)
+    order = np.array(descending, dtype=np.int64)
+    del descending  # a million Python numbers
     search = TopDocuments(queries(data.queries), DEPTH + 1)
     for start in range(0, len(order), _EMBEDDED):
-        search.add(documents([data.documents[number] for number in order[start : start + _EMBEDDED]]))
+        search.add(documents([data.documents[number] for number in order[start : start + _EMBEDDED].tolist()]))
     best = search.ranking()
-    ranked = Ranking(np.array(order, dtype=np.int64)[best.documents], best.scores)
-    number_of = {id: number for number, id in enumerate(data.document_ids)}
-    left_out = [-1 if id is None else number_of[id] for id in data.own_document]
+    ranked = Ranking(order[best.documents], best.scores)
+    own = data.own_document
+    named = {id for grades in data.judgements for id in grades}.union(id for id in own if id is not None)
+    number_of = {id: number for number, id in enumerate(data.document_ids) if id in named}
+    left_out = [-1 if id is None else number_of[id] for id in own]
     return score(_without(ranked, left_out), [_numbered(grades, number_of) for grades in data.judgements])
+
+
+def guessing(data: RetrievalSet) -> np.ndarray:
+    """Expected nDCG@10 (queries,) of documents in random order, from 0 to 1."""
+    number_of = {id: number for number, id in enumerate(data.document_ids)}
+    documents = [len(number_of) - (own is not None) for own in data.own_document]
+    discounts = (1 / np.log2(np.arange(2, 12))).cumsum()  # of the first 1, 2, ... 10 places
+    scores = np.zeros(len(data.queries))
+    for row, (grades, count) in enumerate(zip(data.judgements, documents, strict=True)):
+        gains = sorted((grade for grade in grades.values() if grade > 0), reverse=True)
+        here = sum(grade for id, grade in grades.items() if grade > 0 and id in number_of)
+        ideal = float(_gain(np.array([_padded(gains, 10)]))[0])
+        if ideal > 0:
+            scores[row] = here / count * discounts[min(10, count) - 1] / ideal
+    return scores
 
 
 def save_retrieval(folder: Path, found: dict[str, RetrievalScores]) -> None:

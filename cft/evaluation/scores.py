@@ -53,10 +53,14 @@ class Evaluation:
     retrieval: dict[str, RetrievalScores] = field(default_factory=dict)  # by set, where queries look for documents
 
     @property
+    def by_set(self) -> dict[str, float]:
+        """The score of every set: Spearman x 100, or nDCG@10 x 100 where documents are looked for."""
+        return {name: found.means[HEADLINE] for name, found in self.retrieval.items()} or self.scores
+
+    @property
     def headline(self) -> float:
-        """The mean over the sets: of Spearman x 100, or of nDCG@10 x 100 where documents are looked for."""
-        found = [scores.means[HEADLINE] for scores in self.retrieval.values()]
-        return float(np.mean(found)) if found else self.mean
+        """The mean over the sets of either; NaN without sets."""
+        return float(np.mean(list(self.by_set.values()))) if self.by_set else float("nan")
 
     @property
     def mean(self) -> float:
@@ -214,13 +218,19 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
     return float(spearmanr(cosines, scores).statistic) * 100
 
 
-def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *, seconds: float) -> None:
-    """Write an evaluation, the contract it was made under and its duration; METRICS comes last."""
+def save_evaluation(folder: Path, evaluation: Evaluation, contract: Contract, *, data: str, seconds: float) -> None:
+    """Write an evaluation, the contract it was made under and its duration; METRICS comes last.
+
+    Args:
+        folder: of the evaluation. contract: with the prompts that were used. data: digest of what was scored, whatever
+            the prompt. seconds: that it took.
+    """
     by_set = {f"set/{name}": cosines for name, cosines in evaluation.cosines.items()}
     write_arrays(folder / COSINES, {"positives": evaluation.positives, "negatives": evaluation.negatives, **by_set})
     if evaluation.retrieval:
         save_retrieval(folder, evaluation.retrieval)
-    write_record(folder / METRICS, {**evaluation.record(), "contract": asdict(contract), "seconds": round(seconds, 1)})
+    facts = {"contract": asdict(contract), "data": data, "seconds": round(seconds, 1)}
+    write_record(folder / METRICS, evaluation.record() | facts)
 
 
 def load_evaluation(folder: Path) -> Evaluation | None:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ class CachedEncoder:
         if not self._limit:
             return self._embedder.encode(texts, progress=progress)
         keys = {text: _key(text) for text in texts}
-        vectors = self._load()
+        vectors = self._load(set(keys.values()))
         new = [text for text, key in keys.items() if key not in vectors]
         if len(new) < len(keys):
             log.info("%d of %d texts were embedded before by this very embedder", len(keys) - len(new), len(keys))
@@ -73,20 +73,23 @@ class CachedEncoder:
             vectors |= zip((keys[text] for text in new), fresh, strict=True)
         return np.stack([vectors[keys[text]] for text in texts])
 
-    def _load(self) -> dict[bytes, np.ndarray]:
-        """Every vector of this embedder, by key. Damaged parts are removed."""
+    def _load(self, wanted: Collection[bytes]) -> dict[bytes, np.ndarray]:
+        """The vectors of these keys that are kept; of others, none stays in memory. Damaged parts are removed."""
         vectors: dict[bytes, np.ndarray] = {}
-        for path in sorted(self._folder.glob("*.npy")):
+        paths = sorted(self._folder.glob("*.npy"))
+        for path in paths:
             part = _read(path)
             if part is None:
                 log.warning("%s is damaged: its vectors are computed again", path)
                 with contextlib.suppress(OSError):
                     path.unlink()
                 continue
-            vectors |= zip((key.tobytes() for key in part["key"]), part["vector"], strict=True)
-        if vectors:
+            kept = {key.tobytes(): row for row, key in enumerate(part["key"])}
+            found = [key for key in wanted if key in kept]
+            vectors |= zip(found, part["vector"][[kept[key] for key in found]], strict=True)  # a copy
+        if paths:
             with contextlib.suppress(OSError):  # a shared cache may be read-only
-                os.utime(self._folder)  # by which `_make_room` knows when it was used
+                os.utime(self._folder)  # by which `make_room` knows when it was used
         return vectors
 
     def _save(self, keys: list[bytes], vectors: np.ndarray) -> None:
@@ -97,7 +100,7 @@ class CachedEncoder:
         try:
             with atomic_write(self._folder / f"{_content(part)}.npy") as scratch, scratch.open("wb") as stream:
                 np.save(stream, part, allow_pickle=False)
-            _make_room(self._folder.parent, self._limit)
+            make_room(self._folder.parent, self._limit)
         except OSError as error:
             log.warning("vectors are not kept in %s (%s)", self._folder, error.strerror or error)
 
@@ -119,8 +122,8 @@ def _read(path: Path) -> np.ndarray | None:
         return None
 
 
-def _make_room(root: Path, limit: int) -> None:
-    """Remove the embedders not used for longest until the rest fits."""
+def make_room(root: Path, limit: int) -> None:
+    """Remove the folders not used for longest until the rest fits into so many bytes."""
     sizes = {}
     for folder in root.iterdir():
         with contextlib.suppress(OSError):  # another process may be making room too

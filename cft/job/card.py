@@ -11,7 +11,7 @@ from cft.config.schema import Config, DataSource
 from cft.data.sts import NINE_SETS
 from cft.data.training_data import NLI_REPOSITORY
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample
+from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample, resample_means
 from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import METRICS, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
@@ -129,8 +129,12 @@ def _retrieval_result(name: str, score: float) -> EvalResult:
 def _intervals(folder: Path) -> dict[str, Interval]:
     """95% intervals of the scores, by set and over all; none for sets that are too small."""
     evaluation = load_evaluation(folder)
-    if evaluation is None or not evaluation.scores:
+    if evaluation is None:
         return {}
+    if evaluation.retrieval:
+        by_set = {name: found.measures[HEADLINE] for name, found in evaluation.retrieval.items()}
+        drawn = resample_means([by_set], resamples=_RESAMPLES)
+        return {name: drawn.interval(0, name) for name in drawn.names if len(by_set.get(name, ())) >= LEAST_PAIRS}
     large = [name for name in evaluation.scores if len(evaluation.cosines[name]) >= LEAST_PAIRS]
     if not large:
         return {}
@@ -154,7 +158,7 @@ def _scores(entry: dict, intervals: dict[str, Interval]) -> list[Row]:
         table.append((name, f"{score['pairs']:,}", *points, texts.get(name, "")))
     for name, found in after.get("retrieval", {}).items():
         points = (f"{before['retrieval'][name][HEADLINE]:.2f}", f"{found[HEADLINE]:.2f}")
-        table.append((f"{name}, nDCG@10", f"{found['queries']:,}", *points, ""))
+        table.append((f"{name}, nDCG@10", f"{found['queries']:,}", *points, texts.get(name, "")))
     if len(after["sets"]) > 1:
         table.append(("mean over sets", "", f"{before['mean']:.2f}", f"{after['mean']:.2f}", texts.get(MEAN, "")))
     return table

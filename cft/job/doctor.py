@@ -13,13 +13,14 @@ from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
 from cft.data.records import Triplet, noun_of
 from cft.data.training_data import TrainingData
 from cft.job.lengths import find_cut
-from cft.job.plan import InputCache
+from cft.job.outlook import outlook, seconds_a_step
+from cft.job.plan import InputCache, fitted
 from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, pool, token_budget_on
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.memory import available_bytes
-from cft.system.tables import Row, as_text
+from cft.system.tables import Row, as_lines, as_text
 from cft.system.text import byte_size
 from cft.training import memory
 from cft.training.contrastive import texts_of
@@ -69,8 +70,12 @@ def examine(config: Config) -> tuple[str, bool]:
         UserError: for whatever the user can mend.
     """
     trains = config.train.steps > 0
+    inputs = InputCache()
+    data = _data(config, inputs) if trains else None
+    config = fitted(config, data, inputs)
+    if data:
+        plan_steps(config.train, data)  # too few rows for a batch are refused here as they would be there
     start = find_starting_point(config)
-    data = _data(config) if trains else None
     triplets = list(data.triplets[: config.train.batch_size]) if data else []
     base = start.load(config, trainable=trains)
     embedder = base.with_prompts(config.prompt.in_evaluation)
@@ -97,15 +102,13 @@ def examine(config: Config) -> tuple[str, bool]:
     return "\n\n".join(parts), all(check.holds for check in checks)
 
 
-def _data(config: Config) -> TrainingData | None:
+def _data(config: Config, inputs: InputCache) -> TrainingData | None:
     """The training data; None if they cannot be had here."""
     try:
-        data = InputCache().data(config.data)
+        return inputs.data(config.data)
     except UserError as error:
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
         return None
-    plan_steps(config.train, data)  # too few rows for a batch are refused here as they would be there
-    return data
 
 
 def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
@@ -118,10 +121,8 @@ def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
         warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch))
         lines += [("  suspicious", warning) for warning in warnings]
     cut = find_cut(embedder, data.triplets)
-    share = f"{cut.texts / cut.of:.1%} of the texts are" if cut.texts else "no text is"
-    sample = "" if cut.triplets == len(data.triplets) else f", by {cut.triplets:,} {noun}"
-    lines.append(("  cut", f"{share} longer than model.max_length={cut.max_length} tokens{sample}"))
-    return _aligned(lines)
+    seconds = seconds_a_step(embedder, config, data)
+    return f"{as_lines(lines)}\n\n{outlook(config, data, plan_steps(config.train, data), cut, seconds)}"
 
 
 def _model(embedder: Embedder, config: Config) -> str:
@@ -151,7 +152,7 @@ def _model(embedder: Embedder, config: Config) -> str:
     else:
         kind = "prefix trees, exact by trial" if batching.causal else "one row without padding, exact by trial"
     lines += [("batches", kind), ("device", _kernels(embedder))]
-    return _aligned(lines)
+    return as_lines(lines)
 
 
 def _kernels(embedder: Embedder) -> str:
@@ -177,7 +178,7 @@ def _contract(embedder: Embedder) -> str:
     layer = "the last layer" if contract.layer is None else f"layer {contract.layer}"
     how = "our EOS" if contract.append_eos else "the tokenizer's own"
     fast = "fast" if getattr(tokenizer, "is_fast", False) else "in Python"
-    return "the contract\n" + _aligned(
+    return "the contract\n" + as_lines(
         [
             (
                 "  tokenizer",
@@ -208,7 +209,7 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
     where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
     if targets is not None and targets.is_partial:
         where += f" (only the rows of {' and '.join(targets.roles)})"
-    return _aligned([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
+    return as_lines([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
 
 
 def _memory(
@@ -311,8 +312,3 @@ def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
     states, layout = padded_states(embedder.model, embedder.tokenize(texts), embedder.backbone.batching)
     return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
-
-
-def _aligned(lines: list[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in lines)

@@ -1,5 +1,6 @@
 """Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,21 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from cft.evaluation.retrieval import HEADLINE  # noqa: E402
 from cft.evaluation.scores import Evaluation  # noqa: E402
+from cft.job.run_folder import development_scores  # noqa: E402
+from cft.job.verdicts import Baseline  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
+BESIDE = "#c98a1b"
 ENTAILED, CONTRADICTED = "#2a9d5c", "#c8553d"
+
+_DPI = 150
 
 
 def scores(before: Evaluation, after: Evaluation) -> Figure:
@@ -42,16 +50,19 @@ def scores(before: Evaluation, after: Evaluation) -> Figure:
     return figure
 
 
-def recall(before: Evaluation, after: Evaluation) -> Figure:
-    """Share of the relevant documents among the first k, over k, before and after; a panel a set."""
+def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = None) -> Figure:
+    """Share of the relevant documents among the first k, over k, before, after and by a baseline; a panel a set."""
     names = list(after.retrieval)
     figure, panels = plt.subplots(
         1, len(names), figsize=(1.5 + 3.6 * len(names), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, name in zip(panels[0], names, strict=True):
-        for evaluation, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        lines = [(before, BEFORE, "before", "-"), (after, AFTER, "after", "-")]
+        lines += [(baseline.evaluation, BESIDE, baseline.name, "--")] if baseline else []
+        for evaluation, colour, label, style in lines:
             curve = 100 * evaluation.retrieval[name].recall
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linewidth=2, label=label)
+            places = np.arange(1, len(curve) + 1)
+            axes.plot(places, curve, color=colour, linewidth=2, label=label, linestyle=style)
         axes.set_xscale("log")
         axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axes.set_ylim(0, 100)
@@ -68,14 +79,13 @@ def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figu
     """Cosines of held-out anchors with their entailments and their contradictions, before and after; `of` whom."""
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
     lowest = min(float(e.negatives.min()) for e in (before, after))
-    bins = np.linspace(min(0.0, lowest), 1.0, 51)
+    # one outline for all bars: a patch for each takes a second to draw
+    bars: dict[str, Any] = {"bins": np.linspace(min(0.0, lowest), 1.0, 51), "alpha": 0.65, "histtype": "stepfilled"}
     for axes, evaluation, title in zip(
         panels, (before, after), ("before", f"{of}, after" if of else "after"), strict=True
     ):
-        axes.hist(evaluation.positives, bins=bins, color=ENTAILED, alpha=0.65, label="entailment (positive)")
-        axes.hist(
-            evaluation.negatives, bins=bins, color=CONTRADICTED, alpha=0.65, label="contradiction (hard negative)"
-        )
+        axes.hist(evaluation.positives, color=ENTAILED, label="entailment (positive)", **bars)
+        axes.hist(evaluation.negatives, color=CONTRADICTED, label="contradiction (hard negative)", **bars)
         axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
         axes.set_ylabel("triplets")
         clean(axes)
@@ -88,17 +98,23 @@ def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figu
 def training(history: Sequence[dict]) -> Figure:
     """Loss over the steps and, where it was measured, the development score."""
     steps = [row for row in history if row["event"] == "step"]
-    dev = [row for row in history if row["event"] == "dev" and row["spearman"] is not None]
+    dev = development_scores(history)
+    measure = "Spearman" if any(row.get("spearman") is not None for row in history) else "nDCG@10"
     figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    axes.plot([row["step"] for row in steps], [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    places = [row["step"] for row in steps]
+    axes.plot(places, [row["loss"] for row in steps], color=BEFORE, linewidth=1.2)
+    if steps and all("candidates" in row for row in steps):
+        guessed = [math.log(row["candidates"]) for row in steps]
+        axes.plot(places, guessed, color=BEFORE, linewidth=1, linestyle=":")
+        axes.annotate("guessing", (places[0], guessed[0]), xytext=(0, 3), textcoords="offset points", fontsize=8)
     axes.set_xlabel("step")
     axes.set_ylabel("InfoNCE loss, nats")
     axes.set_ylim(bottom=0)
     clean(axes)
     if dev:
         other = axes.twinx()
-        other.plot([row["step"] for row in dev], [row["spearman"] for row in dev], "o-", color=AFTER)
-        other.set_ylabel("development Spearman × 100", color=AFTER)
+        other.plot(*zip(*dev, strict=True), "o-", color=AFTER)
+        other.set_ylabel(f"development {measure} × 100", color=AFTER)
         other.spines[["top", "left"]].set_visible(False)
     return figure
 
@@ -148,15 +164,17 @@ def clean(axes: Axes) -> None:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as SVG and PNG and close it; equal figures give equal bytes. Returns both paths."""
-    paths = []
+    # Not by savefig, which lays a figure out and draws it twice for every file.
+    figure.set_dpi(_DPI)
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     with matplotlib.rc_context({"svg.hashsalt": "cft"}):
-        for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            path = folder / f"{name}.{kind}"
-            with atomic_write(path) as part:
-                figure.savefig(part, format=kind, dpi=150, metadata=metadata)
-            paths.append(path)
+        with atomic_write(png) as part:
+            FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
+        figure.set_layout_engine("none")  # what was laid out for the one stays for the other
+        with atomic_write(svg) as part:
+            FigureCanvasSVG(figure).print_svg(part, metadata={"Date": None})
     plt.close(figure)
-    return paths
+    return [svg, png]
 
 
 def layers(scores: dict[str, np.ndarray], mean: np.ndarray, poolings: Sequence[str], title: str) -> Figure:

@@ -22,8 +22,10 @@ from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
+from cft.job.fitting import fit
 from cft.job.run_folder import RunFolder
 from cft.job.start import StartingPoint, choose_device, find_starting_point
+from cft.model.adapters import fetch_adapter
 from cft.model.sources import ModelFiles, fetch
 from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError, renaming_keys
@@ -244,6 +246,25 @@ class InputCache:
         return self._once(settings, lambda: fetch(settings))
 
 
+def fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Config:
+    """The configuration with the settings that the data choose; what was chosen is said.
+
+    Args:
+        config: the job. data: to train on; None where nothing is trained, or they cannot be had. inputs: data and
+            models that were loaded.
+    """
+    scored = config.eval.source is EvalSource.rows and not config.train.steps
+    rows = data or (inputs.data(config.data) if scored else None)
+    if not config.train.fitted or rows is None:
+        return config
+    adapter = fetch_adapter(config.adapter, config.adapter_revision).contract if config.adapter else None
+    found = fit(config, rows, lambda: inputs.files(config.model), adapter=adapter, trains=data is not None)
+    log.info("chosen by the data; each can be given instead:")
+    for reason in found.reasons:
+        log.info("  %s", reason)
+    return found.config
+
+
 def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     """Load a job's data and fetch its base model, so that its folders are known.
 
@@ -259,8 +280,9 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
-    if data is None and config.data.train is not None:
+    if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
+    config = fitted(config, data, inputs)
     steps = plan_steps(config.train, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(

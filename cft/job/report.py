@@ -3,19 +3,22 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cft.config.schema import DataSource, EvalSource
 from cft.data.retrieval import RetrievalSet
-from cft.evaluation.bootstrap import MEAN, resample_means
-from cft.evaluation.retrieval import HEADLINE, MEASURES, RetrievalScores
+from cft.evaluation import pairs
+from cft.evaluation.bootstrap import TOO_FEW, Difference
+from cft.evaluation.retrieval import MEASURES, RetrievalScores
 from cft.evaluation.scores import Evaluation
 from cft.job import figures
 from cft.job.card import HUB, write_card
 from cft.job.plan import Plan
 from cft.job.run_folder import RunFolder
 from cft.job.tracking import Result
+from cft.job.verdicts import MEAN_ROW, Baseline, Comparison, compare
 from cft.system.files import read_json, sealed, write_json, write_text
 from cft.system.overrides import shell_word
 from cft.system.tables import Row, as_markdown, as_text
@@ -23,7 +26,8 @@ from cft.system.text import shorten
 
 log = logging.getLogger(__name__)
 
-_MEAN = "mean over sets"
+# A training that ends above this share of the loss of guessing has learned next to nothing.
+_GUESSED = 0.95
 
 # Queries that are shown, and characters of each text.
 _EXAMPLES, _EXAMPLE_LENGTH = 3, 100
@@ -43,13 +47,16 @@ def report_base(plan: Plan, before: Evaluation) -> None:
     _log_files(folder, [])
 
 
-def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result:
+def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline: Baseline | None) -> Result:
     """Print and write the before/after table, its pictures, the run's summary and its model card."""
     config, folder = plan.config, plan.scores_folder(plan.result)
-    table = comparison(before, after)
+    compared = compare(before, after, pairs.read(folder), plan.retrieval, baseline)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
-    _log_table(plan, table, title)
-    parts = [f"# {title}", as_markdown(table)]
+    _log_table(plan, compared.table, title)
+    said = [*compared.sentences, *_said_of_loss(plan)]
+    for sentence in said:
+        log.info("%s\n", sentence)
+    parts = [f"# {title}", as_markdown(compared.table), *said]
     if plan.retrieval:
         shown = examples(plan.retrieval, before, after)
         log.info("%s\n", shown)
@@ -58,11 +65,11 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
     if config.eval.source is EvalSource.docstrings:
         documents = (text for each in plan.retrieval.values() for text in each.documents)
         write_text(folder / DOCUMENTS, "".join(f"{text}\n" for text in documents))
-    _write_summary(plan, folder.name, before, after)
+    _write_summary(plan, folder.name, before, after, compared)
     write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
     pictures = figures.save(figures.scores(before, after), folder, "scores") if before.scores else []
     if plan.retrieval:
-        pictures += figures.save(figures.recall(before, after), folder, "recall")
+        pictures += figures.save(figures.recall(before, after, baseline), folder, "recall")
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
     if plan.training.is_finished:
@@ -70,36 +77,47 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation) -> Result
     _log_files(folder, pictures)
     log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
     return Result(
-        scores=_by_name(before, after),
-        table=table,
+        scores=_by_name(before, after, baseline),
+        table=compared.table,
         pictures={path.stem: path for path in pictures if path.suffix == ".png"},
         step=plan.stop_at,
         adapter=plan.scored.adapter,
+        outcome=_outcome(plan, before, after, compared),
     )
 
 
-def _by_name(before: Evaluation, after: Evaluation) -> dict[str, float]:
-    sides = {"before": before, "after": after}
+def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Comparison) -> str:
+    """What came out, in one line."""
+    if compared.change is None:
+        return f"trained, not scored ({plan.result})"
+    change, unit = compared.change, "nDCG@10" if plan.retrieval else "mean"
+    said = f"{change} {change.verdict}" if change.verdict != TOO_FEW else TOO_FEW
+    line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {said}"
+    return f"{line} ({plan.result})"
+
+
+def _said_of_loss(plan: Plan) -> list[str]:
+    """That the training ended where it began, at the loss of guessing, if it did."""
+    steps = [row for row in plan.training.history() if row["event"] == "step"][: plan.stop_at]
+    last = steps[-max(1, len(steps) // 10) :]
+    if not last:
+        return []
+    loss, candidates = (float(np.mean([row[key] for row in last])) for key in ("loss", "candidates"))
+    if loss < _GUESSED * np.log(candidates):
+        return []
+    return [
+        f"the training ended at a loss of {loss:.2f}, and guessing among its {candidates:.0f} candidates has "
+        f"{np.log(candidates):.2f}: it has learned next to nothing; raise lr or train.steps"
+    ]
+
+
+def _by_name(before: Evaluation, after: Evaluation, baseline: Baseline | None) -> dict[str, float]:
+    sides = {"before": before, "after": after, **({baseline.name: baseline.evaluation} if baseline else {})}
     scores = {f"{side}/{name}": score for side, result in sides.items() for name, score in result.scores.items()}
     for side, result in sides.items():
         for name, found in result.retrieval.items():
             scores |= {f"{side}/{name}/{measure}": value for measure, value in found.means.items()}
     return scores | {f"{side}/mean": result.headline for side, result in sides.items()}
-
-
-def comparison(before: Evaluation, after: Evaluation) -> list[Row]:
-    """The before/after table, its header first."""
-    if after.retrieval:
-        return _comparison_of_queries(before, after)
-    table: list[Row] = [("set", "pairs", "before", "after", "change")]
-    for name, score in before.scores.items():
-        table.append((name, str(len(before.cosines[name])), *_change(score, after.scores[name])))
-    if len(before.scores) > 1:
-        table.append((_MEAN, "", _overall(before), _overall(after), f"{after.mean - before.mean:+.2f}"))
-    if before.triplet_accuracy is not None and after.triplet_accuracy is not None:
-        shares = _change(100 * before.triplet_accuracy, 100 * after.triplet_accuracy)
-        table.append(("held-out triplets in order, %", str(len(before.positives)), *shares))
-    return table
 
 
 def scores(evaluation: Evaluation) -> list[Row]:
@@ -110,27 +128,12 @@ def scores(evaluation: Evaluation) -> list[Row]:
     table: list[Row] = [("set", "pairs", "score")]
     table += [(name, str(len(evaluation.cosines[name])), f"{score:.2f}") for name, score in evaluation.scores.items()]
     if len(evaluation.scores) > 1:
-        table.append((_MEAN, "", _overall(evaluation)))
+        table.append((MEAN_ROW, "", _overall(evaluation)))
     return table
 
 
 def _row_of(name: str, found: RetrievalScores) -> Row:
     return name, f"{len(found.first):,}", *(f"{found.means[key]:.2f}" for key in MEASURES)
-
-
-def _comparison_of_queries(before: Evaluation, after: Evaluation) -> list[Row]:
-    """nDCG@10 by set, with the 95% interval of the change over the queries, and what may be said of it."""
-    drawn = resample_means(
-        [{name: found.measures[HEADLINE] for name, found in side.retrieval.items()} for side in (after, before)]
-    )
-    (changes,) = drawn.differences([(0, 1)])
-    table: list[Row] = [("set", "queries", "before", "after", "change", "after is")]
-    for name in drawn.shown:
-        column = drawn.names.index(name)
-        scores = [f"{drawn.values[place, column]:.2f}" for place in (1, 0)]
-        count = "" if name == MEAN else f"{len(after.retrieval[name].first):,}"
-        table.append((_MEAN if name == MEAN else name, count, *scores, str(changes[name]), changes[name].verdict))
-    return table
 
 
 def all_measures(before: Evaluation, after: Evaluation) -> list[Row]:
@@ -169,7 +172,7 @@ def _change(before: float, after: float) -> Row:
     return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
 
 
-def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evaluation) -> None:
+def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evaluation, compared: Comparison) -> None:
     """Enter one evaluation into the run's summary, beside those under other prompts or on other data."""
     path = plan.scored.file(RunFolder.SCORES)
     summary = read_json(path) if path.exists() else {}
@@ -179,8 +182,15 @@ def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evalu
         "prompt": plan.config.prompt.eval_template,
         "before": before.record(),
         "after": after.record(),
+        **({"change": _plain(compared.change)} if compared.change else {}),
+        **({"beside": {compared.baseline: _plain(compared.lead)}} if compared.lead else {}),
     }
     write_json(path, {name: sealed(entry) for name, entry in summary.items()})
+
+
+def _plain(difference: Difference) -> dict[str, Any]:
+    """A difference as plain data."""
+    return {"value": difference.value, "low": difference.low, "high": difference.high, "verdict": difference.verdict}
 
 
 def _log_table(plan: Plan, table: list[Row], title: str) -> None:

@@ -1,11 +1,13 @@
 """A training's folder: every file name in it, and its records as dataclasses."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cft.evaluation.retrieval import HEADLINE
 from cft.model.contract import FILE_NAME as CONTRACT
-from cft.model.weights import ADAPTER_FOLDER
+from cft.model.sources import ADAPTER_FOLDER
 from cft.system.digest import sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import append_line, atomic_write, read_json, read_record, write_json, write_record
@@ -15,6 +17,13 @@ from cft.training import checkpoint
 def evaluation_name(folder: str) -> str:
     """The name of an evaluation out of its folder's, which ends in a digest."""
     return folder.rsplit("-", 1)[0]
+
+
+def development_scores(history: Sequence[dict]) -> list[tuple[int, float]]:
+    """Steps and development scores of a history: of scored pairs, else of the documents that were found."""
+    rows = [(row["step"], row["spearman"], row.get(HEADLINE)) for row in history if row["event"] == "dev"]
+    scores = [(step, spearman if spearman is not None else found) for step, spearman, found in rows]
+    return [(step, score) for step, score in scores if score is not None]
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,7 @@ class RunFolder:
 
     def development_scores(self) -> list[tuple[int, float]]:
         """Steps and development scores of a finished training; empty while it is not finished or has none."""
-        rows = [row for row in self.history() if row["event"] == "dev"]
-        return [(row["step"], row["spearman"]) for row in rows if row["spearman"] is not None]
+        return development_scores(self.history())
 
     def cost(self, *, batch_size: int, stop_at: int) -> Cost | None:
         """What the steps up to `stop_at` took, `batch_size` triplets each; None without a history."""

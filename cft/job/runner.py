@@ -11,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cft.config.schema import Config, LoggerKind
+from cft.config.schema import (
+    BASELINE,
+    BaselineSettings,
+    Config,
+    DistillSettings,
+    EvalSettings,
+    EvalSource,
+    FirstSettings,
+    LoggerKind,
+    LoggerSettings,
+    PromptSettings,
+)
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.report import report_base, report_training, say_next
@@ -20,17 +31,21 @@ from cft.job.scoring import score
 from cft.job.start import choose_device
 from cft.job.tracking import Job, Tracker, tracking
 from cft.job.training_stage import TrainingStage, require_enough_triplets, require_trainable
+from cft.job.verdicts import Baseline
 from cft.model.embedder import Embedder
 from cft.system import secrets
 from cft.system.digest import digest, to_plain
 from cft.system.disk import require_writable
-from cft.system.distributed import SINGLE_PROCESS, join_world
-from cft.system.errors import UserError
+from cft.system.distributed import SINGLE_PROCESS, World, join_world
+from cft.system.errors import UserError, renaming_keys
 from cft.system.files import exclusive_lock, write_json
 from cft.system.logs import log_file
 from cft.training.trainer import RowCallback, train
 
 log = logging.getLogger(__name__)
+
+# Passes over the rows of a first stage, which its steps bound.
+_ENDLESS = 10**6
 
 # Beside scores that were reported to the job's tracker; written last, so that a killed job reports them again.
 REPORTED = "reported.json"
@@ -53,11 +68,12 @@ def run(
     Raises:
         UserError: for whatever the user can mend.
     """
+    inputs = inputs or InputCache()
     world = join_world(choose_device(config.device))
     with world.main_process_first():
         if world.is_main:
             require_writable(Path(config.outputs))
-        plan = make_plan(config, inputs)
+        plan = make_plan(_after_first_stage(config, inputs, world), inputs)
     with _Models(plan) as models:
         if plan.data is None:
             return _score_base_alone(plan, models) if world.is_main else ""
@@ -82,11 +98,12 @@ def run(
             models.release()
             after = score(plan, plan.result, lambda: models.tuned, "the result")
             _require_effect(plan, before, after)
-            tracker.finish(report_training(plan, before, after))
+            result = report_training(plan, before, after, score_baseline(plan, inputs))
+            tracker.finish(result)
             if alone:
                 say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
-    return f"mean {before.headline:.2f} before, {after.headline:.2f} after ({plan.result})"
+    return result.outcome
 
 
 def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
@@ -108,6 +125,30 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
             stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, on_row])
             stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
     return plan.folder
+
+
+def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Config:
+    """The job on top of its first stage, which is trained if it was not yet; the job itself if it has none."""
+    first = config.first
+    if first.data is None or not config.train.steps:
+        return config
+    if world.size > 1:
+        raise UserError("a first stage runs on one process: write first=none, and name that stage's run by adapter")
+    config = make_plan(config, inputs).config  # the first stage reads as long texts as the second will
+    train = replace(config.train, steps=first.steps, batch_size=first.batch_size, accumulation=1, epochs=_ENDLESS)
+    stage = replace(
+        config,
+        data=first.data,
+        train=replace(train, keep=[], eval_every=0),
+        lr=first.lr,
+        first=FirstSettings(),
+        eval=EvalSettings(name="none", source=EvalSource.none),
+        logger=LoggerSettings(kind=LoggerKind.none),
+    )
+    log.info("the first stage: %d steps on %s", first.steps, first.data.name)
+    folder = train_only(stage, inputs)
+    log.info("the second stage, from %s", folder)
+    return replace(config, adapter=str(folder), first=FirstSettings())
 
 
 class _Models:
@@ -140,6 +181,32 @@ class _Models:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def score_baseline(plan: Plan, inputs: InputCache) -> Baseline | None:
+    """Scores of the job's baseline on the job's data, without a prompt; None if it has none, or starts from it."""
+    model, config = plan.config.baseline.model, plan.config
+    if model is None or not (plan.sets or plan.retrieval) or (model == config.model and not plan.start.adapter):
+        return None
+    alone = replace(
+        config,
+        model=model,
+        distill=DistillSettings(),
+        baseline=BaselineSettings(),
+        prompt=PromptSettings(),
+        train=replace(config.train, steps=0, keep=[]),
+        eval=replace(config.eval, step=None),
+        adapter=None,
+        adapter_revision=None,
+    )
+    try:
+        with renaming_keys(BASELINE):
+            beside = make_plan(alone, inputs)
+            with _Models(beside) as models:
+                return Baseline(model.name, score(beside, beside.base_folder, lambda: models.base, model.name))
+    except UserError as error:
+        log.warning("no baseline (baseline=none leaves it out): %s", error)
+        return None
 
 
 def _score_base_alone(plan: Plan, models: _Models) -> str:

@@ -3,16 +3,21 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from cft.config.compose import all_keys, flatten, nearest_names
+from cft.config.compose import all_keys, compose_config, flatten, nearest_names
+from cft.config.schema import PLACEHOLDER, EvalSource, Prompts
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import MEAN, resample, resample_means, undefined_note
+from cft.evaluation.bootstrap import MEAN, Resamples, resample, resample_means, undefined_note
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
-from cft.evaluation.retrieval import HEADLINE, load_retrieval
+from cft.evaluation.retrieval import HEADLINE, MEASURES, load_retrieval
 from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
+from cft.model.contract import FILE_NAME as CONTRACT
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json
+from cft.system.overrides import overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import checkpoint
@@ -133,42 +138,117 @@ def compare_runs(left: Path, right: Path) -> str:
         if values[0] != values[1] and not key.startswith(_WITHOUT_INFLUENCE):
             rows.append((key, *values))
     parts = [as_text(rows) if len(rows) > 1 else "the settings are the same"]
-    shared = {path.name for path in _evaluations(left)} & {path.name for path in _evaluations(right)}
-    parts += [_compare_evaluation(name, left, right) for name in sorted(shared)]
+    shared = _shared(left, right)
+    parts += [_compare_evaluation(*folders, (left.name, right.name)) for folders in shared]
     if not shared:
-        parts.append("no evaluation that both have: score them on the same sets under the same prompt")
+        parts.append(_how_to_share(left, right))
     return "\n\n".join(parts)
 
 
+def _shared(left: Path, right: Path) -> list[tuple[Path, Path]]:
+    """Evaluations of two runs on the same data: under the same prompt, or else as each run will be used."""
+    by_name = [{path.name: path for path in _evaluations(run)} for run in (left, right)]
+    found = [(by_name[0][name], by_name[1][name]) for name in sorted(set(by_name[0]) & set(by_name[1]))]
+    known = {_data_of(folder) for folder, _ in found}
+    by_data: list[dict[str, list[Path]]] = [{}, {}]
+    for side, folders in zip(by_data, by_name, strict=True):
+        for folder in folders.values():
+            side.setdefault(_data_of(folder), []).append(folder)
+    common = sorted(set(by_data[0]) & set(by_data[1]) - known)
+    return found + [(_as_used(by_data[0][data], left), _as_used(by_data[1][data], right)) for data in common]
+
+
+def _data_of(folder: Path) -> str:
+    """What an evaluation was made on, by content; records of older versions have only the folder's name."""
+    return read_json(folder / METRICS).get("data") or folder.name
+
+
+def _prompts_of(record: dict) -> Prompts:
+    return Prompts(record.get("template", PLACEHOLDER), record.get("query_template"), record.get("document_template"))
+
+
+def _as_used(folders: list[Path], run: Path) -> Path:
+    """Of a run's evaluations on the same data, that under the prompt which it was saved with; else the newest."""
+    folders = sorted(folders, key=lambda folder: (folder / METRICS).stat().st_mtime)
+    saved = _prompts_of(read_json(run / CONTRACT)) if (run / CONTRACT).exists() else None
+    fitting = [folder for folder in folders if _prompts_of(read_json(folder / METRICS).get("contract") or {}) == saved]
+    return (fitting or folders)[-1]
+
+
+def _how_to_share(left: Path, right: Path) -> str:
+    """What to do where two runs have no evaluation in common: the command that makes one."""
+    for judged, other in ((left, right), (right, left)):
+        settings = [RunFolder(run).file(RunFolder.CONFIG) for run in (judged, other)]
+        if not all(path.exists() for path in settings):
+            continue
+        of_judged, of_other = map(read_json, settings)
+        evaluation = of_judged.get("eval", {})
+        if evaluation.get("source") in (None, EvalSource.rows.value, EvalSource.none.value):
+            continue
+        wanted = of_other | {"eval": evaluation, "outputs": str(other.parent)}
+        return (
+            f"no evaluation that both have; this one scores {other.name} as {judged.name} was scored:\n\n"
+            f"    python -m cft.run {overrides(_differing(wanted))}"
+        )
+    return (
+        "no evaluation that both have: score them on the same data, as by eval=retrieval eval.folder=FOLDER (queries, "
+        "documents and judgements) or eval=sts"
+    )
+
+
+def _differing(settings: dict[str, Any], usual: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
+    """Settings, by dotted key, that are not what they are without being given; of a second model, all."""
+    usual = to_plain(compose_config([])) if usual is None else usual
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict) and isinstance(usual.get(key), dict):
+            found |= _differing(value, usual[key], f"{prefix}{key}.")
+        elif value != usual.get(key) and not isinstance(value, dict):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def _evaluations(folder: Path) -> list[Path]:
-    return [path.parent for path in folder.glob(f"{RunFolder.EVALUATIONS}/*/{pairs.FILE_NAME}")]
+    scored = folder.glob(f"{RunFolder.EVALUATIONS}/*/{pairs.FILE_NAME}")
+    return [path.parent for path in scored if (path.parent / METRICS).exists()]
 
 
-def _compare_evaluation(name: str, left: Path, right: Path) -> str:
-    """One evaluation's table: both scores, the first minus the second as in studies, and the verdict."""
-    folders = [folder / RunFolder.EVALUATIONS / name for folder in (left, right)]
-    if (folders[0] / QUERIES).exists():
-        sides = [{key: each.measures[HEADLINE] for key, each in load_retrieval(folder).items()} for folder in folders]
-        drawn, noun, unit = resample_means(sides), "queries", ", nDCG@10"
+def _compare_evaluation(left: Path, right: Path, names: tuple[str, str]) -> str:
+    """One evaluation's tables: both scores, the first minus the second as in studies, and the verdict."""
+    folders, others = (left, right), []
+    if (left / QUERIES).exists():
+        found = [load_retrieval(folder) for folder in folders]
+        drawn = resample_means([{key: each.measures[HEADLINE] for key, each in side.items()} for side in found])
+        rest = [
+            {f"{key}, {name}": each.measures[name] for key, each in side.items() for name in MEASURES[1:]}
+            for side in found
+        ]
+        others = [_table(resample_means(rest), names, mean=False)]
+        noun, unit = "queries", ", nDCG@10"
     else:
-        data = pairs.read(folders[0])
+        data = pairs.read(left)
         drawn = resample([[_load(folder).cosines] for folder in folders], data.scores, data.identity)
         noun, unit = "different pairs", ""
-    (differences,) = drawn.differences([(0, 1)])
-    rows: list[Row] = [("set", left.name, right.name, "first − second", "the first is")]
-    for key in drawn.shown:
-        difference = differences[key]
-        scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
-        rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
-    prompt = (read_json(folders[0] / METRICS).get("contract") or {}).get("template", "")
+    prompts = [_prompts_of(read_json(folder / METRICS).get("contract") or {}) for folder in folders]
+    under = f"prompt {prompts[0]}" if prompts[0] == prompts[1] else f"prompts {prompts[0]} and {prompts[1]}"
     stands_on = (
         f"on {max(drawn.pairs):,} {noun} of the {'largest ' if len(drawn.names) > 2 else ''}set; one training "
         "each, so that another seed may turn a verdict round"
     )
-    note = undefined_note(differences.values())
-    return f"{name}{unit}, prompt {prompt!r}, first minus second, {stands_on}\n\n{as_text(rows)}" + (
-        f"\n{note}" * bool(note)
-    )
+    note = undefined_note(drawn.differences([(0, 1)])[0].values())
+    text = f"{left.name}{unit}, {under}, first minus second, {stands_on}\n\n{_table(drawn, names)}"
+    return "\n\n".join([f"{text}\n{note}" if note else text, *others])
+
+
+def _table(drawn: Resamples, names: tuple[str, str], *, mean: bool = True) -> str:
+    """Both scores, their difference and its verdict, a row a set; all differences are corrected together."""
+    (differences,) = drawn.differences([(0, 1)])
+    rows: list[Row] = [("set", *names, "first − second", "the first is")]
+    for key in drawn.shown if mean else drawn.names[:-1]:
+        difference = differences[key]
+        scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
+        rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
+    return as_text(rows)
 
 
 def _load(folder: Path) -> Evaluation:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from cft.config.schema import Role
+import numpy as np
+
+from cft.config.schema import EvalSource, Role
 from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet
-from cft.evaluation import pairs
+from cft.evaluation import overlap, pairs
 from cft.evaluation.retrieval import RetrievalScores, evaluate_retrieval
 from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
@@ -17,6 +19,7 @@ from cft.job.lengths import warn_of_cut
 from cft.job.plan import RECIPE, Plan
 from cft.job.run_folder import evaluation_name
 from cft.model.embedder import Embedder
+from cft.system.digest import digest
 from cft.system.files import exclusive_lock
 
 log = logging.getLogger(__name__)
@@ -29,8 +32,14 @@ def score(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) 
         plan: the job. owner: the embedder's folder. embedder: loads it, if anything must be scored. what: its name in
             messages.
     """
-    scores = _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets)
-    pairs.write_once(plan.scores_folder(owner), plan.sets, plan.data if owner != plan.base_folder else None)
+    if plan.sets or plan.retrieval:
+        scores = _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets)
+    else:
+        scores = Evaluation({}, {}, np.empty(0, np.float32), np.empty(0, np.float32))
+    folder, trained_on = plan.scores_folder(owner), plan.data if owner != plan.base_folder else None
+    pairs.write_once(folder, plan.sets, trained_on)
+    if trained_on and plan.config.eval.source is not EvalSource.rows:  # whose documents are the training's on purpose
+        overlap.report(folder, pairs.read(folder).seen or {}, plan.retrieval, trained_on)
     if not plan.holdout:
         return scores
     order = _score(plan, plan.triplets_folder(owner), embedder, what, triplets=plan.holdout)
@@ -65,7 +74,8 @@ def _score(
         found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}
         scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
         scores = replace(scores, texts_cut=cut, retrieval=found)
-        save_evaluation(folder, scores, prompted.contract, seconds=time.perf_counter() - began)
+        data = digest([sets, triplets, {name: each.content for name, each in looked_for.items()}])
+        save_evaluation(folder, scores, prompted.contract, data=data, seconds=time.perf_counter() - began)
         return scores
 
 

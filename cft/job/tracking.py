@@ -29,7 +29,7 @@ _PATIENCE = 60
 
 _COLUMNS = (
     "event step loss accuracy candidates lr gradient_norm tokens nodes seconds triplets_per_second tokens_per_second "
-    "tokens_saved spearman"
+    "tokens_saved spearman ndcg@10"
 ).split()
 
 
@@ -55,6 +55,7 @@ class Result:
     pictures: dict[str, Path]  # by name
     step: int  # of the training, whose weights were scored
     adapter: Path  # folder of the weights
+    outcome: str  # in one line
 
 
 class Tracker:

@@ -9,10 +9,13 @@ import torch
 
 from cft.config.schema import TEACHER, Config
 from cft.data.records import noun_of
+from cft.data.retrieval import RetrievalSet, rows_as_set
+from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.job import figures
 from cft.job.lengths import Cut, find_cut
-from cft.job.plan import Plan
+from cft.job.outlook import outlook, seconds_a_step
+from cft.job.plan import DATA_SEED, Plan
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, find_targets, trainable
@@ -26,7 +29,7 @@ from cft.training import checkpoint
 from cft.training.contrastive import Teacher
 from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
-from cft.training.trainer import RowCallback, TrainingRun, has_development_score
+from cft.training.trainer import RowCallback, TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +66,8 @@ class TrainingStage:
         self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
         self.embedder = _trainable_embedder(plan, base)
         if world.is_main:
-            _write_records(plan, world, find_cut(self.embedder, plan.data.triplets))
+            self._cut = find_cut(self.embedder, plan.data.triplets)
+            _write_records(plan, world, self._cut)
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training
         if world.is_main:
@@ -73,6 +77,8 @@ class TrainingStage:
             )
             self._digest_before = weights_in_memory(self.embedder.model)
             _log_plan(plan, self.embedder.model, world)
+            seconds = seconds_a_step(self.embedder, plan.config, plan.data, processes=world.size)
+            log.info("\n%s\n", outlook(plan.config, plan.data, plan.steps, self._cut, seconds))
             if _has_gone_past(plan):
                 folder = RunFolder(plan.result / "again")
         self._began, self._memory = time.perf_counter(), PeakMemory(self.embedder.device)
@@ -84,6 +90,7 @@ class TrainingStage:
             stop_at=plan.stop_at,
             bf16=plan.start.bf16,
             teacher=_load_teacher(plan),
+            looked_for=_held_out(plan.data) if plan.config.train.eval_every else None,
             world=world,
         )
 
@@ -154,6 +161,12 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     return Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
 
 
+def _held_out(data: TrainingData) -> RetrievalSet | None:
+    """Held-out anchors and texts, to watch a training by; None where pairs do that, or there are too few."""
+    texts = {text for row in data.holdout for text in (row.positive, *row.negatives)}
+    return rows_as_set(data, 0, DATA_SEED) if len(texts) > 1 and not data.dev else None
+
+
 def _load_teacher(plan: Plan) -> Teacher | None:
     """The teacher, on the device of the training."""
     settings = plan.config.distill
@@ -211,10 +224,10 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             config.train.epochs,
             config.train.steps,
         )
-    if config.train.eval_every and not has_development_score(data):
+    if config.train.eval_every and not (data.dev or data.holdout):
         log.info(
-            "no score during training: there are no scored pairs, and the held-out %s have no negatives to be in order "
-            "with; data.dev=FILE gives one",
+            "no score during training: no %s are held out, and there are no scored pairs; data.holdout=N or "
+            "data.dev=FILE gives one",
             noun,
         )
     overlap = pairs.overlapping(data.dev, plan.sets)

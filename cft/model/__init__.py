@@ -1,12 +1,14 @@
 """From a model's name to unit vectors: where it comes from, how its texts are tokenised, what is trained on it."""
 
 __all__ = [
+    "backbone",  # load_tokenizer: a base model's tokenizer alone
     "adapters",  # trained weights to start from: fetch_adapter, attach
     "contract",  # Contract: everything that a vector depends on
     "dropout",  # LoRA's dropout by the token: Draw, drawing
     "embedder",  # Embedder: load, encode, save
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words
+    "published",  # what sentence-transformers records of a model's way to its vectors
     "sources",  # fetch: a base model's files on this machine
     "tokenizer",  # token ids of prompted texts
     "weights",  # trained weights on disk

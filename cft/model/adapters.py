@@ -17,9 +17,9 @@ from cft.model import contract
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.model.lora import Targets, find_targets, keep_roles
+from cft.model.sources import ADAPTER_FOLDER
 from cft.model.weights import (
     ADAPTER_FILES,
-    ADAPTER_FOLDER,
     adapter_config,
     adapter_layers,
     load_weights,

@@ -85,10 +85,10 @@ def load_backbone(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     unused: tuple[str, ...] = ()
+    tokenizer = load_tokenizer(model, files)
     if files.folder is None:
-        tokenizer, trunk = byte_tokenizer(), _random_trunk(model, dtype)
+        trunk = _random_trunk(model, dtype)
     else:
-        tokenizer = _load_tokenizer(model, files.folder)
         trunk, unused = _load_trunk(model, files.folder, dtype)
     trunk = trunk.to(device).eval()
     trunk.config.use_cache = False
@@ -124,7 +124,15 @@ def _explaining(model: ModelSettings, what: str) -> Iterator[None]:
         ) from error
 
 
-def _load_tokenizer(model: ModelSettings, folder: Path) -> Any:
+def load_tokenizer(model: ModelSettings, files: ModelFiles) -> Any:
+    """A base model's tokenizer; one of bytes for random weights.
+
+    Raises:
+        UserError: if there is none, or transformers cannot read it.
+    """
+    if files.folder is None:
+        return byte_tokenizer()
+    folder = files.folder
     if not any(list(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         # transformers would make up a tokenizer without words
         raise UserError(

@@ -18,15 +18,18 @@ from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.published import require_known_modules, warn_of_differences
-from cft.model.sources import ModelFiles, fetch, find_base
+from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
 from cft.model.tokenizer import prompted_ids, require_room
-from cft.model.weights import ADAPTER_FILES, ADAPTER_FOLDER, load_weights, require_promised_weights, save_weights
+from cft.model.weights import ADAPTER_FILES, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
 from cft.system.memory import unless_out_of_memory
 from cft.system.text import described
 
 log = logging.getLogger(__name__)
+
+# Texts whose tokens are in memory at a time while those that are too long are counted.
+_COUNTED = 4096
 
 
 def token_budget_on(device: torch.device) -> int:
@@ -214,7 +217,8 @@ class Embedder:
         # A token stands for a byte at least: texts of fewer bytes than there is room cannot be too long.
         most = contract.room - len(contract.template.encode()) - len(PLACEHOLDER)
         long = [text for text in dict.fromkeys(checked_texts(texts)) if len(text.encode()) > most]
-        return sum(prompted_ids(self.backbone.tokenizer, long, contract.template, contract.room).cut)
+        blocks = (long[start : start + _COUNTED] for start in range(0, len(long), _COUNTED))
+        return sum(sum(prompted_ids(self.backbone.tokenizer, b, contract.template, contract.room).cut) for b in blocks)
 
     def layout(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""

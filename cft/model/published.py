@@ -6,10 +6,11 @@ give other vectors than it was published for: what cannot be done is refused, wh
 
 import logging
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import PLACEHOLDER, ModelSettings, Pooling
+from cft.config.schema import PLACEHOLDER, ModelSettings, Pooling, Prompts
 from cft.model.sources import POOLING_FILE, POOLING_NAMES
 from cft.system.errors import UserError
 from cft.system.files import read_json
@@ -19,9 +20,12 @@ log = logging.getLogger(__name__)
 
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
+# The names under which sentence-transformers looks for the words before a document.
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _LENGTHS = "sentence_*_config.json"  # sentence_bert_config.json, of older versions also with other families' names
 # Modules that change no vector's direction beyond what cft does itself; a dropout does nothing after training.
 _OURS = ("Transformer", "Pooling", "Normalize", "Dropout")
+_OURS_BY_NAME = {name: pooling for pooling, name in POOLING_NAMES.items()}
 # The names of poolings from version 5.5 on, if they are not the older ones.
 _NEWER = {"cls": "cls_token", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens", "max": "max_tokens"}
 
@@ -40,6 +44,49 @@ def require_known_modules(folder: Path, model: ModelSettings) -> None:
             "vectors go and which cft does not have: they would be others than it was published for; to take the "
             f"transformer alone, copy the folder without {_MODULES} and name the copy by model.path"
         )
+
+
+def published_settings(folder: Path, model: ModelSettings) -> tuple[ModelSettings, Prompts] | None:
+    """How a model embeds by what sentence-transformers wrote beside it, for a model that no configuration describes.
+
+    Args:
+        folder: with the record. model: the settings that it completes: pooling, length and special tokens.
+
+    Returns:
+        The settings, and the words around a text by its role; None if nothing is recorded.
+
+    Raises:
+        UserError: if it was published with a module or a pooling that cft does not have.
+    """
+    require_known_modules(folder, model)
+    path = _pooling_file(folder)
+    if not path.exists() and not _modules(folder):
+        return None
+    names = _poolings(_record(path, dict))
+    if len(names) != 1 or names[0] not in _OURS_BY_NAME:
+        said = " and ".join(names) or "none that is readable"
+        raise UserError(f"{override('model.path', model.path)}: was published with pooling={said}, which cft lacks")
+    settings = replace(
+        model,
+        pooling=_OURS_BY_NAME[names[0]],
+        max_length=_published_length(folder) or model.max_length,
+        append_eos=False,  # its tokenizer puts there what belongs there
+    )
+    record = _record(folder / _PROMPTS, dict)
+    prompts = record.get("prompts")
+    words = {name: f"{text}{PLACEHOLDER}" for name, text in (prompts or {}).items() if isinstance(text, str)}
+    document = next((words[name] for name in _DOCUMENT_PROMPTS if name in words), None)
+    text = words.get(str(record.get("default_prompt_name")), PLACEHOLDER)
+    return settings, Prompts(text, words.get("query"), document)
+
+
+def _published_length(folder: Path) -> int | None:
+    """Tokens at most: its own limit, or else what its tokenizer or its positions allow."""
+    records = [*sorted(folder.glob(_LENGTHS)), folder / "tokenizer_config.json", folder / "config.json"]
+    keys = ("max_seq_length", "model_max_length", "max_position_embeddings")
+    lengths = [_record(path, dict).get(key) for key in keys for path in records]
+    # a tokenizer without a limit has one beyond all numbers
+    return next((length for length in lengths if isinstance(length, int) and 1 < length < 10**9), None)
 
 
 def warn_of_differences(folder: Path, model: ModelSettings, tokenizer: Any, templates: Collection[str]) -> None:
@@ -72,19 +119,23 @@ def _differences(folder: Path, model: ModelSettings, tokenizer: Any, templates: 
 
 
 def _of_pooling(folder: Path, model: ModelSettings) -> Iterator[str]:
-    paths = [folder / str(each.get("path")) for each in _modules(folder) if str(each.get("type")).endswith("Pooling")]
-    record = _record(paths[0] / "config.json" if paths else folder / POOLING_FILE, dict)
+    record = _record(_pooling_file(folder), dict)
     names = _poolings(record)
-    ours = {name: pooling for pooling, name in POOLING_NAMES.items()}
     here = f"here it is pooling={model.pooling.value}"
-    if len(names) == 1 and names[0] in ours:
-        pooling: Pooling = ours[names[0]]
+    if len(names) == 1 and names[0] in _OURS_BY_NAME:
+        pooling: Pooling = _OURS_BY_NAME[names[0]]
         if pooling is not model.pooling:
             yield f"pooling={pooling.value}; {here} ({override('model.pooling', pooling)} takes its own)"
     elif names:
         yield f"pooling={' and '.join(names)}, which cft does not have; {here}"
     if record.get("include_prompt") is False:
         yield "a pooling that leaves the prompt's tokens out; here they are pooled with the text's"
+
+
+def _pooling_file(folder: Path) -> Path:
+    """Where the pooling is recorded, if it is."""
+    paths = [folder / str(each.get("path")) for each in _modules(folder) if str(each.get("type")).endswith("Pooling")]
+    return paths[0] / "config.json" if paths else folder / POOLING_FILE
 
 
 def _poolings(record: dict[str, Any]) -> list[str]:

@@ -46,6 +46,8 @@ _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 
 # Files beside the weights that transformers reads: tokenizer, index of the weights, settings.
 _READ_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab", ".bpe")
+# Where an embedder's folder holds its adapter.
+ADAPTER_FOLDER = "adapter"
 # Files of an adapter that stands beside a base model; they are no part of it.
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -22,7 +22,6 @@ from cft.system.files import atomic_write, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-ADAPTER_FOLDER = "adapter"
 ADAPTER_FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 FULL_WEIGHTS = "model.safetensors"
 

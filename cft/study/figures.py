@@ -16,9 +16,13 @@ from cft.study.findings import CellResult, Findings
 COLOURS = ["#0b6e99", "#c8553d", "#2a9d5c", "#8a5fb0", "#b8860b", "#5b6770", "#d1478b", "#3aa6a0"]
 GREY = "#5b6770"
 PAPER: dict[str, Any] = {"marker": "D", "facecolors": "white", "edgecolors": GREY, "s": 28}
-_SCORE = "Spearman correlation × 100"
 _MEANS = "mean over the test sets"
 _MEASURED = "here, with 95% interval"
+
+
+def _unit(findings: Findings) -> str:
+    """What scores are, beside an axis."""
+    return "nDCG@10 × 100" if findings.of_queries else "Spearman correlation × 100"
 
 
 def figures_for(findings: Findings) -> dict[str, Figure]:
@@ -54,7 +58,7 @@ def by_set(findings: Findings) -> Figure:
         _papers(axes, [(_paper(cell, name), heights[i] - offsets[place]) for i, name in enumerate(names)])
     _paper_legend(axes, done)
     axes.set_yticks(heights, ["mean over sets" if name == MEAN else name for name in names])
-    return _finished(figure, axes, _SCORE)
+    return _finished(figure, axes, _unit(findings))
 
 
 def overall(findings: Findings) -> Figure:
@@ -68,7 +72,7 @@ def overall(findings: Findings) -> Figure:
     _paper_legend(axes, done)
     axes.set_yticks(heights, [cell.name for cell in done])
     axes.set_ylim(-0.6, len(done) - 0.4)
-    return _finished(figure, axes, f"{_MEANS}, {_SCORE}", columns=2)
+    return _finished(figure, axes, f"{_MEANS}, {_unit(findings)}", columns=2)
 
 
 def rates(findings: Findings) -> Figure:

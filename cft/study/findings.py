@@ -7,8 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import LEAST_PAIRS, LEVEL, MEAN, METHOD, RESAMPLES, Difference, Interval, resample
+from cft.evaluation.bootstrap import (
+    LEAST_PAIRS,
+    LEVEL,
+    MEAN,
+    METHOD,
+    RESAMPLES,
+    Difference,
+    Interval,
+    Resamples,
+    resample,
+    resample_means,
+)
 from cft.evaluation.pairs import Arrays, Pairs
+from cft.evaluation.retrieval import FILE_NAME as QUERIES
+from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import COSINES, METRICS, Evaluation, load_evaluation, spearman
 from cft.job.run_folder import Cost, RunFolder
 from cft.study import plan
@@ -46,12 +59,12 @@ class CellResult:
     @property
     def overall(self) -> list[float]:
         """Mean over the sets, a number a seed."""
-        return [evaluation.mean for evaluation in self.by_seed]
+        return [evaluation.headline for evaluation in self.by_seed]
 
     @property
     def deviation(self) -> float:
         """Population standard deviation over the sets, as in the paper, of the scores' mean over the seeds."""
-        by_seed = [list(evaluation.scores.values()) for evaluation in self.by_seed]
+        by_seed = [list(evaluation.by_set.values()) for evaluation in self.by_seed]
         return float(np.std(np.mean(by_seed, axis=0)))
 
 
@@ -95,8 +108,9 @@ class Findings:
 
     study: Study
     cells: list[CellResult]
-    sets: dict[str, int]  # pairs in every test set; empty while nothing is done
-    distinct: int = 0  # different pairs in all of them
+    sets: dict[str, int]  # pairs, or queries, in every test set; empty while nothing is done
+    distinct: int = 0  # different ones in all of them
+    of_queries: bool = False  # whether documents were looked for
     comparisons: list[Comparison] = field(default_factory=list)
     overlap: Overlap | None = None
 
@@ -133,11 +147,17 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
         return Findings(study, cells, {})
     reference = next(iter(data.values()))
     _require_same_pairs(data, reference)
+    _require_same_queries([cell for cell in cells if cell.by_seed])
     intervals, comparisons = _verdicts(study, [cell for cell in cells if cell.by_seed], reference, resamples)
     cells = [replace(cell, intervals=intervals.get(cell.name, {})) for cell in cells]
+    found = next(cell for cell in cells if cell.by_seed).by_seed[0].retrieval
+    if found:
+        sizes = {name: len(of_set.first) for name, of_set in found.items()}
+        return Findings(study, cells, sizes, sum(sizes.values()), of_queries=True, comparisons=comparisons)
     sizes = {name: len(scores) for name, scores in reference.scores.items()}
     distinct = len(np.unique(np.concatenate(list(reference.identity.values()))))
-    return Findings(study, cells, sizes, distinct, comparisons, _overlap(cells, data, reference))
+    overlap = _overlap(cells, data, reference)
+    return Findings(study, cells, sizes, distinct, comparisons=comparisons, overlap=overlap)
 
 
 def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
@@ -190,6 +210,26 @@ def _require_same_pairs(data: dict[str, Pairs], reference: Pairs) -> None:
             )
 
 
+def _require_same_queries(cells: Sequence[CellResult]) -> None:
+    """Refuse cells of which some look for documents that others do not."""
+    known = {(folder, read_json(folder / METRICS).get("data")) for cell in cells for folder in cell.folders}
+    if any(evaluation.retrieval for cell in cells for evaluation in cell.by_seed) and len({of for _, of in known}) > 1:
+        raise UserError("cells looked for different documents: give them the same eval.* settings")
+
+
+def _drawn(cells: Sequence[CellResult], reference: Pairs, resamples: int) -> Resamples:
+    """The cells' scores in resamples of the pairs or queries, each the mean over its seeds."""
+    if not cells[0].by_seed[0].retrieval:
+        embedders = [[evaluation.cosines for evaluation in cell.by_seed] for cell in cells]
+        return resample(embedders, reference.scores, reference.identity, resamples=resamples)
+    names = cells[0].by_seed[0].retrieval
+    measures = [
+        {name: np.mean([each.retrieval[name].measures[HEADLINE] for each in cell.by_seed], axis=0) for name in names}
+        for cell in cells
+    ]
+    return resample_means(measures, resamples=resamples)
+
+
 def _verdicts(
     study: Study, cells: list[CellResult], reference: Pairs, resamples: int
 ) -> tuple[dict[str, dict[str, Interval]], list[Comparison]]:
@@ -206,8 +246,7 @@ def _verdicts(
     path = plan.study_folder(study.outputs, study.name) / FILE_NAME
     record = read_json(path) if path.exists() else {}
     if record.get("of") != inputs:
-        embedders = [[evaluation.cosines for evaluation in cell.by_seed] for cell in cells]
-        drawn = resample(embedders, reference.scores, reference.identity, resamples=resamples)
+        drawn = _drawn(cells, reference, resamples)
         differences = drawn.differences([(names.index(left), names.index(right)) for left, right in compared])
         intervals = [{key: drawn.interval(place, key) for key in drawn.names} for place in range(len(names))]
         entries = [
@@ -217,7 +256,7 @@ def _verdicts(
         by_name = dict(zip(names, intervals, strict=True))
         write_json(path, {"of": inputs, "resamples": resamples, "intervals": by_name, "comparisons": entries})
         record = read_json(path)
-    order = [*reference.scores, MEAN]  # JSON is written with its keys sorted
+    order = [*cells[0].by_seed[0].by_set, MEAN]  # JSON is written with its keys sorted
     return (
         {name: {key: Interval(**by_set[key]) for key in order} for name, by_set in record["intervals"].items()},
         [
@@ -229,7 +268,8 @@ def _verdicts(
 
 def _content(folder: Path) -> list[str]:
     """The content of all files of an evaluation that intervals and verdicts are made of."""
-    return [sha256_of_file(folder / name) for name in (METRICS, COSINES, pairs.FILE_NAME)]
+    names = [METRICS, COSINES, pairs.FILE_NAME, *([QUERIES] if (folder / QUERIES).exists() else [])]
+    return [sha256_of_file(folder / name) for name in names]
 
 
 def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pairs) -> Overlap:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cft.config.schema import Config
 from cft.evaluation import pairs
+from cft.evaluation.retrieval import FILE_NAME as QUERIES
 from cft.evaluation.scores import COSINES, METRICS, load_evaluation, spearman
 from cft.job.plan import InputCache
 from cft.job.run_folder import RunFolder
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 # Settings that name files of whoever reads; the study does not change with them.
 READERS_FILES = ("outputs", "data.train", "data.dev", "eval.folder")
 
-_OF_EVALUATION = (METRICS, COSINES)
+_OF_EVALUATION = (METRICS, COSINES, QUERIES)
 _OF_TRAINING = (RunFolder.HISTORY, RunFolder.FINISHED, RunFolder.ENVIRONMENT, RunFolder.DATA)
 UNPACKED = ".unpacked"  # the folder beside the records that they are laid out in
 
@@ -80,7 +81,8 @@ def _file(folder: Path, name: str) -> Path:
 def _copy_run(outputs: Path, state: RunState, target: Path) -> None:
     for evaluation in filter(None, (state.scores, state.triplets, state.triplets_before)):
         for name in _OF_EVALUATION:
-            _copy(outputs / evaluation / name, target / evaluation / name)
+            if name != QUERIES or (outputs / evaluation / name).exists():
+                _copy(outputs / evaluation / name, target / evaluation / name)
     if state.training is not None:
         source, copy = RunFolder(outputs / state.training), RunFolder(target / state.training)
         for name in _OF_TRAINING:
@@ -180,14 +182,17 @@ def restore(study: Study, overrides: list[str]) -> None:
         folder = study.outputs / state.scores
         if (folder / pairs.FILE_NAME).exists():
             continue
+        stored = load_evaluation(folder)
+        assert stored is not None
+        if stored.retrieval:  # what each query found is all that verdicts need
+            pairs.write_once(folder, {}, None)
+            continue
         evaluation, training = config.eval, config.data
         if evaluation.folder is not None:
             evaluation = replace(evaluation, folder=_reader_file(study, given, "eval.folder", "the test sets' folder"))
         if training.train is not None and state.training is not None:
             training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=None)
         sets = inputs.sets(evaluation)
-        stored = load_evaluation(folder)
-        assert stored is not None
         for name, cosines in stored.cosines.items():
             scores = [pair.score for pair in sets[name]]
             if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - stored.scores[name]) > _ROUNDING:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cft.config.schema import Config, EvalSource, LoggerSettings
+from cft.config.schema import BaselineSettings, Config, EvalSource, LoggerSettings
 from cft.evaluation import pairs
 from cft.evaluation.scores import METRICS
 from cft.job.plan import Plan
@@ -78,7 +78,8 @@ def compose_study(
         for seed in [None] if cell.base or not seeds else seeds:
             try:
                 config = compose([*cell.overrides, *([] if seed is None else [f"seed={seed}"])])
-                _require_pairs(config)
+                config = replace(config, baseline=BaselineSettings())  # a study's cells are what it compares
+                _require_scores(config)
             except UserError as error:
                 raise UserError(f"cell {cell.name!r} of {experiment.name}: {error}") from error
             group = config.logger.group or f"{experiment.name}-{experiment.scale}"
@@ -88,13 +89,12 @@ def compose_study(
     return Study(experiment, list(overrides), list(seeds), cells, runs)
 
 
-def _require_pairs(config: Config) -> None:
-    """Refuse an evaluation whose results reports have no words for."""
-    if config.eval.source not in (EvalSource.scenes, EvalSource.sts):
-        raise UserError(
-            f"eval={config.eval.source.value}: studies compare scores of pairs so far; sweep with cft.run -m and "
-            "compare two runs with `python -m cft.runs compare`"
-        )
+def _require_scores(config: Config) -> None:
+    """Refuse cells without a score, and those of two trainings."""
+    if config.first.data is not None:
+        raise UserError("a study's cell is one training: write first=none, and name the first stage's run by adapter")
+    if config.eval.source is EvalSource.none:
+        raise UserError("eval=none: a study compares scores, and there would be none; choose another eval")
 
 
 def run_digest(config: Config) -> str:

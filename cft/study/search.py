@@ -4,11 +4,12 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cft.config.compose import compose_config
-from cft.config.schema import Config, EvalSource
+from cft.config.schema import Config, EvalSettings, EvalSource
 from cft.config.sweeps import Dimension, search_space
 from cft.evaluation.pairs import overlapping
 from cft.job import figures, runner
@@ -107,7 +108,7 @@ def _require_same_inputs(folder: Path, study: Any, fixed: list[str], inputs: Inp
         if before is None:  # of an older version, or it failed before its training had a name
             continue
         chosen = [f"{key}={value}" for key, value in trial.params.items()]
-        if make_plan(compose_config([*fixed, *chosen]), inputs).folder.name != before:
+        if make_plan(_unscored(compose_config([*fixed, *chosen])), inputs).folder.name != before:
             raise UserError(
                 f"{folder} holds trials on other files than there are now (trial {trial.number}, {' '.join(chosen)}, "
                 "would be another training): the data, the model or this version of cft have changed since. Give this "
@@ -140,7 +141,7 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
             "a search is judged by development pairs during training: name some by data.dev=FILE (sentence1, "
             "sentence2, score), and leave train.eval_every above 0"
         )
-    if config.eval.source is not EvalSource.sts:
+    if config.eval.source not in (EvalSource.sts, EvalSource.pairs):
         return
     shared = overlapping(data.dev, inputs.sets(config.eval))
     if shared:
@@ -149,6 +150,12 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
             f"({', '.join(sorted(set(shared)))}): settings chosen by them would be chosen by the test; leave those "
             "pairs out of data.dev"
         )
+
+
+def _unscored(config: Config) -> Config:
+    """The job without a score of held-out rows: development pairs are the judge, and there may be no such rows."""
+    none = EvalSettings(name=EvalSource.none.value, source=EvalSource.none)
+    return replace(config, eval=none) if config.eval.source is EvalSource.rows else config
 
 
 def _study(folder: Path, space: list[Dimension], seed: int, *, prune: bool) -> Any:
@@ -205,6 +212,7 @@ def _train(trial: Any, config: Config, inputs: InputCache) -> float:
     """Train one trial, which may be given up; returns its score."""
     import optuna
 
+    config = _unscored(config)
     _check_judge(config, inputs)  # what is searched may be what trials are judged by
     plan = make_plan(config, inputs)
     trial.set_user_attr(_TRAINING, plan.folder.name)

@@ -29,6 +29,10 @@ _VERDICTS_CAPTION = (
     "pair that several sets share is drawn once); verdicts at the 5% level after Holm's correction for all "
     "differences of this table."
 )
+_VERDICTS_OF_QUERIES = (
+    "Difference in points of nDCG@10 x 100 over the same queries, with its 95% interval (paired bootstrap over "
+    "queries); verdicts at the 5% level after Holm's correction for all differences of this table."
+)
 _COST_CAPTION = (
     "What a training took, the mean over its seeds: texts' tokens with their prompts, and those that went through the "
     "model (prefixes that texts share do so once); steps alone, without evaluations; the process's highest memory, or "
@@ -63,7 +67,8 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         report.append(Heading("Verdicts", 3))
         report.append(Text([_sentence_of(comparison) for comparison in findings.comparisons], "sentences"))
         report.append(Text([_basis(findings)], "basis"))
-        report.append(Table("verdicts", _VERDICTS_CAPTION, verdicts(findings)))
+        caption = _VERDICTS_OF_QUERIES if findings.of_queries else _VERDICTS_CAPTION
+        report.append(Table("verdicts", caption, verdicts(findings)))
     if any(cell.costs for cell in findings.done):
         report += [Heading("Cost", 3), Table("cost", _COST_CAPTION, costs(findings))]
     if findings.overlap and findings.done:
@@ -76,9 +81,10 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
 def _scores_caption(findings: Findings) -> str:
     seeds = max((len(cell.by_seed) for cell in findings.shown), default=0)  # what is not trained has one score
     over = f" Mean over {seeds} seeds, (seeds ±) their sample standard deviation." if seeds > 1 else ""
+    unit, things = ("nDCG@10", "queries") if findings.of_queries else ("Spearman", "pairs")
     return (
-        "Spearman x 100 with 95% bootstrap intervals over pairs; ± beside a mean over sets is the population standard "
-        f"deviation over the sets, as in the paper.{over}"
+        f"{unit} x 100 with 95% bootstrap intervals over {things}; ± beside a mean over sets is the population "
+        f"standard deviation over the sets, as in the paper.{over}"
     )
 
 
@@ -93,7 +99,7 @@ def scores_by_set(findings: Findings) -> list[Row]:
     """A row a test set; for every shown cell its score with interval, the paper's and the difference."""
     shown = findings.shown
     papers = dict.fromkeys(name for cell in shown for name in cell.cell.paper if name != MEAN)
-    header = ["set", "pairs"]
+    header = ["set", _things(findings)]
     for cell in shown:
         header += [cell.name, "paper", "difference"] if cell.cell.paper else [cell.name]
     table: list[Row] = [tuple(header)]
@@ -175,6 +181,11 @@ def overlap_by_cell(findings: Findings) -> list[Row]:
     return [("cell", "all pairs", "no sentence seen in training", "every pair once"), *rows]
 
 
+def _things(findings: Findings) -> str:
+    """What a score is the mean over."""
+    return "queries" if findings.of_queries else "pairs"
+
+
 def _set_name(name: str) -> str:
     return "mean over sets" if name == MEAN else name
 
@@ -189,7 +200,7 @@ def _score(cell: CellResult, name: str) -> str:
         text += f" ± {cell.deviation:.2f}"
     text += f" [{interval.low:.1f}, {interval.high:.1f}]"
     if len(cell.by_seed) > 1:
-        by_seed = cell.overall if name == MEAN else [evaluation.scores[name] for evaluation in cell.by_seed]
+        by_seed = cell.overall if name == MEAN else [evaluation.by_set[name] for evaluation in cell.by_seed]
         text += f" (seeds ± {np.std(by_seed, ddof=1):.2f})"
     return text + (" (stale)" if cell.stale else "")
 
@@ -229,16 +240,19 @@ def _sentence_of(comparison: Comparison) -> str:
 
 def _basis(findings: Findings) -> str:
     """On how few pairs and seeds the verdicts stand, and which score is subtracted from which."""
-    sizes = sorted(findings.sets.values())
-    of_sets = f"{len(sizes)} sets of {sizes[0]:,} to {sizes[-1]:,} pairs" if len(sizes) > 1 else "one set"
+    sizes, things = sorted(findings.sets.values()), _things(findings)
+    of_sets = f"{len(sizes)} sets of {sizes[0]:,} to {sizes[-1]:,} {things}" if len(sizes) > 1 else "one set"
     seeds = min((len(cell.by_seed) for cell in findings.cells if cell.by_seed and cell.step), default=0)
     trained = {
         0: "",
         1: " and on one training a cell: they hold for these trained weights, and another seed may turn them round",
-    }.get(seeds, f" and on {seeds} trainings a cell, whose mean is compared: the intervals are over pairs, not seeds")
+    }.get(
+        seeds,
+        f" and on {seeds} trainings a cell, whose mean is compared: the intervals are over {things}, not seeds",
+    )
     text = (
-        f"Differences are the first minus the second. The verdicts stand on {findings.distinct:,} different pairs "
-        f"({of_sets}){trained}. Below {LEAST_PAIRS} different pairs there is no verdict."
+        f"Differences are the first minus the second. The verdicts stand on {findings.distinct:,} different {things} "
+        f"({of_sets}){trained}. Below {LEAST_PAIRS} different {things} there is no verdict."
     )
     differences = [each for comparison in findings.comparisons for each in comparison.differences.values()]
     return " ".join(filter(None, [text, undefined_note(differences)]))

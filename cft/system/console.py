@@ -24,18 +24,26 @@ _DEBUG = "CFT_DEBUG"  # an environment variable, which processes of a launcher i
 class _Console(logging.Handler):
     """Writes messages above a progress bar, not into it."""
 
+    def __init__(self, *, on_stderr: bool = False) -> None:
+        super().__init__()
+        self._on_stderr = on_stderr
+
     def emit(self, record: logging.LogRecord) -> None:
         # A closed terminal must not end a training, whose log.txt has all messages too.
         with contextlib.suppress(OSError, ValueError):
-            tqdm.write(self.format(record), file=sys.stdout)
+            tqdm.write(self.format(record), file=sys.stderr if self._on_stderr else sys.stdout)
 
 
-def set_up_console() -> None:
-    """Print the package's messages, without disturbing progress bars; take --debug out of the command line."""
+def set_up_console(*, on_stderr: bool = False) -> None:
+    """Print the package's messages, without disturbing progress bars; take --debug out of the command line.
+
+    Args:
+        on_stderr: where they go; to stdout otherwise.
+    """
     if DEBUG_FLAG in sys.argv[1:]:
         sys.argv.remove(DEBUG_FLAG)
         os.environ[_DEBUG] = "1"
-    handler = _Console()
+    handler = _Console(on_stderr=on_stderr)
     handler.setFormatter(secrets.Masking("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # Of several processes that train one model, the main one reports.

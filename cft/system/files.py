@@ -12,7 +12,7 @@ import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +92,25 @@ def staging_folder(path: Path) -> Iterator[Path]:
             yield part
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def require_output(path: Path, endings: Sequence[str], *, overwrite: bool, exists: Iterable[Path] = ()) -> None:
+    """Refuse to write a file of another kind, over another one, or into a folder that is not there.
+
+    Args:
+        path: the file. endings: of the kinds that can be written. overwrite: whether it may be there. exists: files
+            that will be written beside it.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    if path.suffix not in endings:
+        raise UserError(f"{path}: the output must end in {' or '.join(endings)}")
+    for each in (path, *exists):
+        if each.exists() and not overwrite:
+            raise UserError(f"{each} exists; name another output, or set overwrite=true")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
 
 
 _PART = ".part"

@@ -17,6 +17,12 @@ def as_text(table: Sequence[Row]) -> str:
     return _aligned(ruled, "plain")
 
 
+def as_lines(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and what is to be said of each, a line a fact."""
+    width = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name.ljust(width)}  {text}".rstrip() for name, text in facts)
+
+
 def as_markdown(table: Sequence[Row], *, left: bool = False) -> str:
     """The table for a page: numbers to the right, or all words to the left.
 

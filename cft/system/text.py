@@ -41,6 +41,11 @@ def byte_size(count: float, decimals: int = 1) -> str:
     return f"{size:.{decimals}f} {unit}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: 1 text, 2,000 texts."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def shorten(text: str, length: int) -> str:
     """At most `length` characters of a text, the last of them an ellipsis if something is cut."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

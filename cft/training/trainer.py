@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cft.config.schema import Config, TrainSettings
+from cft.config.schema import Config, Role, TrainSettings
 from cft.data.records import Triplet, noun_of
+from cft.data.retrieval import RetrievalSet
 from cft.data.training_data import TrainingData, batches
+from cft.evaluation.retrieval import HEADLINE, evaluate_retrieval
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
 from cft.model.lora import trainable
@@ -53,6 +55,7 @@ class TrainingRun:
     stop_at: int  # step after which to stop, `steps` for all; a later call goes on from there
     bf16: bool = False  # run the model under autocast to bfloat16
     teacher: Teacher | None = None  # whose similarities are part of the target
+    looked_for: RetrievalSet | None = None  # scores the training where there are no scored pairs
     world: World = SINGLE_PROCESS  # the processes that train together
 
 
@@ -311,25 +314,35 @@ def _shrink_chunks(state: _State, batch: _Batch) -> None:
 
 def _development_is_due(run: TrainingRun, done: int) -> bool:
     every = run.config.train.eval_every
-    return bool(every and (done % every == 0 or done == run.steps) and has_development_score(run.data))
+    return bool(every and (done % every == 0 or done == run.steps) and has_development_score(run))
 
 
-def has_development_score(data: TrainingData) -> bool:
-    """Whether there are scored pairs, or held-out triplets that can be in order."""
-    return bool(data.dev) or any(row.negatives for row in data.holdout)
+def has_development_score(run: TrainingRun) -> bool:
+    """Whether there are scored pairs, queries and documents, or held-out triplets that can be in order."""
+    return bool(run.data.dev or run.looked_for) or any(row.negatives for row in run.data.holdout)
 
 
 def _score_development_data(state: _State, done: int) -> dict:
     """Score the embedder on development data, under the prompt that it will be saved with."""
     data = state.run.data
     embedder = state.embedder.with_prompts(state.run.config.prompt.saved)
+    looked_for = None if data.dev else state.run.looked_for
     with state.autocast():
         scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
+        found = _look_for(embedder, looked_for) if looked_for else {}
     row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}
+    row |= found
     parts = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]
+    parts += [f"{name} {value:.2f} on held-out rows" for name, value in found.items()]
     parts += [f"{row['accuracy']:.1%} of held-out triplets in order" if row["accuracy"] is not None else ""]
     log.info("step %d, development data: %s", done, ", ".join(filter(None, parts)))
     return row
+
+
+def _look_for(embedder: Embedder, data: RetrievalSet) -> dict[str, float]:
+    """The headline of held-out anchors that look for their positives among the held-out texts."""
+    queries, documents = embedder.in_role(Role.query), embedder.in_role(Role.document)
+    return {HEADLINE: evaluate_retrieval(data, queries.encode, documents.encode).means[HEADLINE]}
 
 
 def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch: Sequence[Triplet]) -> None:

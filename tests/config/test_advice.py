@@ -88,7 +88,10 @@ def test_the_tables_lead_to_settings_that_exist_and_from_names_that_do_not():
         ("lora.targets=query", "lora.targets=query: must be a list of texts in brackets, as in 'lora.targets=[query]'"),
         ("train.keep=5", "must be a list of whole numbers in brackets, as in 'train.keep=[10,20]'"),
         ("model=null", "model=null: no such choice"),
-        ("minilm", "it is no setting, which is KEY=VALUE as in lr=1e-4; did you mean distill=minilm or model=minilm?"),
+        (
+            "minilm",
+            "it is no setting, which is KEY=VALUE as in lr=1e-4; did you mean baseline=minilm or distill=minilm or model=minilm?",
+        ),
         ("triplets.csv", "write data=files data.train=triplets.csv"),
         ("lr", "give it a value: lr=..."),
         ("word", "at 'word': it is no setting, which is KEY=VALUE"),

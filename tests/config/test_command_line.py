@@ -36,6 +36,16 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
+class Leading:
+    """Look for something."""
+
+    place: Annotated[Path, "where"]
+    query: Annotated[str, "a text", Rules(leads=True)] = ""
+    _: KW_ONLY
+    top: Annotated[int, "how many"] = 10
+
+
+@dataclass(frozen=True)
 class Many:
     """Do many things."""
 
@@ -79,6 +89,25 @@ def test_keys_and_places_come_in_any_order():
 def test_wrong_arguments_are_named(given, message):
     with pytest.raises(UserError, match=message):
         EXAMPLE.read(given)
+
+
+def test_a_leading_place_is_left_out_where_a_word_is_missing():
+    command = CommandLine("cft.leading", Leading)
+    place = Path("a.txt")
+    assert command.read(["a query", "top=3", "a.txt"]) == Leading(place, "a query", top=3)
+    assert command.read(["a.txt", "top=3"]) == Leading(place, top=3)
+    assert (
+        command.read(["a query", "place=a.txt"])
+        == command.read(["query=a query", "a.txt"])
+        == Leading(place, "a query")
+    )
+    assert "usage: python -m cft.leading [QUERY] PLACE [KEY=VALUE ...]" in command.help()
+    with pytest.raises(UserError, match="place is missing"):
+        command.read([])
+    with pytest.raises(UserError, match="'more' is one argument too many"):
+        command.read(["a", "b", "more"])
+    with pytest.raises(UserError, match="query is empty"):
+        command.read(["", "a.txt"])
 
 
 def test_numbers_are_checked():
@@ -214,8 +243,8 @@ def test_an_unknown_key_is_not_taken_for_a_text(word):
     """It would have been searched for, and the real query taken for the next word."""
     with pytest.raises(UserError, match=rf"cft.example has no key '.*name its place: query={word}$"):
         EXAMPLE.read([word, "run=r"])
-    with pytest.raises(UserError, match="cft.similar has no key 'outputs'; there are .*run"):
-        similar.COMMAND.read(["outputs=out", "run=r", "query", "file.txt"])
+    with pytest.raises(UserError, match="cft.similar has no key 'epochs'; there are .*run"):
+        similar.COMMAND.read(["epochs=3", "run=r", "query", "file.txt"])
 
 
 @pytest.mark.parametrize("text", ["is x = y ?", "a b=c", "= 5", "1=1", "A=B", "==", "what is e=mc2?", "x== y"])

@@ -10,7 +10,7 @@ import pytest
 
 from cft.config.schema import EvalSettings, EvalSource
 from cft.data import sts
-from cft.data.retrieval import HUB_SETS, load_retrieval_sets
+from cft.data.retrieval import HUB_SETS, WITHOUT_OWN_DOCUMENT, load_retrieval_sets
 from cft.system.errors import UserError
 
 CORPUS = [
@@ -70,6 +70,14 @@ def test_a_document_that_is_judged_is_not_left_out_for_its_number(tmp_path):
     assert found.own_document == [None, "2"]
 
 
+@pytest.mark.parametrize(("name", "own"), [("ArguAna", "2"), ("NFCorpus", None), ("Mine", "2")])
+def test_the_querys_own_document_is_left_out_where_mteb_leaves_it_out(tmp_path, name, own):
+    numbered = [{"_id": 1, "text": "a"}, {"_id": 2, "text": "b"}]
+    write_set(tmp_path, corpus=numbered, queries=numbered, qrels=[(1, 1, 1), (2, 1, 1)], name=name)
+    settings = EvalSettings(name="retrieval", source=EvalSource.retrieval, folder=str(tmp_path), sets=[name])
+    assert load_retrieval_sets(settings)[name].own_document == [None, own]
+
+
 def test_a_quick_look_takes_queries_evenly(tmp_path):
     queries = [{"_id": f"q{number}", "text": f"query {number}"} for number in range(10)]
     write_set(tmp_path, queries=queries, qrels=[(query["_id"], "d1", 1) for query in queries])
@@ -105,12 +113,17 @@ FAULTS = {
         r"data row 5 \(test.tsv:6\) names the query 'q9', which .*",
     ),
     "half a grade": ({"qrels": [("q1", "d1", 0.5)]}, "has 0.5 as 'score', which is not a whole number"),
+    "huge grade": ({"qrels": [("q1", "d1", 10**20)]}, r"has 1e\+20 as 'score', .* at most 1,000,000; mend"),
+    "nothing there": (
+        {"qrels": [("q1", "gone", 1)]},
+        r"Set\): its corpus holds no document .* such as 'gone': there is",
+    ),
     "contradiction": (
         {"qrels": [("q1", "d1", 1), ("q1", "d1", 0)]},
         r"data row 2 .* gives 'q1' and 'd1' another score",
     ),
-    "one document": ({"corpus": CORPUS[:1]}, "has 1 documents: there is nothing to rank"),
-    "nothing relevant": ({"qrels": [("q1", "d1", 0)]}, "no judgement of the set Set is above 0"),
+    "one document": ({"corpus": CORPUS[:1]}, r"the set Set \(.*Set\) has 1 document: there is nothing to rank"),
+    "nothing relevant": ({"qrels": [("q1", "d1", 0)]}, r"no judgement of the set Set \(.*Set\) is above 0"),
     "another column": ({"corpus": [{"id": "d1", "text": "a"}]}, "has no column '_id'; its columns are 'id', 'text'"),
     "NUL": ({"corpus": [*CORPUS, {"_id": "x", "text": "a\0b"}]}, "has a NUL byte in 'text'"),
 }
@@ -170,20 +183,19 @@ def test_the_hub_gives_mtebs_layout_at_a_pinned_revision(monkeypatch):
         load_retrieval_sets(EvalSettings(name="retrieval", source=EvalSource.retrieval, sets=["Nowhere"]))
 
 
-def test_pinned_revisions_are_those_that_mteb_names():
+def test_pinned_revisions_and_rules_are_those_that_mteb_names():
     mteb = pytest.importorskip("mteb")
     for name, entry in HUB_SETS.items():
-        task = mteb.get_task(name).metadata
-        assert (task.dataset["path"], task.dataset["revision"]) == (entry.repository, entry.revision), name
-        assert task.eval_splits == [entry.split], name
+        task = mteb.get_task(name)
+        dataset = task.metadata.dataset
+        assert (dataset["path"], dataset["revision"]) == (entry.repository, entry.revision), name
+        assert task.metadata.eval_splits == [entry.split], name
+        assert task.ignore_identical_ids == (name in WITHOUT_OWN_DOCUMENT), name
 
 
-def test_the_real_sets_have_the_sizes_that_their_publishers_give(real_data):
-    folder = real_data / "retrieval"
-    if not folder.is_dir():
-        pytest.skip("the retrieval sets are not here")
+def test_the_real_sets_have_the_sizes_that_their_publishers_give(beir):
     settings = EvalSettings(
-        name="retrieval", source=EvalSource.retrieval, folder=str(folder), sets=["SciFact", "ArguAna"]
+        name="retrieval", source=EvalSource.retrieval, folder=str(beir), sets=["SciFact", "ArguAna"]
     )
     found = load_retrieval_sets(settings)
     sizes = {name: (len(each.queries), len(each.documents)) for name, each in found.items()}

@@ -1,20 +1,19 @@
-"""Embedding files from the command line: every format, interrupted work, bad rows, and the nearest texts."""
+"""Embedding files from the command line: every format, interrupted work, bad rows, ids."""
 
 import csv
 import gzip
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import make_tiny
 
 from cft import encode as encode_command
-from cft import similar as similar_command
-from cft.deploy import encode, load, similar
+from cft.deploy import encode, vectors
+from cft.deploy.load import load_embedder
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 
@@ -68,7 +67,7 @@ def test_another_column_and_prompt(tmp_path, trained):
 
 
 def test_interrupted_work_goes_on_where_it_was(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(encode, "_BLOCK", 10)
+    monkeypatch.setattr(vectors, "_BLOCK", 10)
     texts = [f"text {n}" for n in range(35)]
     source = tmp_path / "many.txt"
     source.write_text("\n".join(texts))
@@ -93,7 +92,7 @@ def test_interrupted_work_goes_on_where_it_was(tmp_path, trained, monkeypatch):
 def test_blocks_of_other_texts_are_not_taken(tmp_path, trained, monkeypatch):
     source = tmp_path / "a.txt"
     source.write_text("one text")
-    monkeypatch.setattr(encode, "_write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(vectors.Blocks, "write_npy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         embed(trained, source, tmp_path / "v.npy")
     monkeypatch.undo()
@@ -138,58 +137,37 @@ def test_what_cannot_be_done_is_said_by_name(tmp_path, trained, source, target, 
         embed(trained, tmp_path / source, tmp_path / target)
 
 
+def test_texts_that_change_while_they_are_embedded_are_noticed(tmp_path, trained, monkeypatch):
+    source = write(tmp_path, ".txt")
+    whole = load_embedder
+
+    def changes(*arguments, **options):
+        source.write_text("another text\n" * 4)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(encode, "load_embedder", changes)
+    with pytest.raises(UserError, match="changed while they were embedded"):
+        embed(trained, source, tmp_path / "v.npy")
+    assert not (tmp_path / "v.npy").exists() and not list(tmp_path.glob(".v.npy.parts/*.npy"))
+
+
+def test_vectors_of_a_base_model_are_those_of_its_configuration(tmp_path):
+    source = write(tmp_path, ".txt")
+    encode.encode_file(encode_command.COMMAND.read(["model=tiny", str(source), str(tmp_path / "v.npy")]))
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), make_tiny("llama").encode(TEXTS), atol=1e-6)
+
+
 def test_an_output_is_replaced_on_request(tmp_path, trained):
     (tmp_path / "v.npy").write_text("old")
     embed(trained, write(tmp_path, ".txt"), tmp_path / "v.npy", "overwrite=true")
     assert len(np.load(tmp_path / "v.npy")) == 4
 
 
-def test_pipes(tmp_path, trained):
-    command = [sys.executable, "-m", "cft.encode", f"run={trained}", "-", "-"]
-    done = subprocess.run(command, input="\n".join(TEXTS).encode(), capture_output=True, timeout=300, check=True)
-    np.testing.assert_allclose(np.load(io.BytesIO(done.stdout)), Embedder.load(trained).encode(TEXTS), atol=1e-6)
-    assert b"4 texts embedded" in done.stderr
-
-
-def test_the_nearest_texts_come_first(tmp_path, trained):
-    source = write(tmp_path, ".txt")
-    values = similar_command.COMMAND.read([f"run={trained}", "top=2", "a cat sleeps", str(source)])
-    header, first, second = similar.nearest(values)
-    assert header == ("cosine", "row", "text") and first == ("1.0000", "1", "a cat sleeps")
-    assert float(second[0]) < 1 and second[2] in TEXTS
-
-
-def test_a_second_query_embeds_only_itself(tmp_path, trained, monkeypatch):
-    source = write(tmp_path, ".txt")
-    similar.nearest(similar_command.COMMAND.read([f"run={trained}", "birds", str(source)]))
-    seen, whole = [], Embedder.encode
-    monkeypatch.setattr(Embedder, "encode", lambda self, texts, **o: seen.extend(texts) or whole(self, texts, **o))
-    similar.nearest(similar_command.COMMAND.read([f"run={trained}", "a cat", str(source)]))
-    assert seen == ["a cat"]
-
-
-def test_a_query_has_a_prompt_of_its_own(tmp_path, trained):
-    source = tmp_path / "a.txt"
-    source.write_text("query: cats")
-    values = similar_command.COMMAND.read([f"run={trained}", "query_prompt=query: {text}", "cats", str(source)])
-    assert similar.nearest(values)[1][0] == "1.0000"
-
-
-# Finding an embedder
-
-
-def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
-    outputs = trained.parent
-    assert load.find_embedder(str(trained)) == trained
-    assert load.find_embedder(trained.name, outputs) == trained
-    assert load.find_embedder(trained.name[-6:], outputs) == trained
-    with pytest.raises(UserError, match=f"run=zzz: no finished embedder; there: {trained}$"):
-        load.find_embedder("zzz", outputs)
-    mistyped = trained.name[-8:-1] + "?"
-    with pytest.raises(UserError, match=rf"did you mean run={trained.name[-8:]}\?$"):
-        load.find_embedder(mistyped, outputs)
-    with pytest.raises(UserError, match="none under"):
-        load.find_embedder("zzz", outputs / "nowhere")
+def test_pipes(commands, trained):
+    done = commands.run("cft.encode", f"run={trained}", "-", "-", stdin="\n".join(TEXTS))
+    assert done.status == 0, done.err
+    np.testing.assert_allclose(np.load(io.BytesIO(done.raw)), Embedder.load(trained).encode(TEXTS), atol=1e-6)
+    assert "4 texts embedded" in done.err
 
 
 def write_rows(path) -> None:

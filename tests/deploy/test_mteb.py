@@ -1,13 +1,18 @@
-"""MTEB's own STS code gives our scores, on live embedders and on exported ones."""
+"""MTEB's own STS and retrieval code gives our scores, on live embedders and on exported ones."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_tiny
+from jobs import composed
 
 from cft.data.records import ScoredPair
+from cft.data.retrieval import load_retrieval_sets
 from cft.deploy.mteb import MtebEncoder
+from cft.evaluation.retrieval import evaluate_retrieval
 from cft.evaluation.scores import evaluate
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (the extra `mteb`)")
@@ -84,6 +89,39 @@ def test_an_exported_embedder_has_our_score_in_mteb(tmp_path, trained):
     model = sentence_transformers.SentenceTransformer(str(tmp_path / "exported"), device="cpu")
     ours = evaluate(Embedder.load(trained), {"local": pairs()}).scores["local"]
     assert score(model, pairs(), tmp_path) == pytest.approx(ours, abs=1e-4)
+
+
+def test_a_live_embedder_has_our_retrieval_scores_in_mteb(tmp_path, tiny, monkeypatch):
+    """On a set with titles, grades and documents that are queries: ArguAna leaves these out, SciFact does not."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    monkeypatch.setenv("CFT_CACHE", str(tmp_path / "cache"))
+    import retrieval_published
+
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(60)]
+    corpus = [
+        {"_id": f"d{n}", "title": "A title" * (n % 2), "text": f" {text} "} for n, text in enumerate([*texts, "a"])
+    ]
+    queries = [{"_id": f"q{n}", "text": text} for n, text in enumerate(texts[:20])]
+    corpus += [{"_id": query["_id"], "title": "", "text": query["text"]} for query in queries[1::2]]
+    judged = "".join(f"q{n}\td{n}\t2\nq{n}\td{n + 20}\t1\nq{n}\td{n + 1}\t0\n" for n in range(20))
+    for name in ("ArguAna", "SciFact"):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        for kind, rows in (("corpus", corpus), ("queries", queries)):
+            (tmp_path / name / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / name / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+    config = composed("eval=retrieval", f"eval.folder={tmp_path}")
+    sets = load_retrieval_sets(config.eval)
+    found = retrieval_published.by_mteb(config, sets, tiny)
+    for name, data in sets.items():
+        ours = evaluate_retrieval(data, tiny.encode, tiny.encode).means
+        assert found[name] == {name: pytest.approx(ours[name], abs=2e-3) for name in found[name]}
+    assert found["ArguAna"]["ndcg@10"] > found["SciFact"]["ndcg@10"] + 5 > 20
+    table, agree = retrieval_published.table_of(dict.fromkeys(("live", "exported", "mteb"), found), {})
+    assert agree and len(table) == 7
+    far = {**found, "SciFact": {**found["SciFact"], "map@10": found["SciFact"]["map@10"] + 0.03}}
+    table, agree = retrieval_published.table_of({"live": found, "exported": found, "mteb": far}, {})
+    assert not agree and [row[-1] for row in table].count("NOT EQUAL") == 1
 
 
 def test_two_embedders_have_two_revisions():

@@ -1,13 +1,19 @@
 """Retrieval measures against trec_eval, and exact search against a full sort."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import composed
 
-from cft.data.retrieval import make_set
+from cft.data.retrieval import load_retrieval_sets, make_set
 from cft.evaluation import retrieval
 from cft.evaluation.retrieval import DEPTH, MEASURES, TopDocuments, evaluate_retrieval
+from cft.evaluation.vector_cache import CachedEncoder
+from cft.model.embedder import Embedder
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 
@@ -125,19 +131,76 @@ def test_relevant_documents_beyond_the_last_rank_are_missed():
     assert all(values.tolist() == [0] for values in found.measures.values())
 
 
-def test_memory_does_not_grow_with_the_number_of_documents():
-    import tracemalloc
+def peak_of(work) -> int:
+    """The most bytes that Python and NumPy allocate meanwhile."""
+    tracemalloc.start()
+    work()
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
 
+
+def test_memory_does_not_grow_with_the_number_of_documents():
     queries = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
     block = np.random.default_rng(1).standard_normal((20_000, 16)).astype(np.float32)
 
-    def peak(blocks: int) -> int:
-        search = TopDocuments(queries, DEPTH)
-        tracemalloc.start()
+    def search(blocks: int) -> None:
+        found = TopDocuments(queries, DEPTH)
         for _ in range(blocks):
-            search.add(block)
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+            found.add(block)
 
-    assert peak(12) < 1.1 * peak(3)
+    assert peak_of(lambda: search(12)) < 1.1 * peak_of(lambda: search(3))
+
+
+def test_memory_grows_with_the_queries_by_what_they_find_alone(monkeypatch):
+    monkeypatch.setattr(retrieval, "_QUERIES", 16)
+    generator = np.random.default_rng(0)
+    block = generator.standard_normal((4000, 4)).astype(np.float32)
+
+    def peak(count: int) -> int:
+        queries = generator.standard_normal((count, 4)).astype(np.float32)
+        return peak_of(lambda: TopDocuments(queries, DEPTH).add(block))
+
+    kept = (320 - 32) * DEPTH * 8  # bytes of the best documents of the further queries
+    assert peak(320) < peak(32) + 4 * kept < 320 * len(block) * 8, "one number for every query and document"
+
+
+@pytest.mark.parametrize("embedded", [1, 7, 40])
+def test_documents_embedded_a_few_at_a_time_are_found_as_if_all_at_once(monkeypatch, tmp_path, tiny, embedded):
+    monkeypatch.setenv("CFT_CACHE", str(tmp_path))
+    texts = [f"thing {number} is number {number * number}" for number in range(40)]
+    data = make_set(
+        "set",
+        [(f"q{number}", f"what is thing {number}?") for number in range(12)],
+        [(f"d{number}", text) for number, text in enumerate(texts)],
+        [(f"q{number}", f"d{number}", 1) for number in range(12)],
+    )
+    whole = evaluate_retrieval(data, tiny.encode, tiny.encode)
+    monkeypatch.setattr(retrieval, "_EMBEDDED", embedded)
+    blocks: list[int] = []
+    encoder = CachedEncoder(tiny, gigabytes=1, version=0)
+
+    def documents(texts):
+        blocks.append(len(texts))
+        return encoder.encode(texts)
+
+    parts = evaluate_retrieval(data, encoder.encode, documents)
+    assert max(blocks) == embedded and sum(blocks) == len(texts)
+    assert {name: values.tolist() for name, values in parts.measures.items()} == {
+        name: values.tolist() for name, values in whole.measures.items()
+    }
+    assert np.array_equal(parts.first, whole.first) and np.array_equal(parts.found, whole.found)
+    np.testing.assert_allclose(parts.cosine, whole.cosine, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_evaluator_gives_the_published_scores_of_minilm_on_scifact_and_arguana(beir, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from retrieval_published import PUBLISHED, TOLERANCE
+
+    config = composed("model=minilm", "eval=retrieval", f"eval.folder={beir}")
+    embedder = Embedder.base(config.model)
+    for name, data in load_retrieval_sets(config.eval).items():
+        found = evaluate_retrieval(data, embedder.encode, embedder.encode).means
+        published = PUBLISHED[name]
+        assert {measure: found[measure] for measure in published} == pytest.approx(published, abs=TOLERANCE), name

@@ -92,7 +92,7 @@ def test_the_overall_score_is_the_mean_and_the_population_deviation():
 def test_stored_scores_keep_the_order_of_their_sets(tmp_path, tiny):
     sets = {name: [ScoredPair("a", "ab", 3), ScoredPair("a", "c", 0)] for name in ("STS12", "BIOSSES")}
     found = evaluate(tiny, sets)
-    save_evaluation(tmp_path, found, tiny.contract, seconds=1.0)
+    save_evaluation(tmp_path, found, tiny.contract, data="1a2b", seconds=1.0)
     stored = load_evaluation(tmp_path)
     assert list(stored.scores) == ["STS12", "BIOSSES"] and stored.scores == found.scores
 

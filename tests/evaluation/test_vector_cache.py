@@ -75,6 +75,16 @@ def test_another_contract_or_version_has_vectors_of_its_own(tiny, embedded, othe
     assert embedded == ["a cat"]
 
 
+def test_vectors_of_other_texts_are_not_held_in_memory(tiny):
+    encoder = remembering(tiny)
+    encoder.encode([f"text {number}" for number in range(50)])
+    encoder.encode(["a cat"])
+    key = vector_cache._key("a cat")
+    loaded = encoder._load({key, vector_cache._key("never seen")})
+    assert list(loaded) == [key]
+    assert loaded[key].base.shape == (1, loaded[key].size), "a row of a part that is mapped or copied whole"
+
+
 def test_damaged_vectors_are_computed_again(tiny, cache, embedded, caplog):
     first = remembering(tiny).encode(TEXTS)
     (part,) = cache.glob("*/*.npy")

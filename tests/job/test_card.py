@@ -36,7 +36,7 @@ def test_nothing_of_this_machine_is_in_it(tmp_path):
     path.parent.mkdir()
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
     config = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=0".split()
-    run(composed(*config, "data=files", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
+    run(composed(*config, "data=files", "baseline=none", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
     (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
     assert "secret-folder" not in text and str(tmp_path) not in text and str(Path.home()) not in text
     assert "files: 36 triplets" in text
@@ -71,14 +71,15 @@ def test_pairs_are_called_pairs_in_log_and_card_and_have_no_empty_line_of_scores
     caplog.set_level("INFO", logger="cft")
     path = tmp_path / "pairs.csv"
     path.write_text("sent0,sent1\n" + "".join(f"a {n},b {n}\n" for n in range(40)))
-    words = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=1 loss=in_batch"
-    run(composed(*words.split(), "data=files", f"data.train={path}", "data.negative_columns=[]", f"outputs={tmp_path}"))
+    words = "model=tiny logger=none train.steps=2 train.batch_size=8 train.eval_every=1 loss=in_batch"
+    own = ["data.negative_columns=[]", "baseline=none"]
+    run(composed(*words.split(), "data=files", f"data.train={path}", *own, f"outputs={tmp_path}"))
     (text,) = (found.read_text() for found in tmp_path.glob("*/README.md"))
     assert (
         "files: 36 pairs" in text and "of 8 pairs |" in text and "triplets" not in text.split("## How it was made")[1]
     )
     assert "2 steps of 8 pairs (36 at hand" in caplog.text and "triplets" not in caplog.text
-    assert "development data" not in caplog.text and "no score during training" in caplog.text
+    assert "development data: ndcg@10" in caplog.text and "in order" not in caplog.text
 
 
 @pytest.mark.parametrize(

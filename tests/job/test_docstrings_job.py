@@ -5,7 +5,7 @@ from jobs import composed, run_folder, settings
 
 from cft.config.compose import compose_config
 from cft.data import docstrings
-from cft.deploy.similar import SimilarOptions, nearest
+from cft.deploy.similar import SimilarOptions, search_file
 from cft.job import runner
 from cft.job.plan import make_plan
 from cft.job.report import DOCUMENTS
@@ -26,7 +26,7 @@ def packages(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(docstrings, "_library_folder", lambda: tmp_path / "library")
 
 
-def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages, tmp_path, caplog):
+def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages, tmp_path, caplog, capsys):
     caplog.set_level("INFO", "cft")
     job = ["data=docstrings", "data.packages=[samplepackage]", "data.holdout=4", "eval=docstrings", "eval.rows=12"]
     config = settings(tmp_path / "o", *job, "lr=1e-2", "train.batch_size=8", "train.steps=4", "train.epochs=2")
@@ -37,8 +37,11 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     documents = (place / DOCUMENTS).read_text().splitlines()
     assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
     assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
-    found = nearest(SimilarOptions("copy 3 files", place / DOCUMENTS, run=str(folder), top=2, vector_cache_gb=0))
-    assert len(found) == 3 and all(row[2] in documents for row in found[1:])
+    told = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
+    capsys.readouterr()
+    search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **told))
+    found = capsys.readouterr().out.splitlines()[1:]
+    assert len(found) == 2 and all(line.rsplit("  ", 1)[-1] in documents for line in found)
     assert make_plan(config).is_trained  # the same rows, and so the same name
 
 

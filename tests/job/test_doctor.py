@@ -1,8 +1,6 @@
 """The doctor: what it says of a model, that its estimates hold, and that its checks can fail."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -150,10 +148,9 @@ def test_an_eos_that_stands_twice_fails_its_check(tmp_path):
     assert not any(check.holds for check in doctor._token_checks(twice))
 
 
-def test_the_command_ends_with_what_it_found(tmp_path):
-    command = [sys.executable, "-m", "cft.doctor", *TINY]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "the contract" in done.stdout
-    wrong = subprocess.run([*command, "model.layer=9"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr == "cft: model.layer=9: this model has layers 1 to 2 (or -1 to -2)\n"
+def test_the_command_ends_with_what_it_found(commands):
+    done = commands.run("cft.doctor", *TINY)
+    assert done.status == 0 and "the contract" in done.out
+    wrong = commands.run("cft.doctor", *TINY, "model.layer=9")
+    assert wrong.status == 2
+    assert wrong.err == "cft: model.layer=9: this model has layers 1 to 2 (or -1 to -2)\n"

@@ -1,8 +1,6 @@
 """The probe: its record, tables and picture, kept and not made twice."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import matplotlib.image
@@ -15,7 +13,7 @@ from cft.job import figures, probe
 from cft.system.errors import UserError
 
 
-def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(tmp_path, monkeypatch):
+def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(drawn_in_full, tmp_path, monkeypatch):
     config = composed("model=tiny", "eval.pairs=30", "prompt=prompt1", f"outputs={tmp_path}")
     said = probe.probe_job(config)
     (folder,) = (tmp_path / "probes").iterdir()
@@ -75,7 +73,6 @@ def test_a_layer_to_stop_at_is_refused():
         probe.probe_job(composed("model=tiny", "model.layer=1"))
 
 
-def test_the_command_refuses_what_run_refuses():
-    command = [sys.executable, "-m", "cft.probe", "model=tiny", "model.pooling=men"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "; did you mean mean?" in done.stderr and "Traceback" not in done.stderr
+def test_the_command_refuses_what_run_refuses(commands):
+    done = commands.run("cft.probe", "model=tiny", "model.pooling=men")
+    assert done.status == 2 and "; did you mean mean?" in done.err and "Traceback" not in done.err

@@ -1,11 +1,13 @@
 """A job whose embedder is judged by the documents that it finds: of one's own rows, or of sets in BEIR's layout."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from jobs import run_folder, settings
 
+from cft.config.compose import compose_config
 from cft.evaluation.bootstrap import MEAN, resample_means
 from cft.evaluation.retrieval import MEASURES, load_retrieval
 from cft.evaluation.scores import load_evaluation
@@ -34,7 +36,7 @@ def beir(folder, name: str = "Mine") -> None:
     (place / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
 
 
-def test_held_out_rows_look_for_their_positives_before_and_after(tmp_path, caplog):
+def test_held_out_rows_look_for_their_positives_before_and_after(drawn_in_full, tmp_path, caplog):
     caplog.set_level("INFO", "cft")
     job = [*ROWS, f"data.train={pairs_file(tmp_path)}", f"outputs={tmp_path / 'o'}"]
     outcome = runner.run(settings(tmp_path, *job))
@@ -87,6 +89,25 @@ def test_sets_of_a_folder_are_scored_alone_and_after_training_under_prompts_by_r
     assert len(places) == 2 and not np.array_equal(plain, prompted)
 
 
+def test_what_was_trained_on_of_the_test_sets_is_counted_and_said(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    beir(tmp_path / "sets")
+    rows = [{"sent0": f"What is THING {n}", "sent1": f"thing {n}: it is number {n * n}!"} for n in (3, 30)]
+    rows += [{"sent0": "another", "sent1": "is what is thing 4?"}, {"sent0": "it is number 4", "sent1": "thing 2"}] * 8
+    path = tmp_path / "seen.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["data=files", f"data.train={path}", "data.negative_columns=[]", "data.holdout=0", "loss=in_batch"]
+    job += ["train.steps=1", "train.eval_every=0", "eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "lr=1e-2"]
+    runner.run(settings(tmp_path / "o", *job, "eval.sets=[Mine]"))
+    (kept,) = run_folder(tmp_path / "o").glob("evaluations/*/overlap.json")
+    counts = {"queries": 15, "queries_seen": 1, "documents": 40, "documents_seen": 2}
+    assert json.loads(kept.read_text())["sets"] == {"Mine": counts}
+    said = "Mine: 1 of 15 queries and 2 of 40 documents"
+    (line,) = [record for record in caplog.records if said in record.getMessage()]
+    assert line.levelname == "WARNING"
+    assert not list((tmp_path / "o").glob("base-*/evaluations/*/overlap.json")), "what is not trained has seen nothing"
+
+
 def test_two_runs_are_compared_over_queries(tmp_path):
     beir(tmp_path / "sets")
     job = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
@@ -95,6 +116,48 @@ def test_two_runs_are_compared_over_queries(tmp_path):
     one, other = sorted(path for path in tmp_path.iterdir() if path.name.startswith("tiny-"))
     text = runs.compare_runs(one, other)
     assert "nDCG@10" in text and "on 15 queries of the set" in text and "Mine" in text
+
+
+def test_runs_are_compared_as_each_will_be_used_and_on_every_measure(tmp_path):
+    beir(tmp_path / "sets")
+    job = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]", "prompt.use=both"]
+    runner.run(settings(tmp_path, *job, "lr=1e-2"))
+    runner.run(settings(tmp_path, *job, "lr=1e-3", "prompt=query_passage"))
+    one, other = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
+    text = runs.compare_runs(one, other)
+    assert "prompts '{text}' and queries 'query: {text}', documents 'passage: {text}'" in text
+    assert all(f"Mine, {measure}" in text for measure in MEASURES[1:]) and "no evaluation" not in text
+
+
+def test_where_two_runs_have_no_evaluation_in_common_the_command_that_makes_one_is_printed(tmp_path):
+    beir(tmp_path / "sets")
+    runner.run(settings(tmp_path, "lr=1e-2"))
+    told = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
+    runner.run(settings(tmp_path, *told, "lr=1e-3", "model.pooling=mean"))
+    scenes, judged = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
+    text = runs.compare_runs(judged, scenes)
+    assert f"this one scores {scenes.name} as {judged.name} was scored" in text
+    words = shlex.split(text.partition("python -m cft.run ")[2])
+    runner.run(compose_config(words))
+    assert len(list(tmp_path.glob("tiny-*"))) == 2, "the same run was scored, not another one trained"
+    assert "Mine" in runs.compare_runs(judged, scenes) and "no evaluation" not in runs.compare_runs(judged, scenes)
+
+
+def test_pairs_of_ones_own_have_an_evaluation_of_their_own(tmp_path):
+    rows = [f"text {n},text {n % 7},{n % 2}" for n in range(40)]
+    (tmp_path / "mine.csv").write_text("\n".join(["left,right,same", *rows]))
+    own = ["eval=pairs", f"eval.file={tmp_path / 'mine.csv'}", "eval.columns=[left,right,same]"]
+    plan = make_plan(settings(tmp_path, *own))
+    assert list(plan.sets) == ["mine"] and len(plan.sets["mine"]) == 40
+    assert make_plan(settings(tmp_path, *own, "eval.rows=16")).sets["mine"][1].sentence1 == "text 2"
+    with pytest.raises(UserError, match="name your scored pairs, as in eval.file=pairs.csv"):
+        settings(tmp_path, "eval=pairs")
+    with pytest.raises(UserError, match="would not be read: add eval=pairs"):
+        settings(tmp_path, own[1])
+    with pytest.raises(UserError, match="two files are called 'mine'"):
+        make_plan(settings(tmp_path, "eval=pairs", f"eval.file=[{tmp_path}/mine.csv,{tmp_path}/mine.tsv]"))
+    with pytest.raises(UserError, match="eval.file=.*nowhere.csv"):
+        make_plan(settings(tmp_path, "eval=pairs", "eval.file=nowhere.csv"))
 
 
 def test_resampled_means_are_those_of_resampled_queries():

@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import ROOT
 from jobs import QUICK, adapter_bytes, history, run_folder, scores, settings
 
 from cft.config.compose import check_overrides
@@ -158,9 +156,9 @@ def test_a_training_stopped_after_any_step_ends_with_the_same_bytes(finished, tm
     assert strip[0] == strip[1]
 
 
-def test_a_killed_process_is_continued_by_the_same_command(finished, tmp_path):
-    command = [sys.executable, "-m", "cft.run", *QUICK, f"outputs={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_process_is_continued_by_the_same_command(commands, finished, tmp_path):
+    command = ["cft.run", *QUICK, f"outputs={tmp_path}"]
+    process = commands.start(*command)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(f"tiny-*/{checkpoint.FILE_NAME}")):
         assert process.poll() is None, "it ended before it could be killed"
@@ -168,31 +166,23 @@ def test_a_killed_process_is_continued_by_the_same_command(finished, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    result = commands.run(*command)
+    assert result.status == 0, result.err
     assert adapter_bytes(tmp_path) == adapter_bytes(finished)
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "already trained" in again.stdout and "scenes" in again.stdout
+    again = commands.run(*command)
+    assert "already trained" in again.out and "scenes" in again.out
 
 
-def test_an_interrupted_job_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "cft.run", *QUICK, "train.steps=25", f"outputs={tmp_path}"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell that starts a job in the background has it ignore SIGINT, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+def test_an_interrupted_job_says_how_to_go_on(commands, tmp_path):
+    process = commands.start("cft.run", *QUICK, "train.steps=25", f"outputs={tmp_path}")
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(f"tiny-*/{checkpoint.FILE_NAME}")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command goes on from the last checkpoint" in errors and "Traceback" not in errors
+    ended = process.wait()
+    assert ended.status == 130
+    assert "the same command goes on from the last checkpoint" in ended.err and "Traceback" not in ended.err
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch):
@@ -260,7 +250,7 @@ def test_without_steps_only_the_base_model_is_scored(tmp_path):
 
 def test_training_data_that_nothing_is_trained_on_are_said_not_to_be_read(tmp_path, caplog):
     caplog.set_level("INFO", logger="cft")
-    runner.run(settings(tmp_path, "data=files", "data.train=nowhere.csv", "train.steps=0"))
+    runner.run(settings(tmp_path, "data=files", "data.train=nowhere.csv", "train.steps=0", "eval=scenes"))
     assert "train.steps=0: nothing is trained, and nowhere.csv is not read" in caplog.text
 
 
@@ -292,32 +282,24 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
         runner.run(settings(tmp_path, "device=tpu"))
 
 
-def test_a_sweep_runs_every_job_and_reports_a_failing_one_at_once(tmp_path):
+def test_a_sweep_runs_every_job_and_reports_a_failing_one_at_once(commands, tmp_path):
     overrides = [*QUICK, f"outputs={tmp_path}", "data.rows=200,5,199"]
     check_overrides(overrides)
-    result = subprocess.run(
-        [sys.executable, "-m", "cft.run", "-m", *overrides], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 2, "a job failed for a reason that the user can mend"
+    result = commands.run("cft.run", "-m", *overrides)
+    assert result.status == 2, "a job failed for a reason that the user can mend"
     assert len(list(tmp_path.glob("tiny-*/training.json"))) == 2
-    assert "5 training triplets do not fill one batch" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout.count("before and after 6 steps") == 2
-    assert not list(Path.cwd().glob("multirun"))
+    assert "5 training triplets do not fill one batch" in result.err
+    assert "Traceback" not in result.err
+    assert result.out.count("before and after 6 steps") == 2
+    assert not list(ROOT.glob("multirun")), "it ran there"
 
 
-def test_a_sweep_over_the_learning_rate_gives_a_run_each_and_one_wandb_group(tmp_path):
+def test_a_sweep_over_the_learning_rate_gives_a_run_each_and_one_wandb_group(commands, tmp_path):
     overrides = [*QUICK, f"outputs={tmp_path}", "logger=wandb_offline", "lr=1e-5,5e-5,1e-4"]
-    result = subprocess.run(
-        [sys.executable, "-m", "cft.run", "-m", *overrides],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"WANDB_MODE": "offline"},
-    )
-    assert result.returncode == 0, result.stderr
+    result = commands.run("cft.run", "-m", *overrides, env={"WANDB_MODE": "offline"}, timeout=300)
+    assert result.status == 0, result.err
     assert len(list(tmp_path.glob("tiny-*/training.json"))) == 3
-    assert result.stdout.count("lr=") >= 3
+    assert result.out.count("lr=") >= 3
     runs = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(runs) == 3
     (sweep,) = (tmp_path / "sweeps").iterdir()

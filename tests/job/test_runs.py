@@ -63,18 +63,17 @@ def test_a_run_is_found_by_the_end_of_its_name(paper):
         runs.find_run(paper.outputs, "zzz")
 
 
-def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, tmp_path):
+def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, commands, tmp_path):
     outputs = tmp_path / "copy"
     shutil.copytree(paper.outputs, outputs)
     name = runs.list_runs(outputs, ["lr=5e-3"])[1][0]
-    command = [sys.executable, "-m", "cft.runs", "--outputs", str(outputs), "remove", name]
-    options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "cwd": Path(__file__).parents[2]}
-    result = subprocess.run(command, check=False, **options)
-    assert result.returncode == 2 and "add --yes" in result.stderr and (outputs / name).exists()
+    command = ["cft.runs", "--outputs", str(outputs), "remove", name]
+    result = commands.run(*command)
+    assert result.status == 2 and "add --yes" in result.err and (outputs / name).exists()
     with exclusive_lock(outputs / name):
-        result = subprocess.run([*command, "--yes"], check=False, **options)
-    assert result.returncode == 2 and "is at work in" in result.stderr and (outputs / name).exists()
-    assert subprocess.run([*command, "--yes"], check=False, **options).returncode == 0
+        result = commands.run(*command, "--yes")
+    assert result.status == 2 and "is at work in" in result.err and (outputs / name).exists()
+    assert commands.run(*command, "--yes").status == 0
     assert not (outputs / name).exists()
 
 

@@ -50,7 +50,7 @@ def result(folder: Path) -> Result:
     scores = {"before/STS12": 1.0, "after/STS12": 2.0, "before/mean": 1.0, "after/mean": 2.0}
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / "adapter" / "weights").write_text("x")
-    return Result(scores, [("set", "after"), ("STS12", "2.00")], {}, step=7, adapter=folder / "adapter")
+    return Result(scores, [("set", "after"), ("STS12", "2.00")], {}, step=7, adapter=folder / "adapter", outcome="")
 
 
 def follow(monkeypatch, run, **changes):

@@ -12,8 +12,8 @@ from cft.config.schema import Attention, LoraSettings, Pooling
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder, pool
 from cft.model.lora import add_lora, trainable
+from cft.model.sources import ADAPTER_FOLDER
 from cft.model.tokenizer import byte_tokenizer
-from cft.model.weights import ADAPTER_FOLDER
 from cft.system.errors import UserError
 
 EOS = byte_tokenizer().eos_token_id

@@ -36,10 +36,16 @@ JOB = [
     "train.eval_every=3",
     f"train.checkpoint_every={CHECKPOINT_EVERY}",
     "train.keep=[3]",
-    "data.rows=40",
+    "data=files",
+    "data.train=triplets.csv",
+    "data.dev=pairs.csv",
     "data.holdout=6",
+    "eval=scenes",
+    "baseline=none",
     "eval.pairs=10",
 ]
+TRIPLETS = ["sent0,sent1,hard_neg", *(f"a man reads {n},somebody reads {n},nobody reads {n}" for n in range(40))]
+PAIRS = ["sentence1,sentence2,score", *(f"a dog runs {n},a cat runs {n % 3},{n % 5}" for n in range(10))]
 SWEEP = ["-m", *JOB, "train.steps=2", "train.keep=[]", "data.holdout=0", "lr=1e-4,5e-4"]
 
 
@@ -58,10 +64,17 @@ class Kill:
 
 
 def run(commands: Commands, root: Path, command: list[str], **how) -> Ended:
-    """Run a command whose outputs and cache are both in a folder of its own."""
-    root.mkdir(exist_ok=True)
+    """Run a command whose data, outputs and cache are all in a folder of its own."""
+    write_data(root)
     cache = {"CFT_CACHE": str(root / "cache")}
     return commands.run("cft.run", *command, "outputs=outputs", cwd=root, env=cache, watched=root, **how)
+
+
+def write_data(root: Path) -> None:
+    root.mkdir(exist_ok=True)
+    for name, lines in (("triplets.csv", TRIPLETS), ("pairs.csv", PAIRS)):
+        if not (root / name).exists():
+            (root / name).write_text("\n".join(lines))
 
 
 def left(root: Path) -> dict[str, object]:
@@ -125,8 +138,8 @@ def test_the_same_command_leaves_the_same_bytes(commands, undisturbed, tmp_path)
 
 
 def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
-    """The same without the server, whose processes cannot have threads or workers of their own."""
-    (root / "outputs").mkdir()
+    """The same without the server, whose processes cannot have workers of their own."""
+    write_data(root)
     environment |= {"CFT_CACHE": str(root / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
     whole = [sys.executable, "-m", "cft.run", *command, "outputs=outputs"]
@@ -134,15 +147,37 @@ def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path, workers):
-    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={workers}"], OMP_NUM_THREADS="1")
+def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path):
+    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
     assert_same(left(tmp_path), left(undisturbed_sweep[0]))
 
 
-def test_the_number_of_threads_moves_a_result_by_rounding_alone(undisturbed, tmp_path):
+def test_a_sweep_by_joblib_in_one_process_leaves_the_same_bytes(commands, undisturbed_sweep, tmp_path):
+    ended = run(commands, tmp_path, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"])
+    assert ended.status == 0, ended.err
+    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+
+
+WITH_FOUR_THREADS = """
+import runpy, sys
+import torch
+
+torch.set_num_threads(4)
+sys.argv[0] = "cft.run"
+try:
+    runpy.run_module("cft.run", run_name="__main__", alter_sys=True)
+finally:
+    assert torch.get_num_threads() == 4
+"""
+
+
+def test_the_number_of_threads_moves_a_result_by_rounding_alone(commands, undisturbed, tmp_path):
     """What docs/reliability.md promises across machines, whose threads and instructions differ."""
-    run_on_its_own(tmp_path, JOB, OMP_NUM_THREADS="4", MKL_NUM_THREADS="4")
+    write_data(tmp_path)
+    (tmp_path / "four.py").write_text(WITH_FOUR_THREADS)
+    environment = {"CFT_CACHE": str(tmp_path / "cache")}
+    ended = commands.run(str(tmp_path / "four.py"), *JOB, "outputs=outputs", cwd=tmp_path, env=environment)
+    assert ended.status == 0, ended.err
     roots = (tmp_path, undisturbed[0])
     one, other = (load_file(next(root.glob("outputs/tiny-*/adapter/*.safetensors"))) for root in roots)
     assert one.keys() == other.keys()

@@ -1,9 +1,6 @@
 """What the documentation says of models is what the tests check."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,12 +57,13 @@ def test_the_page_of_settings_is_what_the_settings_are():
 def test_the_page_of_settings_has_every_key_with_a_meaning():
     rows = [line.split(" | ") for line in reference.page().splitlines() if line.startswith("| `")]
     listed = {row[0].strip("| `") for row in rows if len(row) == 4}
-    # a teacher is named as a whole: its settings are the group model's
-    known = {key for key in all_keys() if not key.startswith("distill.model.")}
+    # a teacher, a baseline and a first stage are named as a whole: their settings are other groups'
+    known = {key for key in all_keys() if not key.startswith(("distill.model.", "baseline.model.", "first.data."))}
     groups = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
     assert listed == known - groups
     model = {key.removeprefix("model.") for key in known if key.startswith("model.")}
-    assert model == {key.removeprefix("distill.model.") for key in all_keys() if key.startswith("distill.model.")}
+    for second in ("distill.model.", "baseline.model."):
+        assert model == {key.removeprefix(second) for key in all_keys() if key.startswith(second)}
     assert all(row[3].strip(" |") for row in rows if len(row) == 4)
 
 
@@ -114,14 +112,11 @@ def test_settings_that_a_page_names_exist(page):
     assert named <= known, named - known
 
 
-def test_the_first_embedder_runs_from_its_file_to_its_table(tmp_path):
+def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
     quick = ["model=tiny", "train.steps=2", "train.eval_every=0", "eval.pairs=10", f"outputs={tmp_path}"]
-    command = [sys.executable, str(ROOT / "docs" / "first_embedder.py"), *quick]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    done = commands.run(str(ROOT / "docs" / "first_embedder.py"), *quick, cwd=tmp_path)
+    assert done.status == 0, done.err
+    lines = done.out.splitlines()
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
     assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
     assert any(line.startswith("mean rank of the right answer, of 40") for line in table)

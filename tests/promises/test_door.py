@@ -19,7 +19,7 @@ from cft.deploy.encode import EncodeOptions
 from cft.deploy.export import ExportOptions
 from cft.deploy.load import find_embedder, load_embedder
 from cft.deploy.push import PushOptions
-from cft.deploy.similar import SimilarOptions, nearest
+from cft.deploy.similar import SimilarOptions, search_file
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.system.errors import UserError
 
@@ -236,10 +236,11 @@ def test_options_keep_the_rules_of_their_keys(command, field, value):
 
 
 @pytest.mark.parametrize("query", ["", " \n", "a\0b", "\ud800"])
-def test_a_query_is_a_text(query, trained, tmp_path):
+def test_a_query_is_a_text(query, trained, tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="the query (is empty|holds)|^query=.*NUL"):
-        nearest(SimilarOptions(run=trained, query=query, corpus=tmp_path / "a.txt"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{query}\n"))  # where an empty one would be read from
+    with pytest.raises(UserError, match="the query (on line 1 of stdin )?(is empty|holds)|^query=.*NUL"):
+        search_file(SimilarOptions(run=trained, query=query, corpus=tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize("name", [None, 7, b"x", "a\0b", ["x"]])
@@ -248,6 +249,24 @@ def test_an_embedder_is_found_by_a_name_or_a_path(name):
         find_embedder(name)
     with pytest.raises(UserError, match="^run="):
         load_embedder(name)
+
+
+@pytest.mark.parametrize("name", [None, 7, b"x", "a\0b", ["x"]])
+@pytest.mark.parametrize("key", ["model", "path"])
+def test_an_embedder_is_named_by_texts(key, name):
+    with pytest.raises(UserError, match=f"^{key}="):
+        load_embedder(**{key: name})
+
+
+@pytest.mark.parametrize("command", ["encode", "similar", "export"])
+@pytest.mark.parametrize("named", [{}, {"run": "r", "model": "tiny"}, {"model": "tiny", "path": "p"}])
+def test_options_name_one_embedder(command, named):
+    kind, needed = OPTIONS[command]
+    others = {name: value for name, value in needed.items() if name != "run"}
+    with pytest.raises(UserError, match=r"give one of run=NAME .*model=CHOICE .*path=FOLDER"):
+        kind(**others, **named)
+    with pytest.raises(UserError, match=r"give one of run=NAME .*model=CHOICE .*path=FOLDER"):
+        load_embedder(**named)
 
 
 @pytest.mark.parametrize("folder", [None, 7, b"x", "a\0b", ["x"], ""])

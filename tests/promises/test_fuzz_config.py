@@ -1,6 +1,8 @@
 """Every key of the configuration with values of every type and range: refused by name, or a job that can run."""
 
+import copy
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -73,7 +75,8 @@ def chosen() -> list[tuple[str, str]]:
 
 def needed(key: str) -> list[str]:
     """What must be chosen for there to be such a key."""
-    return ["distill=minilm"] if key.startswith("distill.model.") else []
+    sections = {"distill.model.": "distill=minilm", "baseline.model.": "baseline=minilm", "first.data.": "first=nli"}
+    return [choice for section, choice in sections.items() if key.startswith(section)]
 
 
 def composed(overrides: list[str]) -> Config | UserError:
@@ -82,6 +85,16 @@ def composed(overrides: list[str]) -> Config | UserError:
         return compose_config(overrides)
     except UserError as error:
         return error
+
+
+@functools.cache
+def _composed_once(*overrides: str) -> Config:
+    return compose_config(list(overrides))
+
+
+def fresh(*overrides: str) -> Config:
+    """A configuration of one's own, to be spoilt."""
+    return copy.deepcopy(_composed_once(*overrides))
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -102,7 +115,7 @@ FLOATS = [key for key, kind in KEYS.items() if kind is float]
 @pytest.mark.parametrize("key", FLOATS)
 def test_no_number_is_nan_and_only_a_bound_may_be_infinite(key):
     for value in (math.nan, math.inf, -math.inf):
-        config = compose_config(["model=tiny"])
+        config = fresh("model=tiny")
         section, _, name = key.rpartition(".")
         setattr(getattr(config, section) if section else config, name, value)
         if key in MAY_BE_INFINITE and value == math.inf:
@@ -115,7 +128,7 @@ def test_no_number_is_nan_and_only_a_bound_may_be_infinite(key):
 @pytest.mark.parametrize("key", ["model.name", "data.name", "eval.name"])
 @pytest.mark.parametrize("name", ["../up", "a/b", "/tmp/x", "", " ", ".", "..", ".hidden", "a\nb", "a\0b", "y" * 300])
 def test_a_name_that_would_be_no_single_folder_is_refused(key, name):
-    config = compose_config([])
+    config = fresh()
     section, _, field = key.partition(".")
     setattr(getattr(config, section), field, name)
     with pytest.raises(UserError, match=key):

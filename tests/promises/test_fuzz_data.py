@@ -8,16 +8,17 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import resource
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import mutations
 import pytest
+from forked import Commands
 from mutations import PAIRS, TRIPLETS, Input
 
 from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
@@ -25,6 +26,7 @@ from cft.data import cells, formats, training_data
 from cft.data.arrow_cache import open_corpus
 from cft.data.files import BadRows, Skipped, TripletColumns, read_scored_pairs, stream_texts, stream_triplets
 from cft.data.records import ScoredPair, Triplet
+from cft.data.retrieval import RetrievalSet, load_retrieval_sets
 from cft.data.sts import load_eval_sets
 from cft.system.errors import UserError
 
@@ -211,6 +213,173 @@ def check_pairs(load, path: Path, good: list[ScoredPair], error: UserError | Non
         assert error is None and found == good and len({row.score for row in good}) > 1
 
 
+# Retrieval sets, which are three files in a folder
+
+CORPUS = [{"_id": f"d{n}", "title": "é" * (n % 2), "text": f"document {n}"} for n in range(6)]
+QUERIES = [{"_id": f"q{n}", "text": f"query {n}?"} for n in range(4)]
+QRELS = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t{n % 2 + 1}\n" for n in range(4))
+FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+
+
+def objects(rows: list) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write_retrieval_set(folder: Path, ending: str = "") -> Path:
+    """A sound set; `ending` is "" or ".gz"."""
+    (folder / "Mine" / "qrels").mkdir(parents=True)
+    for name, content in zip(FILES, (objects(CORPUS), objects(QUERIES), QRELS.encode()), strict=True):
+        (folder / "Mine" / f"{name}{ending}").write_bytes(mutations.zipped(content) if ending else content)
+    return folder / "Mine"
+
+
+def load_set(place: Path) -> RetrievalSet:
+    settings = EvalSettings(
+        name="retrieval", source=EvalSource.retrieval, folder=str(place.parent), sets=[place.name], split="test"
+    )
+    return load_retrieval_sets(settings)[place.name]
+
+
+# What one of the files holds instead (None: it is not there), and a pattern of what is said of it.
+SPOILT_SETS = {
+    "no judgements": (
+        "qrels/test.tsv",
+        None,
+        r"has no .*qrels/test\{.tsv, .*the columns query-id, corpus-id and score",
+    ),
+    "no queries": ("queries.jsonl", None, r"has no .*queries\{.jsonl, .*the columns _id and text"),
+    "no corpus": ("corpus.jsonl", None, r"has no .*corpus\{.jsonl, .*the columns _id, title and text"),
+    "empty judgements": ("qrels/test.tsv", b"", "qrels/test.tsv: is empty"),
+    "a header alone": ("qrels/test.tsv", b"query-id\tcorpus-id\tscore\n", "test.tsv: has no data rows"),
+    "no header": (
+        "qrels/test.tsv",
+        b"q1\td1\t1\nq2\td2\t1\n",
+        "has no column 'query-id'; its columns are 'q1', 'd1', '1'. BEIR",
+    ),
+    "trec's columns": ("qrels/test.tsv", b"q1 0 d1 1\nq2 0 d2 1\n", "has no column 'query-id'; its .* 'q1 0 d1 1'"),
+    "other columns": ("qrels/test.tsv", QRELS.replace("corpus-id", "doc").encode(), "has no column 'corpus-id'"),
+    "a cell too few": ("qrels/test.tsv", f"{QRELS}q3\td1\n".encode(), r"\(test.tsv:6\) has too few cells"),
+    "a cell too many": ("qrels/test.tsv", f"{QRELS}q3\td1\t1\t0\n".encode(), r"\(test.tsv:6\) has too many cells"),
+    "a word for a grade": ("qrels/test.tsv", f"{QRELS}q3\td1\tyes\n".encode(), r"tsv:6\) has 'yes' .* 'score'"),
+    "half a grade": ("qrels/test.tsv", f"{QRELS}q3\td1\t0.5\n".encode(), "has 0.5 as 'score', which is not a whole"),
+    "no number": ("qrels/test.tsv", f"{QRELS}q3\td1\tnan\n".encode(), "'score', which is not a finite number"),
+    "a huge grade": ("qrels/test.tsv", f"{QRELS}q3\td1\t1e300\n".encode(), "has 1e.300 as 'score'.*at most 1,000,000"),
+    "an unknown query": (
+        "qrels/test.tsv",
+        f"{QRELS}q9\td1\t1\n".encode(),
+        "names the query 'q9', which .*queries.jsonl",
+    ),
+    "an endless query id": (
+        "qrels/test.tsv",
+        f"{QRELS}{'q' * 9999}\td1\t1\n".encode(),
+        "names the query 'q{79}…', which",
+    ),
+    "an endless document id": (
+        "corpus.jsonl",
+        objects([{"_id": "d\n" * 999, "text": "a"}] * 2),
+        r"row 2 \(corpus.jsonl:2\) has the _id '.{,170}' of a row before it",
+    ),
+    "unknown documents": (
+        "qrels/test.tsv",
+        b"query-id\tcorpus-id\tscore\nq1\tx\t1\n",
+        r"Mine\): its corpus holds no document that is judged relevant, such as 'x'",
+    ),
+    "nothing relevant": (
+        "qrels/test.tsv",
+        QRELS.encode().replace(b"2\n", b"0\n").replace(b"1\n", b"0\n"),
+        "is above 0",
+    ),
+    "a contradiction": ("qrels/test.tsv", f"{QRELS}q1\td1\t7\n".encode(), "gives 'q1' and 'd1' another score"),
+    "no queries in the file": ("queries.jsonl", b"", "queries.jsonl: is empty"),
+    "blank lines": ("queries.jsonl", b"\n\n", "queries.jsonl: has no data rows"),
+    "a query twice": ("queries.jsonl", objects([*QUERIES, QUERIES[0]]), r"row 5 \(queries.jsonl:5\) has the _id 'q0'"),
+    "a list for a row": (
+        "queries.jsonl",
+        objects([*QUERIES, [1]]),
+        r"\(queries.jsonl:5\) is not a JSON object but \[1",
+    ),
+    "a text for a row": ("corpus.jsonl", objects(["d1", *CORPUS]), r"\(corpus.jsonl:1\) is not a JSON object but 'd1'"),
+    "null for a row": ("corpus.jsonl", objects([None, *CORPUS]), r"\(corpus.jsonl:1\) is not a JSON object but null"),
+    "half an object": ("queries.jsonl", objects(QUERIES)[:-9], r"\(queries.jsonl:4\) is not valid JSON"),
+    "a list for a text": ("corpus.jsonl", objects([*CORPUS, {"_id": "x", "text": ["a"]}]), "as 'text', which is not a"),
+    "a list for a title": (
+        "corpus.jsonl",
+        objects([*CORPUS, {"_id": "x", "title": [1], "text": "a"}]),
+        r"\(corpus.jsonl:7\) has \[1\] \(list\) as 'title', which is not a text",
+    ),
+    "a document twice": ("corpus.jsonl", objects([*CORPUS, CORPUS[2]]), r"row 7 \(corpus.jsonl:7\) has the _id 'd2'"),
+    "an empty corpus": ("corpus.jsonl", b"", "corpus.jsonl: is empty"),
+    "one document": ("corpus.jsonl", objects(CORPUS[:1]), r"the set Mine \(.*Mine\) has 1 document: there is nothing"),
+    "Latin-1": ("corpus.jsonl", '{"_id": "d1", "text": "é"}'.encode("latin-1"), "jsonl: line 1 is not valid UTF-8"),
+    "UTF-16": ("queries.jsonl", objects(QUERIES).decode().encode("utf-16"), "queries.jsonl: is text in UTF-16"),
+    **{
+        f"cut gzip, {name}": (f"{name}.gz", mutations.zipped(b"\n" * 9999)[:-9], f"{name}.gz: not a whole gzip")
+        for name in FILES
+    },
+    "no gzip": ("queries.jsonl.gz", objects(QUERIES), "queries.jsonl.gz: not a whole gzip file"),
+}
+
+
+def assert_readable_of_set(message: str, place: Path) -> None:
+    """The property, where the folder of a set is named if no file of it is."""
+    named = [name for name in FILES if Path(name).name in message]
+    assert_readable(message, place / named[0] if named else place)
+
+
+@pytest.mark.parametrize("label", SPOILT_SETS)
+def test_a_fault_of_a_retrieval_set_is_one_readable_message(tmp_path, label):
+    name, content, pattern = SPOILT_SETS[label]
+    place = write_retrieval_set(tmp_path, ".gz" if name.endswith(".gz") else "")
+    (place / name).unlink()
+    if content is not None:
+        (place / name).write_bytes(content)
+    with limited(), pytest.raises(UserError, match=pattern) as error:
+        load_set(place)
+    assert_readable_of_set(str(error.value), place)
+
+
+def spoilt(content: bytes, draw: random.Random) -> bytes:
+    """A file with one thing wrong that nobody planned."""
+    lines, place = content.splitlines(keepends=True), draw.randrange(len(content))
+    line, other = draw.randrange(len(lines)), draw.randrange(len(lines))
+    return draw.choice(
+        [
+            lambda: content[:place],
+            lambda: content[:place] + bytes([draw.randrange(256)]) + content[place + 1 :],
+            lambda: content[:place] + draw.randbytes(3) + content[place:],
+            lambda: content[:place] + content[place + draw.randrange(1, 9) :],
+            lambda: b"".join(lines[:line] + lines[line + 1 :]),
+            lambda: b"".join([*lines[:line], lines[other], *lines[line:]]),
+            lambda: content.replace(draw.choice([b'"', b"\t", b"\n", b":", b"d", b"q", b"1"]), b"", 1),
+        ]
+    )()
+
+
+def test_a_retrieval_set_spoilt_at_random_is_sound_or_refused_in_one_readable_message(tmp_path):
+    outcomes: Counter = Counter()
+    for number in range(120 * mutations.factor()):
+        draw = random.Random(number)
+        ending = draw.choice(["", "", ".gz"])
+        place = write_retrieval_set(tmp_path / str(number), ending)
+        path = place / f"{draw.choice(FILES)}{ending}"
+        path.write_bytes(spoilt(path.read_bytes(), draw))
+        sys.stdout.write(f"{number} {path.name} {path.read_bytes()[:400]!r}\n")
+        try:
+            with limited():
+                found = load_set(place)
+        except UserError as error:
+            assert_readable_of_set(str(error), place)
+            outcomes["refused"] += 1
+        else:
+            for ids, texts in ((found.query_ids, found.queries), (found.document_ids, found.documents)):
+                assert len(set(ids)) == len(ids) == len(texts) > 0
+                list(map(assert_sound, texts))
+            assert len(found.judgements) == len(found.queries) and len(found.documents) > 1
+            assert any(grade > 0 for grades in found.judgements for grade in grades.values())
+            outcomes["read"] += 1
+    assert min(outcomes["read"], outcomes["refused"]) > 15, outcomes
+
+
 # That the property can fail
 
 
@@ -268,14 +437,13 @@ COMMANDS = {
 }
 
 
-def run(*arguments: object) -> str:
+def run(commands: Commands, *arguments: object) -> str:
     """What a command says that a user can mend."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.startswith("cft: ") and done.stderr.count("\n") == 1
-    return done.stderr
+    done = commands.run(*map(str, arguments))
+    assert done.status == 2, done.err
+    assert "Traceback" not in done.err + done.out
+    assert done.err.startswith("cft: ") and done.err.count("\n") == 1
+    return done.err
 
 
 def written(folder: Path, name: str, content: bytes | None) -> Path:
@@ -288,17 +456,17 @@ def written(folder: Path, name: str, content: bytes | None) -> Path:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), COMMANDS.values(), ids=COMMANDS)
-def test_a_training_ends_with_status_2_and_the_files_name(tmp_path, name, content, message):
+def test_a_training_ends_with_status_2_and_the_files_name(commands, tmp_path, name, content, message):
     path = written(tmp_path, name, content)
-    quick = f"model=tiny logger=none train.steps=2 data=files outputs={tmp_path / 'outputs'}".split()
-    assert re.search(message, run("cft.run", *quick, f"data.train={path}"))
+    quick = f"model=tiny logger=none train.steps=2 data=files baseline=none outputs={tmp_path / 'outputs'}".split()
+    assert re.search(message, run(commands, "cft.run", *quick, f"data.train={path}"))
     assert not list(tmp_path.glob("outputs/*-*"))  # the folder of a training, or of scores
 
 
-def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(tmp_path):
+def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(commands, tmp_path):
     quick = f"model=tiny logger=none train.steps=2 outputs={tmp_path / 'outputs'}".split()
     path = written(tmp_path, "mine.csv", b"sentence1,sentence2,score\na,b,1\nc,d,1\n")
-    message = run("cft.run", *quick, "eval=sts", f"eval.folder={tmp_path}", "eval.sets=[mine]")
+    message = run(commands, "cft.run", *quick, "eval=sts", f"eval.folder={tmp_path}", "eval.sets=[mine]")
     assert f"all scores of the set mine (eval.folder={path}) are equal" in message
     assert not list(tmp_path.glob("outputs/*-*"))  # the folder of a training, or of scores
 
@@ -310,10 +478,10 @@ def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(tmp_path
         ("bad.jsonl", None, "bad.jsonl: is a pipe or a device"),
     ],
 )
-def test_an_embedding_ends_with_status_2_and_the_files_name(tmp_path, name, content, message):
+def test_an_embedding_ends_with_status_2_and_the_files_name(commands, tmp_path, name, content, message):
     # the texts are looked at before the embedder, which need not be there
     path = written(tmp_path, name, content)
-    assert message in run("cft.encode", "run=nowhere", path, tmp_path / "vectors.npy")
+    assert message in run(commands, "cft.encode", "run=nowhere", path, tmp_path / "vectors.npy")
 
 
 def test_enough_files_were_read_and_refused_of_every_kind():

@@ -37,7 +37,6 @@ UNREAD = {
     "log.txt": "written for people",
     "failed.json": "there for failed trainings alone",
     "reported.json": "says which tracker was given the scores",
-    "overlap.json": "counted again for every report",
 }
 PICTURES = (".png", ".pdf", ".svg", ".txt", ".md", ".tex", ".csv", ".html")
 

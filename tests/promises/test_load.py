@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +41,19 @@ with open(note_file, "w") as stream:
 """
 
 
-def watched(tmp_path: Path, how: str, jobs: int) -> np.ndarray:
+def in_a_fresh_process(*command: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"] + os.pathsep + "."}
+    ended = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def watched(tmp_path: Path, how: str, jobs: int, run: Callable[..., object] = in_a_fresh_process) -> np.ndarray:
     """(jobs, 3): MiB of memory, file handles and threads after each of some jobs that differ by their seed."""
     notes = tmp_path / "notes.json"
     overrides = [*JOB, f"outputs={tmp_path / 'o'}"]
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"] + os.pathsep + "."}
-    command = [sys.executable, str(script), how, str(jobs), str(notes), *overrides]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    run(str(script), how, str(jobs), str(notes), *overrides)
     assert len(list((tmp_path / "o").glob("tiny-*/training.json"))) == jobs
     return np.array(json.loads(notes.read_text())) / [2**20, 1, 1]
 
@@ -61,8 +65,12 @@ def slope(values: np.ndarray) -> tuple[float, float]:
     return float(rate), float(np.sqrt(covariance[0, 0]))
 
 
-def test_a_short_sweep_leaves_no_file_open(tmp_path):
-    _, handles, threads = watched(tmp_path, "sweep", 8).T
+def test_a_short_sweep_leaves_no_file_open(commands, tmp_path):
+    def run(*command: str) -> None:
+        ended = commands.run(*command)
+        assert ended.status == 0, ended.err[-2000:]
+
+    _, handles, threads = watched(tmp_path, "sweep", 8, run).T
     assert handles[-1] <= handles[3] and threads[-1] <= threads[3]
 
 

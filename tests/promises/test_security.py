@@ -205,7 +205,8 @@ def test_no_secret_is_in_anything_a_job_leaves_or_says(commands, tmp_path):
     rows = ["sent0,sent1,hard_neg", *(f"a {word},b {word},c {word}" for word in map(str, range(60)))]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     environment = CANARIES | {"CFT_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}
-    own = ["data=files", f"data.train={tmp_path / 't.csv'}", f"outputs={tmp_path / 'outputs'}"]
+    own = ["data=files", "eval=scenes", "baseline=none"]
+    own += [f"data.train={tmp_path / 't.csv'}", f"outputs={tmp_path / 'outputs'}"]
     said = ""
     for logger in ("wandb_offline", "csv", "tensorboard"):
         ended = commands.run("cft.run", *QUICK, *own, f"logger={logger}", f"seed={len(logger)}", env=environment)
@@ -268,7 +269,7 @@ def test_data_on_a_page_is_text():
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
 
 
-def test_a_triplet_with_a_script_in_it_runs_on_no_page(tmp_path):
+def test_a_triplet_with_a_script_in_it_runs_on_no_page(drawn_in_full, tmp_path):
     """From a user's files through a training to the card, the table and the report."""
     evil = "<script>alert(1)</script>"
     rows = ["sent0,sent1,hard_neg", *(f"{evil} a{n},{evil} b{n},{evil} c{n}" for n in range(60))]
@@ -280,6 +281,7 @@ def test_a_triplet_with_a_script_in_it_runs_on_no_page(tmp_path):
             [
                 *QUICK,
                 "data=files",
+                "baseline=none",
                 f"data.train={tmp_path / 't.csv'}",
                 "eval=sts",
                 f"eval.folder={tmp_path}",

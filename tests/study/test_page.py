@@ -1,8 +1,5 @@
 """Parts of reports written into a page of one's own."""
 
-import subprocess
-import sys
-
 import pytest
 
 from cft.study import report
@@ -86,18 +83,19 @@ def test_a_page_that_cannot_be_filled_says_where(page, text, message):
         fill(page, {"one": a_report(page.parent)})
 
 
-def test_the_command_fills_a_page_from_finished_studies(paper, tmp_path):
+def test_the_command_fills_a_page_from_finished_studies(paper, commands, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "# Rates\n\n<!-- table4: scores, sentences -->\n<!-- end -->\n\n<!-- table1: configuration -->\n<!-- end -->\n"
     )
-    command = [sys.executable, "-m", "cft.report", "table4", "table1", "--scale", "smoke", f"outputs={paper.outputs}"]
-    subprocess.run([*command, "--into", str(page)], check=True, capture_output=True)
+    command = ["cft.report", "table4", "table1", "--scale", "smoke", f"outputs={paper.outputs}"]
+    filled = commands.run(*command, "--into", str(page))
+    assert filled.status == 0, filled.err
     document, _ = report.write(["table4"], "smoke", [f"outputs={paper.outputs}"])
     rows = next(table for table in document.tables() if table.name == "scores").rows
     text = page.read_text()
     assert all(f"| {' | '.join(row)} |" in text for row in rows)
     assert "not distinguishable" in text and "| InfoNCE temperature | loss.temperature |" in text
 
-    refused = subprocess.run([*command, "--into", "nowhere.md"], capture_output=True, text=True)
-    assert refused.returncode == 2 and "there is no such page" in refused.stderr
+    refused = commands.run(*command, "--into", "nowhere.md")
+    assert refused.status == 2 and "there is no such page" in refused.err

@@ -29,7 +29,7 @@ def test_table_1_says_the_papers_configuration(tmp_path):
     assert len(table.rows) == 19
 
 
-def test_a_report_is_written_in_every_format_and_holds_the_papers_numbers(paper, tmp_path):
+def test_a_report_is_written_in_every_format_and_holds_the_papers_numbers(drawn_in_full, paper, tmp_path):
     document, page = report.write(["table4"], "smoke", [f"outputs={paper.outputs}"])
     folder = page.parent
     with (folder / "scores.csv").open(newline="") as stream:
@@ -45,7 +45,7 @@ def test_a_report_is_written_in_every_format_and_holds_the_papers_numbers(paper,
     assert list(csv.reader(io.StringIO(report.render(document, "csv"))))[0][0] == "cell"
 
 
-def test_all_reports_make_one_page_that_needs_nothing_else(paper):
+def test_all_reports_make_one_page_that_needs_nothing_else(drawn_in_full, paper):
     names = ["table1", *paper.studies]
     _, page = report.write(names, "smoke", [f"outputs={paper.outputs}"])
     text = page.read_text()

@@ -47,7 +47,7 @@ def test_values_that_no_job_could_run_with_are_refused_at_once(overrides, messag
         search_space(overrides)
 
 
-def test_trials_are_ranked_by_their_development_scores(tmp_path, monkeypatch):
+def test_trials_are_ranked_by_their_development_scores(drawn_in_full, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "score", lambda *a: pytest.fail("a test set was scored"))
     header, *rows = run(tmp_path)
     assert header == ("trial", "lr", "lora.rank", "development Spearman", "run")

@@ -5,14 +5,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cft.config.compose import compose_config
-from cft.study import findings, plan, runner, spec
+from cft.study import findings, plan, runner, sections, spec
 from cft.system.errors import UserError
 from cft.training import trainer
 
@@ -36,15 +36,6 @@ def steps(monkeypatch) -> list[int]:
     step = trainer._step
     monkeypatch.setattr(trainer, "_step", lambda *a, **k: done.append(k["step"]) or step(*a, **k))
     return done
-
-
-def cft_command(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    result = subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, check=False
-    )
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
 
 
 def test_the_paper_is_run_once_and_trainings_are_shared(paper):
@@ -74,9 +65,9 @@ def test_the_paper_run_again_is_a_no_op(paper, steps, caplog):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path, steps):
-    command = [sys.executable, "-m", "cft.study", "run", "table4", "--scale", "smoke", f"outputs={tmp_path}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def test_a_killed_sweep_goes_on_where_it_was(commands, tmp_path, steps):
+    command = ["cft.study", "run", "table4", "--scale", "smoke", f"outputs={tmp_path}"]
+    process = commands.start(*command, new_session=True)
     states = tmp_path / "studies" / "runs"
     deadline = time.monotonic() + 120
     while not list(states.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
@@ -106,7 +97,7 @@ def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_
     caplog.set_level("INFO", logger="cft")
     path = tmp_path / "mine.yaml"
     path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
-    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0")
+    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0", "eval=scenes")
     assert run(found) == 1
     assert "later.csv" in capsys.readouterr().err
     assert len(steps) == 6
@@ -121,18 +112,20 @@ def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_
     assert "to be retried: 1" in caplog.text
 
 
-def test_a_plan_is_frozen_when_it_starts(tmp_path):
+def test_a_plan_is_frozen_when_it_starts(commands, tmp_path):
     path = tmp_path / "mine.yaml"
     told = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n  - {name: b, overrides: [lr=RATE]}\n"
     path.write_text(told.replace("RATE", "2e-4"))
     arguments = ["cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}"]
     studies(tmp_path, [str(path)])
     path.write_text(told.replace("RATE", "9e-4"))
-    said = cft_command(*arguments).stdout
-    assert "going on with the plan that was frozen" in said and "other things for: b" in said
+    said = commands.run(*arguments)
+    assert said.status == 0, said.err
+    assert "going on with the plan that was frozen" in said.out and "other things for: b" in said.out
     frozen = plan.load(tmp_path / "studies" / "mine-smoke")
     assert [config.lr for config in frozen.runs.values()] == [1e-4, 2e-4]
-    assert "going on" not in cft_command(*arguments, "--replan").stdout
+    anew = commands.run(*arguments, "--replan")
+    assert anew.status == 0 and "going on" not in anew.out, anew.err
 
 
 def test_a_finished_study_is_not_planned_anew_unless_asked(tmp_path, monkeypatch, caplog):
@@ -153,9 +146,30 @@ def test_a_finished_study_is_not_planned_anew_unless_asked(tmp_path, monkeypatch
     assert [config.lr for config in _study(str(path), options, given).runs.values()] == [1e-4, 9e-4]
 
 
-def test_a_study_of_retrieval_is_refused_with_what_works(tmp_path):
-    with pytest.raises(UserError, match="eval=rows: studies compare scores of pairs so far.*cft.runs compare"):
-        studies(tmp_path, ["table5"], "eval=rows")
+def test_a_study_compares_what_queries_find(tmp_path, monkeypatch):
+    rows = [{"sent0": f"what is thing {n}?", "sent1": f"thing {n} is number {n * n}"} for n in range(120)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Rates\nquestion: Which?\nlayout: sets\ncells:\n  - {name: before, base: true}\n"
+        "  - {name: slow, overrides: [lr=1e-5]}\n  - {name: fast, overrides: [lr=2e-2]}\nbaseline: slow\n"
+    )
+    own = ["data=files", f"data.train={tmp_path / 'mine.jsonl'}", "data.negative_columns=[]", "loss=in_batch"]
+    own += ["eval=rows", "train.eval_every=0"]
+    (study,) = studies(tmp_path, [str(path)], *own, "data.holdout=12", seeds=(1, 2))
+    assert run([study]) == 0
+    found = findings.collect(study, [])
+    assert found.of_queries and found.sets == {"held-out rows": 12} and found.distinct == 12
+    by_name = {cell.name: cell for cell in found.cells}
+    assert len(by_name["fast"].by_seed) == 2 and by_name["fast"].intervals["held-out rows"].low >= 0
+    comparison = next(each for each in found.comparisons if each.left == "fast")
+    expected = np.mean(by_name["fast"].overall) - np.mean(by_name["slow"].overall)
+    assert comparison.differences["held-out rows"].value == pytest.approx(expected, abs=1e-3)
+    text = "\n".join(map(str, sections.blocks(found, tmp_path / "report")))
+    assert "nDCG@10 x 100 with 95% bootstrap intervals over queries" in text
+    assert "'set', 'queries'" in text and "on 12 different queries" in text
+    with pytest.raises(UserError, match="eval=none: a study compares scores"):
+        studies(tmp_path, ["table5"], "eval=none")
 
 
 def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
@@ -193,40 +207,44 @@ def test_a_plan_from_before_there_was_a_setting_is_not_stale(tmp_path):
     assert plan.differences(loaded, study) == [first]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "option"),
-    [("joblib", "n_jobs=2"), pytest.param("submitit_local", "timeout_min=5", marks=pytest.mark.slow)],
-)
-def test_cells_go_through_hydras_launchers(tmp_path, launcher, option):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher", reason=f"needs cft[{launcher}]")
-    said = cft_command(
-        "cft.study", "run", "table6", "--scale", "smoke", f"outputs={tmp_path}", "--launcher", launcher,
-        f"hydra.launcher.{option}",
-    ).stdout  # fmt: skip
-    assert f"2 groups of runs go to hydra/launcher={launcher}" in said
-    assert "missing" not in said
+@pytest.mark.slow
+def test_cells_go_through_submitit(commands, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs cft[slurm]")
+    ended = commands.run(
+        "cft.study", "run", "table6", "--scale", "smoke", f"outputs={tmp_path}", "--launcher", "submitit_local",
+        "hydra.launcher.timeout_min=5",
+    )  # fmt: skip
+    assert ended.status == 0, ended.out + ended.err
+    assert "2 groups of runs go to hydra/launcher=submitit_local" in ended.out
+    assert "missing" not in ended.out
     assert len(list((tmp_path / "studies" / "runs").glob("*.json"))) == 2
 
 
-def test_a_failure_in_a_launcher_is_noted_and_told(tmp_path):
+def test_cells_go_through_a_launcher_whose_failures_are_noted_and_told(commands, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs cft[joblib]")
     path = tmp_path / "mine.yaml"
     path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
-    result = cft_command(
-        "cft.study", "run", str(path), "--scale", "smoke", f"outputs={tmp_path}", "--launcher", "joblib", check=False
-    )
-    assert result.returncode == 2
-    assert "broken is missing" in result.stdout and "later.csv" in result.stdout
-    assert re.search(r"fine +\d", result.stdout)
+    ended = commands.run(
+        "cft.study", "run", "table6", str(path), "--scale", "smoke", f"outputs={tmp_path}", "--launcher", "joblib",
+        "hydra.launcher.n_jobs=2",
+    )  # fmt: skip
+    assert ended.status == 2, ended.out + ended.err
+    assert "4 groups of runs go to hydra/launcher=joblib" in ended.out
+    (missing,) = re.findall("^.* is missing: .*$", ended.out, re.MULTILINE)
+    assert missing.startswith("mine-smoke: broken is missing") and "later.csv" in missing
+    assert re.search(r"fine +\d", ended.out)
+    runs = plan.load(plan.study_folder(tmp_path, "table6-smoke")).runs
+    assert len(runs) == 2 and all(plan.state_of(tmp_path, name).state == plan.DONE for name in runs)
+    assert len(list((tmp_path / "studies" / "runs").glob("*.json"))) == 2 + 2
 
 
-def test_what_cannot_be_planned_is_told_before_anything_runs(tmp_path):
+def test_what_cannot_be_planned_is_told_before_anything_runs(commands, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
-    result = cft_command("cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}", check=False)
-    assert result.returncode == 2
-    assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.stderr)
-    assert "not counted: 1 runs that cannot start" in result.stdout
+    result = commands.run("cft.study", "plan", str(path), "--scale", "smoke", f"outputs={tmp_path}")
+    assert result.status == 2
+    assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.err)
+    assert "not counted: 1 runs that cannot start" in result.out
     assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
 
 

@@ -16,7 +16,17 @@ from cft.config.schema import Config, Pooling
 from cft.system.overrides import override, overrides, shell_word
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+# Composing takes a tenth of a second, so settings of one kind are tried together.
+SETTINGS_OF_TEXT = ("logger.project", "logger.group", "model.eos_token", "outputs")
+SETTINGS_OF_TEXTS = ("logger.tags", "lora.targets")
+FRACTIONS = ("lr", "loss.temperature", "train.max_grad_norm")
+WHOLE_NUMBERS = ("seed", "train.eval_every", "data.holdout")
+
+
+def tried(examples: int) -> settings:
+    return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
 AWKWARD = (
     "<|im_end|>", "</s>", "it's", 'say "no"', "C:\\", "\\", "\\'", "a\\\\'b", "${HOME}", "\\${HOME}", "$HOME", "$(ls)",
     "`ls`", "!!", "null", "True", "007", "1e5", "nan", ".5", "-1", "a,b", "[a]", "{a: b}", "(a)", " a ", "", "~/x", "*",
@@ -29,34 +39,41 @@ def pasted(line: str) -> list[str]:
     return shlex.split(line)
 
 
+def come_back(values: dict[str, object]) -> None:
+    for key, value in values.items():
+        assert len(pasted(override(key, value))) == 1
+    config = compose_config(pasted(overrides(values)))
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        assert getattr(getattr(config, section) if section else config, name) == value, key
+
+
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_texts_come_back(text):
-    (word,) = pasted(override("model.eos_token", text))
-    assert compose_config([word]).model.eos_token == text
-    (word,) = pasted(override("lora.targets", [text, "query"]))
-    assert compose_config([word]).lora.targets == [text, "query"]
+    come_back({"model.eos_token": text, "lora.targets": [text, "query"]})
 
 
-@QUICK
-@given(TEXTS)
-def test_any_text_comes_back(text):
-    (word,) = pasted(override("logger.project", text))
-    assert compose_config([word]).logger.project == text
+@tried(15)
+@given(st.tuples(*[TEXTS] * len(SETTINGS_OF_TEXT)))
+def test_any_text_comes_back(texts):
+    come_back(dict(zip(SETTINGS_OF_TEXT, texts, strict=True)))
 
 
-@QUICK
-@given(st.lists(TEXTS, min_size=1, max_size=3))
-def test_any_list_of_texts_comes_back(texts):
-    (word,) = pasted(override("logger.tags", texts))
-    assert compose_config([word]).logger.tags == texts
+@tried(30)
+@given(st.tuples(*[st.lists(TEXTS, min_size=1, max_size=3)] * len(SETTINGS_OF_TEXTS)))
+def test_any_list_of_texts_comes_back(lists):
+    come_back(dict(zip(SETTINGS_OF_TEXTS, lists, strict=True)))
 
 
-@QUICK
-@given(st.floats(min_value=1e-12, max_value=1.0), st.integers(0, 2**32 - 1), st.booleans())
-def test_numbers_come_back(number, whole, flag):
-    line = overrides({"lr": number, "seed": whole, "loss.hard_negatives": flag, "data.rows": None})
-    config = compose_config(pasted(line))
-    assert (config.lr, config.seed, config.loss.hard_negatives, config.data.rows) == (number, whole, flag, None)
+@tried(20)
+@given(
+    st.tuples(*[st.floats(min_value=1e-12, max_value=1.0)] * len(FRACTIONS)),
+    st.tuples(*[st.integers(0, 2**32 - 1)] * len(WHOLE_NUMBERS)),
+    st.booleans(),
+)
+def test_numbers_come_back(numbers, whole, flag):
+    values = dict(zip(FRACTIONS, numbers, strict=True)) | dict(zip(WHOLE_NUMBERS, whole, strict=True))
+    come_back(values | {"loss.hard_negatives": flag, "data.rows": None})
 
 
 def test_a_choice_is_its_value_and_infinity_is_one():

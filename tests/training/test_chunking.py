@@ -161,7 +161,8 @@ def test_a_long_batch_behind_short_ones_is_held_to_the_budget(tmp_path, monkeypa
         return forward(embedder, layout)
 
     monkeypatch.setattr(Embedder, "forward", watched)
-    runner.run(settings(tmp_path / "out", "data=files", f"data.train={data}", *QUIET))
+    own = ["data=files", f"data.train={data}", "eval=scenes", "model.max_length=150"]
+    runner.run(settings(tmp_path / "out", *own, *QUIET))
     (budget,) = set(budgets(tmp_path / "out"))
     assert through and max(through) <= budget < 1000
 

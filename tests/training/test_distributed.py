@@ -1,17 +1,15 @@
 """Several processes that train one model give what one process gives."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import rank_worker
 import torch
+from forked import Commands, Started
 from jobs import QUICK, run_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -23,46 +21,42 @@ from cft.training import checkpoint
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def start(size: int, *command: str) -> list[subprocess.Popen]:
+def start(commands: Commands, size: int, *command: str) -> list[Started]:
     """Processes as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    given["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(TESTS.parent), str(TESTS)])
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, **given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+    given = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [commands.start(*command, env={**given, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(size)]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[str]:
+def finish(processes: list[Started], timeout: float = 180) -> list[str]:
     """What all of them said; they must all end well."""
     try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
+        ended = [process.wait(timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
+    said = [one.out + one.err for one in ended]
+    assert [one.status for one in ended] == [0] * len(ended), "\n".join(said)
     return said
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def together(request, tmp_path_factory) -> Path:
+def together(request, commands, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ranks") / "gradients.safetensors"
-    finish(start(request.param, str(TESTS / "rank_worker.py"), str(path)))
+    finish(start(commands, request.param, str(TESTS / "rank_worker.py"), str(path)))
     return path
 
 
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
+    return rank_worker.measure(SINGLE_PROCESS)
+
+
 @pytest.mark.parametrize("case", rank_worker.CASES)
-def test_the_split_over_processes_changes_neither_loss_nor_gradients(together, case):
-    loss, expected = rank_worker.measure(SINGLE_PROCESS)[case]
+def test_the_split_over_processes_changes_neither_loss_nor_gradients(alone, together, case):
+    loss, expected = alone[case]
     with safe_open(together, framework="pt") as stream:
         assert json.loads(stream.metadata()["losses"])[case] == pytest.approx(loss, rel=1e-5)
         found = {key: stream.get_tensor(f"{case}/{key}") for key in expected}
@@ -76,12 +70,11 @@ JOB = [*(entry for entry in QUICK if not entry.startswith("lora.dropout")), "lor
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, Path, list[str]]:
+def trained(commands, tmp_path_factory) -> tuple[Path, Path, list[str]]:
     """The same job by one process and by two, and what the two said."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    finish([subprocess.Popen([sys.executable, "-m", "cft.run", *JOB, f"outputs={one}"], cwd=TESTS.parent, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)])  # fmt: skip
-    said = finish(start(2, "-m", "cft.run", *JOB, f"outputs={two}"))
+    finish([commands.start("cft.run", *JOB, f"outputs={one}")])
+    said = finish(start(commands, 2, "cft.run", *JOB, f"outputs={two}"))
     return one, two, said
 
 
@@ -111,37 +104,39 @@ def test_only_the_first_process_speaks_and_writes(trained):
     assert len(list(two.glob("tiny-*"))) == 1
 
 
-def test_the_others_end_with_a_clear_error_when_one_dies(tmp_path):
-    first, second = start(2, "-m", "cft.run", *JOB, "train.steps=5000", "train.epochs=1000", f"outputs={tmp_path}")
+def test_the_others_end_with_a_clear_error_when_one_dies(commands, tmp_path):
+    first, second = start(commands, 2, "cft.run", *JOB, "train.steps=5000", "train.epochs=1000", f"outputs={tmp_path}")
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("tiny-*/checkpoint.safetensors")):
             assert time.monotonic() < deadline and first.poll() is None, "no checkpoint in time"
             time.sleep(0.2)
         second.send_signal(signal.SIGKILL)
-        said = first.communicate(timeout=60)[0]
+        ended = first.wait(60)
     finally:
         for process in (first, second):
             process.kill()
-    assert first.returncode == 2
+    assert ended.status == 2
+    said = ended.out + ended.err
     assert "another process of this training has ended or cannot be reached" in said and "Traceback" not in said
     assert list(tmp_path.glob("tiny-*/checkpoint.safetensors")), "what was done is kept"
 
 
-def test_all_processes_leave_after_the_same_step(tmp_path):
+def test_all_processes_leave_after_the_same_step(commands, tmp_path):
     """Only one of them is asked, as a signal may reach the others later."""
-    both = start(2, "-m", "cft.run", *JOB, "train.steps=5000", "train.epochs=1000", f"outputs={tmp_path}")
+    both = start(commands, 2, "cft.run", *JOB, "train.steps=5000", "train.epochs=1000", f"outputs={tmp_path}")
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("tiny-*/checkpoint.safetensors")):
             assert time.monotonic() < deadline and both[0].poll() is None, "no checkpoint in time"
             time.sleep(0.2)
         both[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=60)[0] for process in both]
+        ended = [process.wait(60) for process in both]
     finally:
         for process in both:
             process.kill()
-    assert [process.returncode for process in both] == [143, 143], said
+    said = [one.out + one.err for one in ended]
+    assert [one.status for one in ended] == [143, 143], said
     assert not any("Traceback" in text for text in said)
     assert checkpoint.step_of(run_folder(tmp_path)) > 0
 
@@ -171,9 +166,6 @@ def test_each_process_of_a_machine_has_its_own_gpu(monkeypatch):
     assert device_of_rank(torch.device("cuda")) == torch.device("cuda")
 
 
-def test_a_study_is_not_for_torchrun():
-    done = subprocess.run(
-        [sys.executable, "-m", "cft.study", "run", "table2", "--scale", "smoke"],
-        env={**os.environ, "WORLD_SIZE": "2"}, capture_output=True, text=True, cwd=TESTS.parent,
-    )  # fmt: skip
-    assert done.returncode == 2 and "torchrun is for cft.run" in done.stderr
+def test_a_study_is_not_for_torchrun(commands):
+    done = commands.run("cft.study", "run", "table2", "--scale", "smoke", env={"WORLD_SIZE": "2"})
+    assert done.status == 2 and "torchrun is for cft.run" in done.err

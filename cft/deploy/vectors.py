@@ -1,0 +1,228 @@
+"""Vectors in a file: made block by block, so that interrupted work goes on, with a record of what they are of.
+
+VECTORS.npy            (texts, D) float32, every row of length 1
+VECTORS.contract.json  which embedder made them, of which texts: by it they are searched or refused
+"""
+
+import contextlib
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cft.system.digest import digest, sha256_of_file, to_plain
+from cft.system.disk import require_free
+from cft.system.errors import UserError
+from cft.system.files import atomic_write, exclusive_lock, read_json, read_record, write_json, write_record
+from cft.system.overrides import override
+from cft.system.text import counted
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cft.model.embedder import Embedder
+
+_BLOCK = 2_000  # texts embedded between two writes to disk
+
+# Entries of a contract that say how its texts are worded; of two of them, a user can change one.
+_PROMPT = "template"
+
+
+class TextsDigest:
+    """The content of texts in their order, whatever file they stand in."""
+
+    def __init__(self) -> None:
+        """Begin without texts."""
+        self._state = hashlib.sha256()
+        self.count = 0
+
+    def add(self, text: str) -> bytes:
+        """Take the next text; returns its own SHA-256."""
+        own = hashlib.sha256(text.encode()).digest()
+        self._state.update(own)
+        self.count += 1
+        return own
+
+    @property
+    def name(self) -> str:
+        """SHA-256 of all so far."""
+        return self._state.hexdigest()
+
+
+@dataclass(frozen=True)
+class VectorsRecord:
+    """What vectors in a file are of."""
+
+    contract: dict[str, Any]  # all that they depend on beside the texts
+    recipe: int  # the version of the computation
+    texts: str  # SHA-256 of the texts in their order
+    count: int  # texts
+    vectors: str = ""  # SHA-256 of the file
+
+    @classmethod
+    def of(cls, embedder: "Embedder", texts: TextsDigest) -> "VectorsRecord":
+        """What vectors will be of that `embedder.encode` makes of texts."""
+        from cft.job.plan import RECIPE
+
+        # encode uses one prompt, whatever the other roles have
+        contract = embedder.contract.with_template(embedder.contract.template)
+        return cls(to_plain(contract.facts), RECIPE, texts.name, texts.count)
+
+    @property
+    def name(self) -> str:
+        """A short name of all that the vectors are of."""
+        return digest([self.contract, self.recipe, self.texts])
+
+
+def record_of(vectors: Path) -> Path:
+    """Where the record of a file of vectors stands."""
+    return vectors.with_suffix(".contract.json")
+
+
+def blocks_of(target: Path) -> Path:
+    """The folder of what is embedded already."""
+    return target.with_name(f".{target.name}.parts")
+
+
+def cut_message(embedder: "Embedder") -> str:
+    """How many texts were too long, as a line."""
+    return (
+        f"{counted(embedder.texts_cut, 'text')} reached the {embedder.contract.max_length} tokens that this embedder "
+        "reads at most: what is behind them was left out\n"
+    )
+
+
+class Blocks:
+    """The vectors of a file to come, in blocks on disk."""
+
+    def __init__(self, target: Path, record: VectorsRecord) -> None:
+        """Keep them beside `target`."""
+        self._target, self._folder = target, blocks_of(target)
+        self._record, self._count = record, record.count
+
+    def _files(self) -> list[Path]:
+        return [self._folder / f"{number:06}.npy" for number in range(-(-self._count // _BLOCK))]
+
+    def embed(self, embedder: "Embedder", texts: Iterator[str]) -> None:
+        """Embed what is not embedded yet, block by block; progress goes to stderr.
+
+        Args:
+            embedder: of the record. texts: of the record, all, in their order.
+
+        Raises:
+            UserError: if they are others than those of the record: their file was changed in between.
+        """
+        import numpy as np
+        from tqdm import tqdm
+
+        made_of, count, paths = TextsDigest(), self._count, self._files()
+        done = sum(path.exists() for path in paths)
+        if done:
+            before = counted(min(done * _BLOCK, count), "text")
+            sys.stderr.write(f"{before} of {count:,} were embedded before\n")
+        with tqdm(total=count, desc="embedding", unit="text", disable=not sys.stderr.isatty()) as bar:
+            for number, path in enumerate(paths):
+                block = list(islice(texts, _BLOCK))
+                for text in block:
+                    made_of.add(text)
+                if not path.exists():
+                    vectors = embedder.encode(block)
+                    if number == done:  # room for the blocks to come and for the file that is made of all
+                        rows = 2 * count - done * _BLOCK
+                        require_free(self._folder, rows * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
+                    with atomic_write(path) as scratch, scratch.open("wb") as stream:
+                        np.save(stream, vectors, allow_pickle=False)
+                bar.update(len(block))
+        if made_of.name != self._record.texts or next(texts, None) is not None:
+            for path in paths:
+                path.unlink()
+            raise UserError("the texts were changed while they were embedded; run the same command again")
+
+    def arrays(self) -> "Iterator[np.ndarray]":
+        """The blocks (n, D), one in memory at a time."""
+        import numpy as np
+
+        return (np.load(path, allow_pickle=False) for path in self._files())
+
+    def write_npy(self) -> None:
+        """Write the file, and its record before it is in its place."""
+        import numpy as np
+
+        with atomic_write(self._target) as scratch:
+            with scratch.open("wb") as stream:
+                for number, block in enumerate(self.arrays()):
+                    if number == 0:
+                        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, block.shape[1])}
+                        np.lib.format.write_array_header_1_0(stream, header)
+                    stream.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
+            entries = to_plain(self._record) | {"vectors": sha256_of_file(scratch)}
+            write_record(record_of(self._target), entries)
+
+
+@contextlib.contextmanager
+def in_blocks(target: Path, record: VectorsRecord) -> Iterator[Blocks]:
+    """Hold the blocks of a file to come; they are removed when all is done.
+
+    Args:
+        target: the file. record: what it will be of: blocks of other texts or of another embedder are removed first.
+    """
+    folder, work = blocks_of(target), f"{record.name}-{_BLOCK}"
+    with exclusive_lock(folder):
+        path = folder / "work.json"
+        if not path.exists() or read_json(path, str) != work:
+            for block in folder.glob("*.npy"):
+                block.unlink()
+            write_json(path, work)
+        yield Blocks(target, record)
+    shutil.rmtree(folder)
+
+
+def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray":
+    """Vectors of a file, mapped into memory, after they were held to their record.
+
+    Args:
+        path: the .npy file. expected: what they must be of. corpus: the file of the texts, for messages.
+
+    Raises:
+        UserError: if they are of another embedder, prompt or texts, were changed, or have no record.
+    """
+    import numpy as np
+
+    name = override("vectors", str(path))
+    if path.suffix != ".npy":
+        raise UserError(f"{name}: must be an .npy file, as `python -m cft.encode` writes it")
+    if not path.is_file():
+        raise UserError(f"{name}: no such file")
+    if not record_of(path).exists():
+        raise UserError(
+            f"{name}: has no {record_of(path).name} beside it, by which its embedder and texts are known; "
+            "`python -m cft.encode` writes it with the vectors"
+        )
+    record = read_record(record_of(path), VectorsRecord)
+    _require_embedder(name, record, expected)
+    if record.texts != expected.texts:
+        raise UserError(
+            f"{name}: its {counted(record.count, 'vector')} are not of the {counted(expected.count, 'text')} of "
+            f"{corpus}: other texts, another column= or on_bad_row=, or the file was changed since; embed it again"
+        )
+    if record.vectors != sha256_of_file(path):
+        raise UserError(f"{name}: was changed after it was written; embed the texts again")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord) -> None:
+    theirs, ours = record.contract | {"recipe": record.recipe}, expected.contract | {"recipe": expected.recipe}
+    different = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
+    if different == [_PROMPT]:
+        again = override("prompt", ours[_PROMPT])
+        raise UserError(
+            f"{name}: embedded under the prompt {theirs[_PROMPT]!r}, but here documents have {ours[_PROMPT]!r}; embed "
+            f"it again with {again}"
+        )
+    if different:
+        both = "; ".join(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:2])
+        raise UserError(f"{name}: made by another embedder ({both})")

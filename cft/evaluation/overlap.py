@@ -1,0 +1,89 @@
+"""Texts of the test sets that stand in the training data: counted once, kept beside the scores, and said.
+
+    FOLDER/overlap.json    by set, how many pairs, queries and documents there are and how many of them were trained on
+
+Texts that differ in case, blanks or punctuation alone are equal. A document is its title and text in one: a training
+text that is the same without its title is not noticed.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from cft.data.retrieval import RetrievalSet
+from cft.data.texts import normalized
+from cft.data.training_data import TrainingData
+from cft.evaluation.pairs import Arrays
+from cft.system.files import read_json, write_record
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "overlap.json"
+
+# Of a set, numbers by kind: "pairs" and "pairs_seen", or "queries", "queries_seen", "documents" and "documents_seen".
+Counts = dict[str, dict[str, int]]
+
+_ALIKE = "case, blanks and punctuation aside"
+
+
+def report(folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data: TrainingData) -> Counts:
+    """Say what an embedder's training data share with the sets that it is scored on, and keep it beside the scores.
+
+    Args:
+        folder: of the scores, which is named by its data: what is counted there already is not counted again.
+        pairs: of sets of scored pairs, how many sentences of each pair were trained on (`pairs.describe`).
+        retrieval: sets of queries and documents. data: of the training; its held-out rows do not count.
+
+    Raises:
+        UserError: if the record that is there is damaged.
+    """
+    path = folder / FILE_NAME
+    if path.exists():
+        counts: Counts = read_json(path)["sets"]
+    else:
+        counts = {name: {"pairs": len(seen), "pairs_seen": int(np.sum(seen > 0))} for name, seen in pairs.items()}
+        counts |= count_retrieval(retrieval, data) if retrieval else {}
+        write_record(path, {"sets": counts})
+    shared = {name: of_set for name, of_set in counts.items() if any(map(of_set.get, _seen_kinds(of_set)))}
+    if shared:
+        listed = "; ".join(f"{name}: {_sentence(of_set)}" for name, of_set in shared.items())
+        log.warning("the training data hold texts of the test sets (%s): %s", _ALIKE, listed)
+    elif counts:
+        log.info("no text of %s stands in the training data (%s)", ", ".join(counts), _ALIKE)
+    return counts
+
+
+def count_retrieval(sets: dict[str, RetrievalSet], data: TrainingData) -> Counts:
+    """Queries and documents that are anchors, positives or negatives of a training, by eight bytes a text."""
+    texts = (text for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
+    trained = np.unique(_digests(texts))
+    return {
+        name: {
+            "queries": len(of_set.queries),
+            "queries_seen": int(np.isin(_digests(of_set.queries), trained).sum()),
+            "documents": len(of_set.documents),
+            "documents_seen": int(np.isin(_digests(of_set.documents), trained).sum()),
+        }
+        for name, of_set in sets.items()
+    }
+
+
+def _digests(texts: Iterable[str]) -> np.ndarray:
+    """64 bits of each text (n,), the same for equal texts; among millions, others do not share them."""
+    hashed = (hashlib.blake2b(normalized(text).encode(), digest_size=8).digest() for text in texts)
+    return np.fromiter((int.from_bytes(each, "little") for each in hashed), dtype=np.uint64)
+
+
+def _seen_kinds(of_set: dict[str, int]) -> list[str]:
+    return [kind for kind in of_set if kind.endswith("_seen")]
+
+
+def _sentence(of_set: dict[str, int]) -> str:
+    parts = []
+    for kind in _seen_kinds(of_set):
+        of = kind.removesuffix("_seen")
+        parts.append(f"{of_set[kind]:,} of {of_set[of]:,} {of}")
+    return " and ".join(parts)

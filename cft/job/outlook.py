@@ -1,0 +1,71 @@
+"""What lies ahead of a training: rows, texts that are cut, steps and passes, the rate, and about how long it takes."""
+
+import time
+
+import torch
+
+from cft.config.schema import Config
+from cft.data.records import noun_of
+from cft.data.training_data import TrainingData
+from cft.job.lengths import Cut
+from cft.model.embedder import Embedder
+from cft.system.tables import as_lines
+from cft.training.contrastive import texts_of
+from cft.training.schedule import warmup_steps
+
+# Tokens that the trial embeds, unless a batch has fewer, and triplets whose texts are counted.
+_TRIED, _COUNTED = 1500, 200
+
+# A step takes about as long as so many forward passes: one without gradients, one with them, and one backward.
+_FORWARD_PASSES = 4
+
+
+def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: float) -> str:
+    """A table of what lies ahead.
+
+    Args:
+        config: the job. data: its data. steps: of the whole training. cut: texts that are too long. seconds: of a step.
+    """
+    rows, batch = len(data.triplets), config.train.batch_size
+    noun = noun_of(data.triplets[:_COUNTED])
+    sample = "" if cut.triplets == rows else f", by {cut.triplets:,} {noun}"
+    share = f"{cut.texts / cut.of:.1%}" if cut.texts else "none"
+    warmup = warmup_steps(config.schedule, steps)
+    facts = [
+        ("  rows", f"{rows:,} {noun} to train on, {len(data.holdout):,} held out"),
+        ("  texts that are cut", f"{share} (longer than model.max_length={cut.max_length} tokens{sample})"),
+        ("  steps", f"{steps:,} of {batch} {noun}, {steps * batch / rows:.3g} passes"),
+        ("  learning rate", f"{config.lr:g} after {warmup} warm-up steps, then {config.schedule.kind.value}"),
+        ("  time", f"about {_duration(steps * seconds)}, {_duration(seconds)} a step, by a trial"),
+    ]
+    return f"the training\n{as_lines(facts)}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds:.1g} seconds"
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, processes: int = 1) -> float:
+    """About how long a step takes, by embedding a few texts; changes nothing.
+
+    Args:
+        embedder: under the prompt of training. config: the job. data: its data. processes: that share a step.
+    """
+    count = min(len(data.triplets), _COUNTED)
+    sample = [data.triplets[number * len(data.triplets) // count] for number in range(count)]
+    tokens = sum(map(len, embedder.tokenize(texts_of(sample, config.loss)))) / count  # of a triplet
+    batch = config.train.batch_size / processes
+    texts = texts_of(sample[: max(1, min(round(batch), round(_TRIED / tokens)))], config.loss)
+    tried = sum(map(len, embedder.tokenize(texts)))
+    seconds = 0.0
+    for _ in range(2):  # the first time is warming up
+        began = time.perf_counter()
+        embedder.encode(texts)
+        if embedder.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return _FORWARD_PASSES * seconds * tokens * batch / tried
