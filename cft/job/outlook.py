@@ -13,11 +13,11 @@ from cft.system.tables import as_lines
 from cft.training.contrastive import texts_of
 from cft.training.schedule import warmup_steps
 
-# Tokens that the trial embeds, unless a batch has fewer, and triplets whose texts are counted.
+# Tokens that the trial puts through the model, unless a batch has fewer, and triplets whose texts are counted.
 _TRIED, _COUNTED = 1500, 200
 
-# A step takes about as long as so many forward passes: one without gradients, one with them, and one backward.
-_FORWARD_PASSES = 4
+# A step takes about as long as so many forward passes: one, and one backward.
+_FORWARD_PASSES = 3
 
 
 def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: float) -> str:
@@ -57,10 +57,11 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
     """
     count = min(len(data.triplets), _COUNTED)
     sample = [data.triplets[number * len(data.triplets) // count] for number in range(count)]
-    tokens = sum(map(len, embedder.tokenize(texts_of(sample, config.loss)))) / count  # of a triplet
     batch = config.train.batch_size / processes
-    texts = texts_of(sample[: max(1, min(round(batch), round(_TRIED / tokens)))], config.loss)
-    tried = sum(map(len, embedder.tokenize(texts)))
+    rows = sample[: max(1, round(batch))]
+    whole = _nodes(embedder, texts_of(rows, config.loss)) * batch / len(rows)
+    texts = texts_of(rows[: max(1, round(len(rows) * min(1.0, _TRIED / whole)))], config.loss)
+    tried = _nodes(embedder, texts)
     seconds = 0.0
     for _ in range(2):  # the first time is warming up
         began = time.perf_counter()
@@ -68,4 +69,9 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
         if embedder.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    return _FORWARD_PASSES * seconds * tokens * batch / tried
+    return _FORWARD_PASSES * seconds * whole / tried
+
+
+def _nodes(embedder: Embedder, texts: list[str]) -> int:
+    """Tokens that go through the model for a batch of texts."""
+    return embedder.layout(embedder.tokenize(texts)).nodes
