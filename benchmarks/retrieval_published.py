@@ -130,17 +130,17 @@ def task_of(folder: Path, data: RetrievalSet, split: str) -> Any:
     relevant: dict[str, dict[str, int]] = {}
     for query, document, grade in judgements(folder / "qrels", split):
         relevant.setdefault(query, {})[document] = grade
-    asked = set(data.query_ids)
+    judged = set(data.query_ids)
     corpus = [
         {"id": row["_id"], "title": row.get("title") or "", "text": row["text"]} for row in rows(folder, "corpus")
     ]
-    queries = [{"id": row["_id"], "text": row["text"]} for row in rows(folder, "queries") if row["_id"] in asked]
+    queries = [{"id": row["_id"], "text": row["text"]} for row in rows(folder, "queries") if row["_id"] in judged]
     task.dataset = {
         "default": {
             "test": {
                 "corpus": Dataset.from_list(corpus),
                 "queries": Dataset.from_list(queries),
-                "relevant_docs": {query: grades for query, grades in relevant.items() if query in asked},
+                "relevant_docs": {query: grades for query, grades in relevant.items() if query in judged},
                 "top_ranked": None,
             }
         }

@@ -120,10 +120,10 @@ def standard_library(most: int | None = None) -> tuple[list[Query], list[Query],
         UserError: if this Python has no source files of its standard library.
     """
     rows = {row.qualified: row for row in reversed(_standard_library())}  # the first of those of one name
-    asked: dict[str, list[Definition]] = {}
+    by_summary: dict[str, list[Definition]] = {}
     for row in reversed(rows.values()):
-        asked.setdefault(normalized(row.summary), []).append(row)
-    groups = list(asked.values())
+        by_summary.setdefault(normalized(row.summary), []).append(row)
+    groups = list(by_summary.values())
     if most is not None and len(groups) > most:
         groups = [groups[number * len(groups) // most] for number in range(most)]
     return (

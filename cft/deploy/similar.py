@@ -264,7 +264,7 @@ def search_file(options: SimilarOptions) -> str:
 
 def _write(out: Path, index: Index, queries: Iterator[str]) -> str:
     """A row for each query and text; returns what was written, in words."""
-    asked = rows = 0
+    answered = rows = 0
     with atomic_write(out) as scratch, scratch.open("w", encoding="utf-8", newline="") as stream:
         write = _row_writer(stream, out.suffix)
         while block := list(islice(queries, _QUERIES)):
@@ -272,8 +272,8 @@ def _write(out: Path, index: Index, queries: Iterator[str]) -> str:
                 for hit in hits:
                     write((query, hit.rank, round(hit.cosine, 6), hit.row, hit.text))
                 rows += len(hits)
-            asked += len(block)
-    return f"{counted(asked, 'query', 'queries')}, {counted(rows, 'row')}: {out}"
+            answered += len(block)
+    return f"{counted(answered, 'query', 'queries')}, {counted(rows, 'row')}: {out}"
 
 
 def _row_writer(stream: IO[str], ending: str) -> Callable[[tuple[Any, ...]], Any]:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet, require_rankable
+from cft.evaluation.pairs import Arrays
 from cft.evaluation.retrieval import HEADLINE, RetrievalScores, load_retrieval, save_retrieval
 from cft.model.contract import Contract
 from cft.system.errors import UserError
@@ -56,6 +57,11 @@ class Evaluation:
     def by_set(self) -> dict[str, float]:
         """The score of every set: Spearman x 100, or nDCG@10 x 100 where documents are looked for."""
         return {name: found.means[HEADLINE] for name, found in self.retrieval.items()} or self.scores
+
+    @property
+    def by_query(self) -> Arrays:
+        """nDCG@10 of every query (queries,), from 0 to 1, by set; empty where pairs are scored."""
+        return {name: found.measures[HEADLINE] for name, found in self.retrieval.items()}
 
     @property
     def headline(self) -> float:

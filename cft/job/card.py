@@ -132,7 +132,7 @@ def _intervals(folder: Path) -> dict[str, Interval]:
     if evaluation is None:
         return {}
     if evaluation.retrieval:
-        by_set = {name: found.measures[HEADLINE] for name, found in evaluation.retrieval.items()}
+        by_set = evaluation.by_query
         drawn = resample_means([by_set], resamples=_RESAMPLES)
         return {name: drawn.interval(0, name) for name in drawn.names if len(by_set.get(name, ())) >= LEAST_PAIRS}
     large = [name for name in evaluation.scores if len(evaluation.cosines[name]) >= LEAST_PAIRS]

@@ -71,7 +71,7 @@ def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = No
                        f"{after.retrieval[name].means[HEADLINE]:.1f}", loc="left", fontsize=10)  # fmt: skip
         clean(axes)
     panels[0][0].set_ylabel("relevant documents found, %")
-    panels[0][0].legend(frameon=False, loc="lower right")
+    panels[0][0].legend(frameon=False, loc="upper left")
     return figure
 
 
@@ -106,7 +106,9 @@ def training(history: Sequence[dict]) -> Figure:
     if steps and all("candidates" in row for row in steps):
         guessed = [math.log(row["candidates"]) for row in steps]
         axes.plot(places, guessed, color=BEFORE, linewidth=1, linestyle=":")
-        axes.annotate("guessing", (places[0], guessed[0]), xytext=(0, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            "guessing", (places[-1], guessed[-1]), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("InfoNCE loss, nats")
     axes.set_ylim(bottom=0)

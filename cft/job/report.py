@@ -53,10 +53,10 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline:
     compared = compare(before, after, pairs.read(folder), plan.retrieval, baseline)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
     _log_table(plan, compared.table, title)
-    said = [*compared.sentences, *_said_of_loss(plan)]
-    for sentence in said:
+    sentences = [*compared.sentences, *_loss_at_chance(plan)]
+    for sentence in sentences:
         log.info("%s\n", sentence)
-    parts = [f"# {title}", as_markdown(compared.table), *said]
+    parts = [f"# {title}", as_markdown(compared.table), *sentences]
     if plan.retrieval:
         shown = examples(plan.retrieval, before, after)
         log.info("%s\n", shown)
@@ -91,12 +91,12 @@ def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Compar
     if compared.change is None:
         return f"trained, not scored ({plan.result})"
     change, unit = compared.change, "nDCG@10" if plan.retrieval else "mean"
-    said = f"{change} {change.verdict}" if change.verdict != TOO_FEW else TOO_FEW
-    line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {said}"
+    verdict = f"{change} {change.verdict}" if change.verdict != TOO_FEW else TOO_FEW
+    line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {verdict}"
     return f"{line} ({plan.result})"
 
 
-def _said_of_loss(plan: Plan) -> list[str]:
+def _loss_at_chance(plan: Plan) -> list[str]:
     """That the training ended where it began, at the loss of guessing, if it did."""
     steps = [row for row in plan.training.history() if row["event"] == "step"][: plan.stop_at]
     last = steps[-max(1, len(steps) // 10) :]

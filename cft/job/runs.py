@@ -10,9 +10,10 @@ from cft.config.schema import PLACEHOLDER, EvalSource, Prompts
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, Resamples, resample, resample_means, undefined_note
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
-from cft.evaluation.retrieval import HEADLINE, MEASURES, load_retrieval
+from cft.evaluation.retrieval import MEASURES
 from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
+from cft.job.verdicts import MEAN_ROW
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
@@ -217,11 +218,11 @@ def _compare_evaluation(left: Path, right: Path, names: tuple[str, str]) -> str:
     """One evaluation's tables: both scores, the first minus the second as in studies, and the verdict."""
     folders, others = (left, right), []
     if (left / QUERIES).exists():
-        found = [load_retrieval(folder) for folder in folders]
-        drawn = resample_means([{key: each.measures[HEADLINE] for key, each in side.items()} for side in found])
+        sides = [_load(folder) for folder in folders]
+        drawn = resample_means([side.by_query for side in sides])
         rest = [
-            {f"{key}, {name}": each.measures[name] for key, each in side.items() for name in MEASURES[1:]}
-            for side in found
+            {f"{key}, {name}": each.measures[name] for key, each in side.retrieval.items() for name in MEASURES[1:]}
+            for side in sides
         ]
         others = [_table(resample_means(rest), names, mean=False)]
         noun, unit = "queries", ", nDCG@10"
@@ -247,7 +248,7 @@ def _table(drawn: Resamples, names: tuple[str, str], *, mean: bool = True) -> st
     for key in drawn.shown if mean else drawn.names[:-1]:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
-        rows.append(("mean over sets" if key == MEAN else key, *scores, str(difference), difference.verdict))
+        rows.append((MEAN_ROW if key == MEAN else key, *scores, str(difference), difference.verdict))
     return as_text(rows)
 
 

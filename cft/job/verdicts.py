@@ -19,8 +19,8 @@ from cft.evaluation.bootstrap import (
     resample_means,
     undefined_note,
 )
-from cft.evaluation.pairs import Arrays, Pairs
-from cft.evaluation.retrieval import HEADLINE, guessing
+from cft.evaluation.pairs import Pairs
+from cft.evaluation.retrieval import guessing
 from cft.evaluation.scores import Evaluation
 from cft.system.tables import Row
 
@@ -87,7 +87,7 @@ def compare(
         if change.verdict == TOO_FEW:
             sentences.append(f"fewer than {LEAST_PAIRS} {unit}: too few to say whether the result is better")
         else:
-            sentences += _sentences(change, baseline.name if baseline else None, lead, guess)
+            sentences += _sentences(change, baseline.name if baseline else None, lead, guess if at_chance else None)
             sentences += filter(None, [undefined_note(found[0].values())])
     order = _order(before, after)
     table += [(*order, *([""] * (len(table[0]) - len(order))))] if order else []
@@ -96,10 +96,8 @@ def compare(
 
 def _queries(sides: Sequence[Evaluation], sets: Mapping[str, RetrievalSet]) -> Resamples:
     """nDCG@10 in resamples of the queries, of every side and, last, of guessing."""
-    by_set: list[Arrays] = [
-        {name: found.measures[HEADLINE] for name, found in side.retrieval.items()} for side in sides
-    ]
-    return resample_means([*by_set, {name: guessing(sets[name]) for name in by_set[0]}])
+    by_chance = {name: guessing(sets[name]) for name in sides[0].retrieval}
+    return resample_means([*(side.by_query for side in sides), by_chance])
 
 
 def _rows(
@@ -144,12 +142,12 @@ def _order(before: Evaluation, after: Evaluation) -> Row | None:
 def _sentences(
     change: Difference, baseline: str | None, lead: Difference | None, guess: tuple[float, Difference] | None
 ) -> list[str]:
-    """The result beside before, beside the baseline, and beside guessing where it is no better."""
+    """The result beside before, beside the baseline, and beside guessing if that is given."""
     parts = [f"{_IN_WORDS[change.verdict]} before ({change})"]
     if lead is not None:
         parts.append(f"{_IN_WORDS[lead.verdict]} {baseline} as it was published ({lead})")
     sentences = [f"the result is {' and '.join(parts)}"]
-    if guess is not None and guess[1].verdict in (NEITHER, LOWER):
+    if guess is not None:
         sentences.append(
             f"the result is where chance is: documents in random order have {guess[0]:.2f}, and it is "
             f"{_IN_WORDS[guess[1].verdict]} that ({guess[1]})"

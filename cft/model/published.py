@@ -64,8 +64,8 @@ def published_settings(folder: Path, model: ModelSettings) -> tuple[ModelSetting
         return None
     names = _poolings(_record(path, dict))
     if len(names) != 1 or names[0] not in _OURS_BY_NAME:
-        said = " and ".join(names) or "none that is readable"
-        raise UserError(f"{override('model.path', model.path)}: was published with pooling={said}, which cft lacks")
+        pooling = " and ".join(names) or "none that is readable"
+        raise UserError(f"{override('model.path', model.path)}: was published with pooling={pooling}, which cft lacks")
     settings = replace(
         model,
         pooling=_OURS_BY_NAME[names[0]],

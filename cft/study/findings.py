@@ -21,7 +21,6 @@ from cft.evaluation.bootstrap import (
 )
 from cft.evaluation.pairs import Arrays, Pairs
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
-from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import COSINES, METRICS, Evaluation, load_evaluation, spearman
 from cft.job.run_folder import Cost, RunFolder
 from cft.study import plan
@@ -224,8 +223,7 @@ def _drawn(cells: Sequence[CellResult], reference: Pairs, resamples: int) -> Res
         return resample(embedders, reference.scores, reference.identity, resamples=resamples)
     names = cells[0].by_seed[0].retrieval
     measures = [
-        {name: np.mean([each.retrieval[name].measures[HEADLINE] for each in cell.by_seed], axis=0) for name in names}
-        for cell in cells
+        {name: np.mean([each.by_query[name] for each in cell.by_seed], axis=0) for name in names} for cell in cells
     ]
     return resample_means(measures, resamples=resamples)
 

@@ -88,13 +88,13 @@ def test_an_adapter_of_pefts_stands_on_the_base_model_that_it_names_or_that_is_s
     same(load_embedder(path=tmp_path / "lora"), Embedder.load(trained))
     assert "random:llama does not say how it embeds; assumed: pooling=last, an EOS behind every text" in caplog.text
     config = tmp_path / "lora" / "adapter_config.json"
-    told = json.loads(config.read_text())
+    settings = json.loads(config.read_text())
     base = write_model(tmp_path / "base", "llama")
-    config.write_text(json.dumps(told | {"base_model_name_or_path": "/gone/model"}))
+    config.write_text(json.dumps(settings | {"base_model_name_or_path": "/gone/model"}))
     with pytest.raises(UserError, match="^model_path=/gone/model: no such folder"):
         load_embedder(path=tmp_path / "lora")
     same(load_embedder(path=tmp_path / "lora", model_path=str(base)), Embedder.load(trained))
-    config.write_text(json.dumps(told | {"base_model_name_or_path": None}))
+    config.write_text(json.dumps(settings | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match="does not name its base model; give it by model_path="):
         load_embedder(path=tmp_path / "lora")
 

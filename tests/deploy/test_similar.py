@@ -229,13 +229,13 @@ def test_a_text_is_shown_on_one_line_without_controls(tmp_path, capsys):
 
 
 def test_queries_of_a_file_are_grouped_and_their_column_is_named(corpus, tmp_path, capsys):
-    asked = tmp_path / "q.csv"
-    asked.write_text("question\n" + "\n".join(QUERIES))
-    search_file(options(corpus, queries=str(asked), query_column="question", top=1))
+    queries_file = tmp_path / "q.csv"
+    queries_file.write_text("question\n" + "\n".join(QUERIES))
+    search_file(options(corpus, queries=str(queries_file), query_column="question", top=1))
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.splitlines()[0] for block in blocks] == QUERIES and all(len(b.splitlines()) == 3 for b in blocks)
     with pytest.raises(UserError, match=r"no column 'text' \(query_column names it\).*Set query_column="):
-        search_file(options(corpus, queries=str(asked)))
+        search_file(options(corpus, queries=str(queries_file)))
 
 
 def test_a_bad_query_of_a_file_is_named_before_anything_is_loaded(corpus, tmp_path, monkeypatch):
@@ -249,8 +249,8 @@ def test_a_bad_query_of_a_file_is_named_before_anything_is_loaded(corpus, tmp_pa
 def test_rows_of_a_file_hold_everything(corpus, tmp_path, ending):
     (tmp_path / "q.txt").write_text("\n".join(QUERIES))
     out = tmp_path / f"found.{ending}"
-    said = search_file(options(corpus, queries=str(tmp_path / "q.txt"), out=str(out), top=2))
-    assert said == f"3 queries, 6 rows: {out}"
+    output = search_file(options(corpus, queries=str(tmp_path / "q.txt"), out=str(out), top=2))
+    assert output == f"3 queries, 6 rows: {out}"
     with out.open(encoding="utf-8", newline="") as stream:
         if ending == "jsonl":
             rows = [json.loads(line) for line in stream]
@@ -295,8 +295,8 @@ def test_each_line_of_a_pipe_is_a_query_that_is_answered_before_the_next_is_read
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 2 and "the query on line 3 of stdin is empty" in capsys.readouterr().err
-    assert [said.splitlines()[0] for said in answered] == ["a cat", "the end"]
-    assert all(said.splitlines()[1] == "cosine  row  text" for said in answered)
+    assert [table.splitlines()[0] for table in answered] == ["a cat", "the end"]
+    assert all(table.splitlines()[1] == "cosine  row  text" for table in answered)
 
 
 def test_blank_lines_of_a_pipe_are_left_out_on_request_and_none_is_no_query(corpus, monkeypatch, capsys):
@@ -325,16 +325,16 @@ def test_queries_are_typed_until_an_empty_line_and_all_is_loaded_once(corpus, mo
     loaded, whole = [], similar.load_embedder
     monkeypatch.setattr(similar, "load_embedder", lambda **k: loaded.append(k) or whole(**k))
     search_file(options(corpus, top=1))
-    said = capsys.readouterr()
-    assert said.out.count("cosine") == 2 and "query" not in said.out and "an empty line ends" in said.err
+    output = capsys.readouterr()
+    assert output.out.count("cosine") == 2 and "query" not in output.out and "an empty line ends" in output.err
     assert len(loaded) == 1 and embedded == [*TEXTS, "a cat", "the end"]
 
 
 def test_a_query_that_cannot_be_embedded_does_not_end_the_prompt(corpus, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Terminal("a\0b\nthe end\n"))
     search_file(options(corpus, top=1))
-    said = capsys.readouterr()
-    assert "cft: text 1 of 1 holds a NUL byte" in said.err and said.out.count("cosine") == 1
+    output = capsys.readouterr()
+    assert "cft: text 1 of 1 holds a NUL byte" in output.err and output.out.count("cosine") == 1
 
 
 def test_words_in_the_wrong_order_and_two_kinds_of_queries_are_noticed(corpus):

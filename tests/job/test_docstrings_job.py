@@ -37,9 +37,9 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     documents = (place / DOCUMENTS).read_text().splitlines()
     assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
     assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
-    told = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
+    options = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
     capsys.readouterr()
-    search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **told))
+    search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **options))
     found = capsys.readouterr().out.splitlines()[1:]
     assert len(found) == 2 and all(line.rsplit("  ", 1)[-1] in documents for line in found)
     assert make_plan(config).is_trained  # the same rows, and so the same name

@@ -61,14 +61,14 @@ def test_the_choices_are_said_with_their_reasons_and_recorded_as_values(tmp_path
     caplog.set_level("INFO", "cft")
     job = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 200, 200)]
     runner.run(settings(tmp_path / "o", *job))
-    said = caplog.text
-    assert "chosen by the data; each can be given instead:" in said
-    assert "model.max_length=256: 95 of 100 texts have at most 1,00" in said and "are cut" in said
-    assert "lr=0.002: found best for LoRA trainings of up to 200 steps" in said
-    table = said.partition("the training\n")[2]
+    logged = caplog.text
+    assert "chosen by the data; each can be given instead:" in logged
+    assert "model.max_length=256: 95 of 100 texts have at most 1,00" in logged and "are cut" in logged
+    assert "lr=0.002: found best for LoRA trainings of up to 200 steps" in logged
+    table = logged.partition("the training\n")[2]
     assert "180 pairs to train on, 20 held out" in table and "6 of 8 pairs, 0.267 passes" in table
     assert "50.0% (longer than model.max_length=256 tokens)" in table and "a step, by a trial" in table
-    assert "step 3, development data: ndcg@10 " in said and "step 6, development data: ndcg@10 " in said
+    assert "step 3, development data: ndcg@10 " in logged and "step 6, development data: ndcg@10 " in logged
     kept = json.loads((run_folder(tmp_path / "o") / "config.json").read_text())
     assert kept["train"]["fitted"] == [] and kept["lr"] == 0.002 and kept["model"]["max_length"] == 256
 

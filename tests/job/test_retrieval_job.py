@@ -102,8 +102,8 @@ def test_what_was_trained_on_of_the_test_sets_is_counted_and_said(tmp_path, capl
     (kept,) = run_folder(tmp_path / "o").glob("evaluations/*/overlap.json")
     counts = {"queries": 15, "queries_seen": 1, "documents": 40, "documents_seen": 2}
     assert json.loads(kept.read_text())["sets"] == {"Mine": counts}
-    said = "Mine: 1 of 15 queries and 2 of 40 documents"
-    (line,) = [record for record in caplog.records if said in record.getMessage()]
+    overlap = "Mine: 1 of 15 queries and 2 of 40 documents"
+    (line,) = [record for record in caplog.records if overlap in record.getMessage()]
     assert line.levelname == "WARNING"
     assert not list((tmp_path / "o").glob("base-*/evaluations/*/overlap.json")), "what is not trained has seen nothing"
 
@@ -132,8 +132,8 @@ def test_runs_are_compared_as_each_will_be_used_and_on_every_measure(tmp_path):
 def test_where_two_runs_have_no_evaluation_in_common_the_command_that_makes_one_is_printed(tmp_path):
     beir(tmp_path / "sets")
     runner.run(settings(tmp_path, "lr=1e-2"))
-    told = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
-    runner.run(settings(tmp_path, *told, "lr=1e-3", "model.pooling=mean"))
+    overrides = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
+    runner.run(settings(tmp_path, *overrides, "lr=1e-3", "model.pooling=mean"))
     scenes, judged = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
     text = runs.compare_runs(judged, scenes)
     assert f"this one scores {scenes.name} as {judged.name} was scored" in text

@@ -25,8 +25,8 @@ def found(values) -> Evaluation:
 
 def queries(count: int, documents: int):
     texts = [(f"d{n}", f"text {n}") for n in range(documents)]
-    asked = [(f"q{n}", f"question {n}") for n in range(count)]
-    return {"mine": make_set("mine", asked, texts, [(f"q{n}", f"d{n}", 1) for n in range(count)])}
+    texts_of_queries = [(f"q{n}", f"question {n}") for n in range(count)]
+    return {"mine": make_set("mine", texts_of_queries, texts, [(f"q{n}", f"d{n}", 1) for n in range(count)])}
 
 
 def test_a_result_is_told_from_before_from_a_finished_encoder_and_from_chance():
@@ -39,8 +39,8 @@ def test_a_result_is_told_from_before_from_a_finished_encoder_and_from_chance():
     assert (row[0], row[1], row[5], row[7]) == ("mine", "60", "higher", "lower")
     assert compared.change.low < 100 * (high - low).mean() < compared.change.high
     assert row[2:4] == (f"{100 * low.mean():.2f}", f"{100 * high.mean():.2f}")
-    (said,) = compared.sentences
-    assert said == (
+    (sentence,) = compared.sentences
+    assert sentence == (
         f"the result is better than before ({compared.change}) and worse than minilm as it was published "
         f"({compared.lead})"
     )
