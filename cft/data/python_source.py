@@ -21,7 +21,7 @@ from cft.system.files import cache_folder, read_json, write_json
 from cft.system.memory import unless_out_of_memory
 
 # Raise when the same files would be read as other definitions.
-_FORMAT = 2
+_FORMAT = 3
 
 # Larger files are tables in the form of code.
 _MOST_BYTES = 1_000_000
@@ -102,7 +102,7 @@ _MARKUP = [
     (re.compile(r"\|(\w+)\|"), r"\1"),  # |substitution|
 ]
 _RUBBLE = re.compile(r">>>|\\|`|::|:\w+:|\.\. |https?:|[-=~^]{4,}")
-_WORD = re.compile(r"[^\W\d_]+")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def summary_of(docstring: str) -> str | None:
@@ -117,7 +117,8 @@ def summary_of(docstring: str) -> str | None:
     for pattern, replacement in _MARKUP:
         text = pattern.sub(replacement, text)
     text = " ".join(_SENTENCE_END.split(text, maxsplit=1)[0].split())
-    says = len(_WORD.findall(text)) >= _LEAST_WORDS and len(text) <= _MOST_CHARACTERS and not text.endswith(":")
+    words = sum(_LETTER.search(word) is not None for word in text.split())
+    says = words >= _LEAST_WORDS and len(text) <= _MOST_CHARACTERS and not text.endswith(":")
     return text if says and text.isprintable() and not _RUBBLE.search(text) else None
 
 

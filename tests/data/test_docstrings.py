@@ -328,6 +328,8 @@ def test_training_data_hold_rows_out_and_are_named_by_content(place):
         (r"The value of \alpha in the formula", None),
         ("The whole heading here\n======================", None),
         ("word " * 60, None),
+        ("A0A0A0A", None),
+        ("a-b-c-d e", None),
         ("", None),
     ],
 )
@@ -341,7 +343,7 @@ def test_a_summary_is_one_printable_line_of_words_or_none(docstring):
         summary = summary_of(text)
         if summary is not None:
             assert summary.strip() == summary and summary.isprintable() and "\0" not in summary
-            assert len(summary.split()) >= 2 and "`" not in summary and ">>>" not in summary
+            assert len(summary.split()) >= 4 and "`" not in summary and ">>>" not in summary
             json.dumps(summary).encode()
 
 
