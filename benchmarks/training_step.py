@@ -36,6 +36,13 @@ WHY_LIMIT = "single-element products, attention, SiLU, sums, copies and dropout 
 WHY_OLD_WAY = "450 padded tokens a triplet stand against about 50 real ones, and both run at the machine's rate"
 
 
+def batch_of(model: str, triplets: str | None) -> tuple[ModelSettings, list]:
+    """The settings of a choice of conf/model, and the rows of a file or, without one, generated scenes."""
+    data = ["data=files", f"data.train={triplets}"] if triplets else []
+    config = compose_config([f"model={model}", *data])
+    return config.model, list(load_training_data(config.data, seed=0).triplets)
+
+
 def ours(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Embedder]:
     """This package: one prefix tree."""
     base = Embedder.base(model)
@@ -132,20 +139,18 @@ def main() -> None:
     parser.add_argument("--original-batch", type=int, default=7, help="what the reference script gave each GPU")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    data = ["data=files", f"data.train={arguments.triplets}"] if arguments.triplets else []
-    config = compose_config([f"model={arguments.model}", *data])
-    rows = load_training_data(config.data, seed=0).triplets
-    batch, small = list(rows[: arguments.batch]), list(rows[: arguments.original_batch])
+    model, rows = batch_of(arguments.model, arguments.triplets)
+    batch, small = rows[: arguments.batch], rows[: arguments.original_batch]
     table: list[tuple[str, ...]] = [("step", "triplets", "time, cft's = 1", "peak memory, cft's = 1")]
-    what = f"training step of {config.model.name}, {len(batch)} triplets"
+    what = f"training step of {model.name}, {len(batch)} triplets"
 
-    step, embedder = ours(config.model, batch)
+    step, embedder = ours(model, batch)
     embedder.model.eval()
     loss = step()
     sides = {"cft": step}
     models = [embedder.model]
     try:
-        other, whole = theirs(config.model, batch)
+        other, whole = theirs(model, batch)
         whole.eval()
         their_loss = other()
         assert abs(their_loss - loss) < 1e-4 * loss, (their_loss, loss)
@@ -164,8 +169,8 @@ def main() -> None:
     sides.clear()
     models.clear()
 
-    step, embedder = ours(config.model, small)
-    old, causal = old_way(config.model, small, embedder)
+    step, embedder = ours(model, small)
+    old, causal = old_way(model, small, embedder)
     embedder.model.eval()
     causal.eval()
     assert abs(old() - step()) < 1e-4 * step(), (old(), step())
@@ -178,7 +183,7 @@ def main() -> None:
     table.append(("cft", str(len(small)), "1.00", "1.00"))
     ratios = found[OLD_WAY] / found["cft"], peaks[OLD_WAY] / peaks["cft"]
     table.append((OLD_WAY, str(len(small)), *(f"{ratio:.2f}" for ratio in ratios)))
-    few = f"training step of {config.model.name}, {len(small)} triplets"
+    few = f"training step of {model.name}, {len(small)} triplets"
     comparisons += [
         Comparison(few, OLD_WAY, ratios[0], 25.0, WHY_OLD_WAY),
         Comparison(f"peak memory of a {few}", OLD_WAY, ratios[1], 5.0),

@@ -26,6 +26,9 @@ if getattr(sys.modules.get("sitecustomize"), "__file__", None) != str(GUARD / "s
 import sitecustomize  # noqa: E402, F401
 
 # isort: split
+import cft  # noqa: F401  before torch: it says how OpenMP's threads wait, which matters where processes share cores
+
+# isort: split
 import pytest
 import torch
 from forked import Commands, server

@@ -31,6 +31,16 @@ QUICK = [
     "baseline=none",
 ]
 
+# Pairs of one's own, judged by the documents that held-out ones find.
+ROWS = ["data=files", "data.negative_columns=[]", "loss=in_batch", "eval=rows", "lr=5e-3", "data.holdout=12"]
+
+
+def pairs_file(folder, count: int = 120) -> str:
+    path = folder / "pairs.jsonl"
+    rows = [{"sent0": f"what is thing {n}?", "sent1": f"thing {n} is number {n * n}"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
 
 def settings(folder: Path, *overrides: str):
     return composed(*QUICK, f"outputs={folder}", *overrides)

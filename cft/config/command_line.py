@@ -44,6 +44,7 @@ class _Word:
         self.type, (self.help, *rules) = hint.__origin__, hint.__metadata__
         self.rules: Rules = rules[0] if rules else Rules()
         self.is_list = typing.get_origin(self.type) is list
+        self.is_int = not self.is_list and int in (self.type, *typing.get_args(self.type))
         self.default = [] if self.is_list else field.default
         self.required = self.default is dataclasses.MISSING
         self.choices: dict[str, Any] = {each: each for each in typing.get_args(self.type) if isinstance(each, str)}
@@ -55,22 +56,24 @@ class _Word:
     def value(self, text: str) -> Any:
         """A text as a value of the type: str, int, bool, Path, an Enum, a Literal, integers, or one of them or None."""
         label, rule = f"{self.name} " if self.by_place else f"{self.name}=", ""
+        members = typing.get_args(self.type)
+        if type(None) in members and text == "null":
+            return None
         if self.choices and text not in self.choices:
             rule = " or ".join(self.choices) + did_you_mean(text, self.choices)
-        elif self.type is int and not (re.fullmatch(r"\d+", text) and int(text) >= self.rules.least):
+        elif self.is_int and not (re.fullmatch(r"\d+", text) and int(text) >= self.rules.least):
             rule = f"a whole number, {self.rules.least} or more"
         elif self.type == list[int] and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
             rule = "whole numbers with commas between, as in 1,2,3"
         if rule:
             raise UserError(f"{label}{text}: must be {rule}")
-        members = typing.get_args(self.type)
-        if self.choices or (type(None) in members and text == "null"):
-            return self.choices.get(text)
+        if self.choices:
+            return self.choices[text]
         if self.type == list[int]:
             return [int(number) for number in text.split(",")]
         if Path in (self.type, *members):
             return Path(text).expanduser()
-        return int(text) if self.type is int else text
+        return int(text) if self.is_int else text
 
     def checked(self, value: Any) -> Any:
         """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
@@ -87,7 +90,9 @@ class _Word:
             if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
                 return Path(value).expanduser() if value is not None else None
             wanted = "a path"
-        elif self.type is int:
+        elif self.is_int:
+            if value is None and type(None) in kinds:
+                return None
             if isinstance(value, int) and not isinstance(value, bool) and value >= self.rules.least:
                 return value
             wanted = f"a whole number, {self.rules.least} or more"

@@ -69,6 +69,8 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"eval.step={evaluation.step}: must be a step of the training, 1 to train.steps={train.steps}, or null for "
             "the last"
         )
+    if evaluation.step is not None and train.chooses:
+        yield f"eval.step={evaluation.step}: {train.chooses} chooses the step itself; leave one out"
     if train.chunk_tokens is not None and train.chunk_tokens < model.max_length:
         yield (
             f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "

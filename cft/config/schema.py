@@ -219,9 +219,17 @@ class LossSettings:
     mask_false_negatives: bool = False  # true: a candidate that equals the anchor's positive does not count against it
     both_directions: bool = False  # true: each positive must pick its anchor too; the loss is the mean of both ways
     anchors_as_negatives: bool = False  # true: the other anchors of the batch are candidates too
+    # Matryoshka: so many first numbers of a vector must do alone too, as in [64,128,256]; the loss is the mean over
+    # them and the whole vector; [] for the whole alone
+    dimensions: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dimensions = sorted(set(self.dimensions))  # two orders would make two runs of one
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
+        if any(width < 1 for width in self.dimensions):
+            yield f"{override('loss.dimensions', self.dimensions)}: numbers of a vector, each 1 or more"
         if self.temperature <= 0:
             yield f"loss.temperature={self.temperature}: must be above 0 (the paper uses 0.05)"
 
@@ -524,9 +532,18 @@ class TrainSettings:
     checkpoint_every: int = 20  # steps that a killed training repeats at most
     # steps whose weights are kept besides the last one's, to be scored by eval.step
     keep: list[int] = field(default_factory=list)
+    best: bool = False  # true: the result has the weights of the step with the best development score, not the last's
+    # end when so many looks at the development data, one after the other, were no better; null never
+    patience: int | None = None
+    no_duplicates: bool = False  # true: no text stands twice in a batch; rows that would bring it wait for the next
     # settings that the data choose, of those that were not given: model.max_length, train.batch_size, train.epochs,
     # train.steps, train.eval_every, lr
     fitted: list[str] = field(default_factory=list)
+
+    @property
+    def chooses(self) -> str:
+        """The override by which a development score chooses among steps; empty if none does."""
+        return "train.best=true" if self.best else f"train.patience={self.patience}" if self.patience else ""
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -552,6 +569,15 @@ class TrainSettings:
             yield f"train.eval_every={self.eval_every}: must be 0 (never) or more"
         if not all(1 <= step <= self.steps for step in self.keep):
             yield f"train.keep={self.keep}: must be steps of the training, 1 to train.steps={self.steps}"
+        if self.patience is not None and self.patience < 1:
+            yield f"train.patience={self.patience}: must be 1 or more looks, or null to never end early"
+        if self.chooses and not self.eval_every:
+            yield f"{self.chooses} needs a development score, and train.eval_every=0 never looks at one"
+        if self.patience is not None and self.keep:
+            yield (
+                f"train.patience={self.patience} may end the training before the steps of "
+                f"{override('train.keep', self.keep)}: leave one out"
+            )
         unknown = [key for key in self.fitted if key not in FITTED]
         if unknown:
             yield f"{override('train.fitted', self.fitted)}: must be some of {', '.join(FITTED)}"

@@ -4,8 +4,9 @@ __all__ = [
     "files",  # a user's file as triplets, scored pairs or texts
     "records",  # a triplet, a scored pair
     "retrieval",  # queries, documents and judgements
+    "sampling",  # which rows make a batch
     "scenes",  # generated triplets and pairs for a first run
     "sts",  # the sets of an evaluation
     "texts",  # texts that a caller hands over
-    "training_data",  # the triplets and development pairs of a training, and its batches
+    "training_data",  # the triplets and development pairs of a training
 ]

@@ -55,6 +55,19 @@ def hold_out(rows: Sequence[Triplet], count: int, seed: int) -> tuple[np.ndarray
     return rest, list(dict.fromkeys(_at(rows, held)))
 
 
+def halves(rows: Sequence[Triplet]) -> tuple[list[Triplet], list[Triplet]]:
+    """Rows in two parts of about one size; those that are joined by a common text, or by near-duplicates, in one."""
+    groups: dict[int, list[Triplet]] = {}
+    if rows:
+        for row, group in zip(rows, _joined(_numbered(rows)).tolist(), strict=True):
+            groups.setdefault(group, []).append(row)
+    one: list[Triplet] = []
+    other: list[Triplet] = []
+    for group in groups.values():
+        (one if len(one) <= len(other) else other).extend(group)
+    return one, other
+
+
 def _at(rows: Sequence[Triplet], numbers: np.ndarray) -> Iterator[Triplet]:
     return (rows[int(number)] for number in numbers)
 

@@ -2,11 +2,10 @@
 
 import glob
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from cft.config.schema import DataSettings, DataSource
 from cft.data import docstrings, scenes
@@ -14,9 +13,10 @@ from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
 from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
 from cft.data.formats import log_note
-from cft.data.holdout import hold_out
+from cft.data.holdout import halves, hold_out
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
+from cft.data.sampling import shared_texts
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
@@ -42,6 +42,23 @@ class TrainingData:
     content: str  # digest of all three
     skipped: int  # how many bad rows were left out
     portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file; none of scenes
+    # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
+    watching: list[Triplet] | None = None
+
+    @cached_property
+    def shared(self) -> dict[int, frozenset[int]]:
+        """The texts of each row to train on that stand in another one too; see `sampling.shared_texts`."""
+        return shared_texts(self.triplets)
+
+    @property
+    def watched(self) -> list[Triplet]:
+        """The held-out rows that score the training while it runs."""
+        return self.holdout if self.watching is None else self.watching
+
+    def halved(self) -> "TrainingData":
+        """The same with half of the held-out rows to watch the training, and the others to score its result."""
+        result, watching = halves(self.holdout)
+        return replace(self, holdout=result, watching=watching)
 
 
 def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
@@ -172,20 +189,3 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
     for warning in warnings_of_pairs(pairs):
         log.warning("%s: %s", override("data.dev", settings.dev), warning)
     return pairs
-
-
-def batches(count: int, batch_size: int, *, seed: int, start: int, stop: int) -> Iterator[np.ndarray]:
-    """Row numbers of the batches of steps `start` to `stop`, which depend on the seed and the step alone.
-
-    Each epoch is a new shuffle; the rows behind its last full batch are dropped.
-
-    Yields:
-        (batch_size,) row numbers below `count`.
-    """
-    per_epoch = count // batch_size
-    order, shuffled = np.empty(0, dtype=np.int64), -1
-    for step in range(start, stop):
-        epoch, batch = divmod(step, per_epoch)
-        if epoch != shuffled:
-            order, shuffled = np.random.default_rng([seed, 0, epoch]).permutation(count), epoch
-        yield order[batch * batch_size : (batch + 1) * batch_size]

@@ -39,6 +39,7 @@ class EncodeOptions(TextFileOptions):
     ]
     _: KW_ONLY
     id_column: Annotated[str, "a column of the input whose values are kept beside the vectors"] = ""
+    dimensions: Annotated[int | None, "so many first numbers of each vector alone, of length 1 again"] = None
     overwrite: Annotated[bool, "replace an output that exists"] = False
 
 
@@ -95,7 +96,9 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     # every row is checked before the first is embedded: a bad one may be the last
     count, skipped = _count(rows(), made_of)
     embedder = load_embedder(**options.embedder, device=options.device)
-    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of)) as blocks:
+    if options.dimensions:
+        embedder.require_dimensions(options.dimensions)
+    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions)) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
         if embedder.texts_cut:
             sys.stderr.write(vectors.cut_message(embedder))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cft.config.schema import Role
+    from cft.model.contract import Contract
     from cft.model.embedder import Embedder
 
 
@@ -167,7 +168,18 @@ def _write_model(source: Source, scratch: Path, options: ExportOptions) -> list[
             f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',
         ]
     portable.write_modules(scratch, embedder)
-    return lines + _check_vectors(scratch, expected, tolerance, output)
+    return lines + _check_vectors(scratch, expected, tolerance, output) + _first_numbers(contract)
+
+
+def _first_numbers(contract: "Contract") -> list[str]:
+    """How the first numbers of vectors are taken there, if some were trained to do alone."""
+    if not contract.dimensions:
+        return []
+    trained = ", ".join(map(str, contract.dimensions))
+    return [
+        f"  the first {trained} numbers were trained to do alone: encode(..., truncate_dim={contract.dimensions[-1]}, "
+        "normalize_embeddings=True)"
+    ]
 
 
 def _check_vectors(scratch: Path, expected: "dict[Role, np.ndarray]", tolerance: float, output: Path) -> list[str]:

@@ -150,7 +150,9 @@ class Index:
         """
         from cft.evaluation.retrieval import TopDocuments
 
-        search, distinct = TopDocuments(self._queries.encode(queries), self._top), self._corpus.distinct
+        width = self._documents.shape[1]
+        embedded = self._queries.encode(queries, dimensions=width if width < self._queries.width else None)
+        search, distinct = TopDocuments(embedded, self._top), self._corpus.distinct
         if len(distinct) == len(self._documents):
             search.add(self._documents)
         else:

@@ -62,20 +62,21 @@ class VectorsRecord:
     texts: str  # SHA-256 of the texts in their order
     count: int  # texts
     vectors: str = ""  # SHA-256 of the file
+    dimensions: int | None = None  # so many first numbers alone, of length 1 again; None for whole vectors
 
     @classmethod
-    def of(cls, embedder: "Embedder", texts: TextsDigest) -> "VectorsRecord":
+    def of(cls, embedder: "Embedder", texts: TextsDigest, dimensions: int | None = None) -> "VectorsRecord":
         """What vectors will be of that `embedder.encode` makes of texts."""
         from cft.job.plan import RECIPE
 
         # encode uses one prompt, whatever the other roles have
         contract = embedder.contract.with_template(embedder.contract.template)
-        return cls(to_plain(contract.facts), RECIPE, texts.name, texts.count)
+        return cls(to_plain(contract.facts), RECIPE, texts.name, texts.count, dimensions=dimensions)
 
     @property
     def name(self) -> str:
         """A short name of all that the vectors are of."""
-        return digest([self.contract, self.recipe, self.texts])
+        return digest([self.contract, self.recipe, self.texts, *([self.dimensions] if self.dimensions else [])])
 
 
 def record_of(vectors: Path) -> Path:
@@ -130,7 +131,7 @@ class Blocks:
                 for text in block:
                     made_of.add(text)
                 if not path.exists():
-                    vectors = embedder.encode(block)
+                    vectors = embedder.encode(block, dimensions=self._record.dimensions)
                     if number == done:  # room for the blocks to come and for the file that is made of all
                         rows = 2 * count - done * _BLOCK
                         require_free(self._folder, rows * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
@@ -183,6 +184,8 @@ def in_blocks(target: Path, record: VectorsRecord) -> Iterator[Blocks]:
 
 def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray":
     """Vectors of a file, mapped into memory, after they were held to their record.
+
+    They may be whole or their first numbers alone: their width says which.
 
     Args:
         path: the .npy file. expected: what they must be of. corpus: the file of the texts, for messages.

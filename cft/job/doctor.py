@@ -74,7 +74,7 @@ def examine(config: Config) -> tuple[str, bool]:
     data = _data(config, inputs) if trains else None
     config = fitted(config, data, inputs)
     if data:
-        plan_steps(config.train, data)  # too few rows for a batch are refused here as they would be there
+        plan_steps(config, data)  # too few rows for a batch are refused here as they would be there
     start = find_starting_point(config)
     triplets = list(data.triplets[: config.train.batch_size]) if data else []
     base = start.load(config, trainable=trains)
@@ -122,7 +122,7 @@ def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
         lines += [("  suspicious", warning) for warning in warnings]
     cut = find_cut(embedder, data.triplets)
     seconds = seconds_a_step(embedder, config, data)
-    return f"{as_lines(lines)}\n\n{outlook(config, data, plan_steps(config.train, data), cut, seconds)}"
+    return f"{as_lines(lines)}\n\n{outlook(config, data, plan_steps(config, data), cut, seconds)}"
 
 
 def _model(embedder: Embedder, config: Config) -> str:

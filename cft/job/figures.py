@@ -18,7 +18,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from cft.evaluation.retrieval import HEADLINE  # noqa: E402
 from cft.evaluation.scores import Evaluation  # noqa: E402
 from cft.job.run_folder import development_scores  # noqa: E402
-from cft.job.verdicts import Baseline  # noqa: E402
+from cft.job.verdicts import Baseline, Shortened  # noqa: E402
 from cft.system.files import atomic_write  # noqa: E402
 
 BEFORE, AFTER = "#9aa5b1", "#0b6e99"
@@ -72,6 +72,27 @@ def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = No
         clean(axes)
     panels[0][0].set_ylabel("relevant documents found, %")
     panels[0][0].legend(frameon=False, loc="upper left")
+    return figure
+
+
+def dimensions(before: Evaluation, after: Evaluation, shortened: Shortened) -> Figure:
+    """The mean score over how many first numbers of vectors are taken, before and after; lines for whole vectors."""
+    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    widths = list(shortened.after)
+    for of_width, whole, colour, label in (
+        (shortened.before, before, BEFORE, "before"),
+        (shortened.after, after, AFTER, "after"),
+    ):
+        axes.plot(widths, [of_width[width].headline for width in widths], "o-", color=colour, label=label)
+        axes.axhline(whole.headline, color=colour, linewidth=1, linestyle=":")
+    axes.plot([], [], color=AFTER, linewidth=1, linestyle=":", label="whole vectors")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(widths, list(map(str, widths)))
+    axes.minorticks_off()
+    axes.set_xlabel("first numbers of a vector that are taken")
+    axes.set_ylabel(f"{'nDCG@10' if after.retrieval else 'Spearman'} × 100, mean")
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    clean(axes)
     return figure
 
 

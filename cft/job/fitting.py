@@ -3,7 +3,6 @@
 What was chosen is said with its reason, and every setting can be given instead (`train.fitted` then has one fewer).
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -101,16 +100,8 @@ def _sample(rows: Sequence[Triplet]) -> list[Triplet]:
 
 def _positions(files: ModelFiles) -> int | None:
     """The positions that a model was made for, as far as its configuration says."""
-    found = _setting(files, "max_position_embeddings")
+    found = files.setting("max_position_embeddings")
     return found - 2 if found else None  # RoBERTa's first two are not for texts
-
-
-def _setting(files: ModelFiles, name: str) -> int | None:
-    if files.folder is None or not (files.folder / "config.json").exists():
-        return None
-    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
-    value = config.get(name, config.get("text_config", {}).get(name))
-    return value if isinstance(value, int) and value > 0 else None
 
 
 def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, str]:
@@ -147,7 +138,7 @@ def _with_rate(config: Config, files: ModelFiles) -> tuple[Config, str]:
     if not config.lora.rank:
         return replace(config, lr=_WHOLE_RATE), f"lr={_WHOLE_RATE:g}: the paper's, for a model that is trained whole"
     long = config.train.steps > _LONG
-    width = _setting(files, "hidden_size") or _WIDTH
+    width = files.setting("hidden_size") or _WIDTH
     rate = (_LONG_RATE if long else _SHORT_RATE) * min(1.0, _WIDTH / width)
     encoder = config.model.attention is Attention.bidirectional
     rate = float(f"{rate * (_ENCODER if encoder else 1):.1e}")

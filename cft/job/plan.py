@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.rules import require_valid
-from cft.config.schema import TEACHER, Config, DataSettings, EvalSettings, EvalSource, ModelSettings, Prompts, Role
+from cft.config.schema import (
+    TEACHER,
+    Config,
+    DataSettings,
+    DataSource,
+    EvalSettings,
+    EvalSource,
+    LossSettings,
+    ModelSettings,
+    Prompts,
+    Role,
+)
 from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
 from cft.data.sts import load_eval_sets
@@ -29,6 +40,7 @@ from cft.model.adapters import fetch_adapter
 from cft.model.sources import ModelFiles, fetch
 from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError, renaming_keys
+from cft.system.overrides import override
 from cft.training.schedule import warmup_steps
 from cft.training.trainer import plan_steps
 
@@ -44,7 +56,7 @@ DATA_SEED = 0
 
 
 # Settings that came later: a training that leaves them at these values keeps the name that it had before.
-_SINCE = {"both_directions": False, "anchors_as_negatives": False}
+_SINCE = {"both_directions": False, "anchors_as_negatives": False, "dimensions": []}
 
 
 def _named(settings: Any) -> dict:
@@ -105,7 +117,12 @@ class Plan:
             "lr": config.lr,
             "seed": config.seed,
             "steps": self.steps,
-            "train": {key: getattr(config.train, key) for key in settings},
+            "train": {key: getattr(config.train, key) for key in settings}
+            | {
+                key: getattr(config.train, key)
+                for key in ("best", "patience", "no_duplicates")
+                if getattr(config.train, key)
+            },
             "bf16": self.start.bf16,
             "data": self.data.content,
             **self._teaching,
@@ -210,6 +227,19 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
     }
 
 
+def require_width(loss: LossSettings, width: int | None) -> None:
+    """Refuse to train more first numbers than a vector has; None for a width that is not known yet.
+
+    Raises:
+        UserError: naming them.
+    """
+    if width is not None and loss.dimensions and loss.dimensions[-1] >= width:
+        raise UserError(
+            f"{override('loss.dimensions', loss.dimensions)}: a vector of this model has {width} numbers, and all of "
+            f"them always count; name fewer than {width}"
+        )
+
+
 class InputCache:
     """Data and base models, each loaded once for all the jobs that share it."""
 
@@ -231,11 +261,16 @@ class InputCache:
         settings = replace(settings, step=None)
         return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
 
-    def retrieval(self, settings: EvalSettings, data: DataSettings) -> dict[str, RetrievalSet]:
-        """Queries and documents; none where pairs are scored."""
+    def retrieval(self, settings: EvalSettings, data: DataSettings, *, halved: bool) -> dict[str, RetrievalSet]:
+        """Queries and documents; none where pairs are scored. `halved`: out of half of the held-out rows."""
         settings = replace(settings, step=None)
         if settings.source is EvalSource.rows:
-            found = self._once((settings, data), lambda: rows_as_set(self.data(data), settings.documents, DATA_SEED))
+
+            def load() -> RetrievalSet:
+                rows = self.data(data).halved() if halved else self.data(data)
+                return rows_as_set(rows, settings.documents, DATA_SEED)
+
+            found = self._once((settings, data, halved), load)
             return {found.name: found}
         if settings.source in (EvalSource.retrieval, EvalSource.docstrings):
             return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
@@ -265,6 +300,28 @@ def fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Con
     return found.config
 
 
+def _is_halved(config: Config) -> bool:
+    """Whether half of the held-out rows choose the step, so that the others alone may judge the result."""
+    return bool(config.train.chooses) and config.data.dev is None and config.data.source is not DataSource.scenes
+
+
+def _with_rows_to_choose_by(config: Config, data: TrainingData) -> TrainingData:
+    """The data with held-out rows of their own for the choice of the step, where no scored pairs choose it."""
+    if not data.dev and not data.holdout:
+        raise UserError(
+            f"{config.train.chooses} needs a development score: no rows are held out, and there are no scored pairs; "
+            "data.holdout=N or data.dev=FILE gives one"
+        )
+    if not _is_halved(config):
+        return data
+    data = data.halved()
+    log.info(
+        "%s: %d held-out rows choose the step, and the other %d score the result",
+        *(config.train.chooses, len(data.watched), len(data.holdout)),
+    )
+    return data
+
+
 def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     """Load a job's data and fetch its base model, so that its folders are known.
 
@@ -280,10 +337,12 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     choose_device(config.device)  # a device that is not here should be named before anything is fetched
     # Data first: a bad row should be named before gigabytes of weights are fetched.
     data = inputs.data(config.data) if config.train.steps else None
+    if data and config.train.chooses:
+        data = _with_rows_to_choose_by(config, data)
     if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
     config = fitted(config, data, inputs)
-    steps = plan_steps(config.train, data) if data else 0
+    steps = plan_steps(config, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:
         raise UserError(
             f"schedule.warmup_ratio={config.schedule.warmup_ratio}: the warm-up would take all {steps} steps of this "
@@ -299,7 +358,10 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if config.distill.model and data:
         with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
-    start = find_starting_point(config, inputs.files(config.model))
+    files = inputs.files(config.model)
+    if data:
+        require_width(config.loss, files.setting("hidden_size"))
+    start = find_starting_point(config, files)
     return Plan(
         config=config,
         data=data,
@@ -307,5 +369,5 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         sets=inputs.sets(config.eval),
         start=start,
         teacher=teacher,
-        retrieval=inputs.retrieval(config.eval, config.data),
+        retrieval=inputs.retrieval(config.eval, config.data, halved=_is_halved(config)),
     )

@@ -18,7 +18,7 @@ from cft.job.card import HUB, write_card
 from cft.job.plan import Plan
 from cft.job.run_folder import RunFolder
 from cft.job.tracking import Result
-from cft.job.verdicts import MEAN_ROW, Baseline, Comparison, compare
+from cft.job.verdicts import MEAN_ROW, Baseline, Comparison, Shortened, compare, shortened_table
 from cft.system.files import read_json, sealed, write_json, write_text
 from cft.system.overrides import shell_word
 from cft.system.tables import Row, as_markdown, as_text
@@ -47,10 +47,13 @@ def report_base(plan: Plan, before: Evaluation) -> None:
     _log_files(folder, [])
 
 
-def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline: Baseline | None) -> Result:
+def report_training(
+    plan: Plan, before: Evaluation, after: Evaluation, baseline: Baseline | None, shortened: Shortened
+) -> Result:
     """Print and write the before/after table, its pictures, the run's summary and its model card."""
     config, folder = plan.config, plan.scores_folder(plan.result)
-    compared = compare(before, after, pairs.read(folder), plan.retrieval, baseline)
+    data = pairs.read(folder)
+    compared = compare(before, after, data, plan.retrieval, baseline)
     title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
     _log_table(plan, compared.table, title)
     sentences = [*compared.sentences, *_loss_at_chance(plan)]
@@ -61,15 +64,21 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline:
         shown = examples(plan.retrieval, before, after)
         log.info("%s\n", shown)
         parts += [as_markdown(all_measures(before, after)), "\n".join(f"    {line}" for line in shown.splitlines())]
+    if shortened.after:
+        of_first = shortened_table(before, after, shortened, data, plan.retrieval)
+        log.info("the first numbers of vectors alone (dimensions)\n\n%s\n", as_text(of_first))
+        parts += ["The first numbers of vectors alone:", as_markdown(of_first)]
     write_text(folder / "table.md", "\n\n".join(parts) + "\n")
     if config.eval.source is EvalSource.docstrings:
         documents = (text for each in plan.retrieval.values() for text in each.documents)
         write_text(folder / DOCUMENTS, "".join(f"{text}\n" for text in documents))
-    _write_summary(plan, folder.name, before, after, compared)
+    _write_summary(plan, before, after, compared, shortened)
     write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
     pictures = figures.save(figures.scores(before, after), folder, "scores") if before.scores else []
     if plan.retrieval:
         pictures += figures.save(figures.recall(before, after, baseline), folder, "recall")
+    if shortened.after:
+        pictures += figures.save(figures.dimensions(before, after, shortened), folder, "dimensions")
     if len(after.negatives):
         pictures += figures.save(figures.similarities(before, after), folder, "similarities")
     if plan.training.is_finished:
@@ -77,7 +86,8 @@ def report_training(plan: Plan, before: Evaluation, after: Evaluation, baseline:
     _log_files(folder, pictures)
     log.info("  embedder  %s (adapter/, contract.json; README.md is its model card)", plan.result)
     return Result(
-        scores=_by_name(before, after, baseline),
+        scores=_by_name(before, after, baseline)
+        | {f"after/mean/{width}": found.headline for width, found in shortened.after.items()},
         table=compared.table,
         pictures={path.stem: path for path in pictures if path.suffix == ".png"},
         step=plan.stop_at,
@@ -172,20 +182,31 @@ def _change(before: float, after: float) -> Row:
     return f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"
 
 
-def _write_summary(plan: Plan, evaluation: str, before: Evaluation, after: Evaluation, compared: Comparison) -> None:
+def _write_summary(
+    plan: Plan, before: Evaluation, after: Evaluation, compared: Comparison, shortened: Shortened
+) -> None:
     """Enter one evaluation into the run's summary, beside those under other prompts or on other data."""
     path = plan.scored.file(RunFolder.SCORES)
     summary = read_json(path) if path.exists() else {}
     from_hub = plan.config.eval.source is EvalSource.sts and plan.config.eval.folder is None
-    summary[evaluation] = {
+    summary[plan.scores_folder(plan.result).name] = {
         "source": HUB if from_hub else "elsewhere",
         "prompt": plan.config.prompt.eval_template,
         "before": before.record(),
         "after": after.record(),
         **({"change": _plain(compared.change)} if compared.change else {}),
+        **({"dimensions": _of_first_numbers(shortened)} if shortened.after else {}),
         **({"beside": {compared.baseline: _plain(compared.lead)}} if compared.lead else {}),
     }
     write_json(path, {name: sealed(entry) for name, entry in summary.items()})
+
+
+def _of_first_numbers(shortened: Shortened) -> dict[str, dict[str, float]]:
+    """Mean scores before and after by how many numbers were taken."""
+    return {
+        str(width): {"before": shortened.before[width].headline, "after": found.headline}
+        for width, found in shortened.after.items()
+    }
 
 
 def _plain(difference: Difference) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Finished:
     weights: str  # SHA-256 of the adapter
     # The most tokens that went through the model at once, as it was lowered in time; None in older records.
     chunk_tokens: list[int] | None = None
+    best_step: int | None = None  # whose weights the result has, if not the last one's
     history: str | None = None  # SHA-256 of the history; None in records of older versions
 
 
@@ -78,6 +79,7 @@ class RunFolder:
     SCORES = "metrics.json"
     CARD = "README.md"
     EVALUATIONS = "evaluations"
+    DIMENSIONS = "dimensions"  # in an evaluation's folder: scores with the first numbers of vectors alone
     STEPS = "steps"
 
     def file(self, name: str) -> Path:

@@ -27,11 +27,11 @@ from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.report import report_base, report_training, say_next
 from cft.job.run_folder import RunFolder
-from cft.job.scoring import score
+from cft.job.scoring import score, score_dimensions
 from cft.job.start import choose_device
 from cft.job.tracking import Job, Tracker, tracking
 from cft.job.training_stage import TrainingStage, require_enough_triplets, require_trainable
-from cft.job.verdicts import Baseline
+from cft.job.verdicts import Baseline, Shortened
 from cft.model.embedder import Embedder
 from cft.system import secrets
 from cft.system.digest import digest, to_plain
@@ -84,10 +84,11 @@ def run(
                 stage = TrainingStage(plan, models.base, world)
                 train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step)
             return ""
-        if not plan.is_trained and (config.lora.rank or plan.start.adapter):
+        if not plan.is_trained:
             require_trainable(plan, models.base)
 
         before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
+        first_before = score_dimensions(plan, plan.base_folder, lambda: models.base, plan.start_name)
         with _exclusive_work(plan) as tracker:
             if world.broadcast_object(plan.is_trained):
                 log.info("already trained: %s holds the result of this very configuration", plan.result)
@@ -98,7 +99,8 @@ def run(
             models.release()
             after = score(plan, plan.result, lambda: models.tuned, "the result")
             _require_effect(plan, before, after)
-            result = report_training(plan, before, after, score_baseline(plan, inputs))
+            shortened = Shortened(first_before, score_dimensions(plan, plan.result, lambda: models.tuned, "the result"))
+            result = report_training(plan, before, after, score_baseline(plan, inputs), shortened)
             tracker.finish(result)
             if alone:
                 say_next(plan)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,42 @@ from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_ev
 from cft.evaluation.vector_cache import CachedEncoder
 from cft.job.lengths import warn_of_cut
 from cft.job.plan import RECIPE, Plan
-from cft.job.run_folder import evaluation_name
-from cft.model.embedder import Embedder
+from cft.job.run_folder import RunFolder, evaluation_name
+from cft.model.embedder import Embedder, first_numbers
 from cft.system.digest import digest
 from cft.system.files import exclusive_lock
 
 log = logging.getLogger(__name__)
+
+
+class _FirstNumbers:
+    """An encoder of which the first numbers of each vector are taken, as users of `dimensions` take them."""
+
+    def __init__(self, encoder: CachedEncoder, dimensions: int) -> None:
+        self._encoder, self._dimensions = encoder, dimensions
+
+    def encode(self, texts: Sequence[str], *, progress: str | None = None) -> np.ndarray:
+        """As `Embedder.encode`."""
+        return first_numbers(self._encoder.encode(texts, progress=progress), self._dimensions)
+
+    def in_role(self, role: Role) -> "_FirstNumbers":
+        """The same in a role; itself if all roles have the same prompt."""
+        encoder = self._encoder.in_role(role)
+        return self if encoder is self._encoder else _FirstNumbers(encoder, self._dimensions)
+
+
+def score_dimensions(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) -> dict[int, Evaluation]:
+    """Scores on the sets with the first numbers of vectors alone, as many as `loss.dimensions` says.
+
+    Args:
+        plan, owner, embedder, what: as `score` takes them.
+    """
+    if not (plan.sets or plan.retrieval):
+        return {}
+    return {
+        width: _score(plan, plan.scores_folder(owner), embedder, what, sets=plan.sets, dimensions=width)
+        for width in plan.config.loss.dimensions
+    }
 
 
 def score(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) -> Evaluation:
@@ -54,7 +84,10 @@ def _score(
     *,
     sets: dict[str, list[ScoredPair]] | None = None,
     triplets: list[Triplet] | None = None,
+    dimensions: int | None = None,
 ) -> Evaluation:
+    if dimensions is not None:
+        folder = folder / RunFolder.DIMENSIONS / str(dimensions)
     with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment
         stored = load_evaluation(folder)
         if stored:
@@ -65,7 +98,9 @@ def _score(
         began = time.perf_counter()
         prompted = embedder().with_prompts(plan.config.prompt.in_evaluation)
         caption = f"evaluating {what} on {evaluation_name(folder.name)}"
-        encoder = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
+        whole = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
+        encoder = _FirstNumbers(whole, dimensions) if dimensions is not None else whole
+        caption += "" if dimensions is None else f", {dimensions} numbers"
         texts = [text for rows in (sets or {}).values() for pair in rows for text in (pair.sentence1, pair.sentence2)]
         texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
         looked_for = plan.retrieval if triplets is None else {}
@@ -79,7 +114,7 @@ def _score(
         return scores
 
 
-def _look_for(encoder: CachedEncoder, data: RetrievalSet, caption: str) -> RetrievalScores:
+def _look_for(encoder: "CachedEncoder | _FirstNumbers", data: RetrievalSet, caption: str) -> RetrievalScores:
     """Let a set's queries look for their documents."""
     queries, documents = encoder.in_role(Role.query), encoder.in_role(Role.document)
     return evaluate_retrieval(

@@ -2,8 +2,10 @@
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,7 +17,7 @@ from cft.evaluation import pairs
 from cft.job import figures
 from cft.job.lengths import Cut, find_cut
 from cft.job.outlook import outlook, seconds_a_step
-from cft.job.plan import DATA_SEED, Plan
+from cft.job.plan import DATA_SEED, Plan, require_width
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, find_targets, trainable
@@ -26,6 +28,7 @@ from cft.system.environment import describe_environment
 from cft.system.errors import UserError, renaming_keys
 from cft.system.files import write_record
 from cft.training import checkpoint
+from cft.training.best import best_step, is_over, scored_steps
 from cft.training.contrastive import Teacher
 from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 
 def require_trainable(plan: Plan, base: Embedder) -> None:
     """Refuse a model without the layers to be trained, before minutes go into an evaluation."""
+    require_width(plan.config.loss, base.width)
     if plan.config.lora.rank and not plan.start.adapter:
         find_targets(base.model, plan.config.lora)
 
@@ -122,11 +126,13 @@ class TrainingStage:
             weights = _save(plan, self.embedder, folder)
             figures.save(figures.training(history), folder.path, "training")
             steps = [row for row in history if row["event"] == "step"]
+            best = _chosen_step(plan.config, history)
             chunk_tokens = list(dict.fromkeys(row["chunk_tokens"] for row in steps if "chunk_tokens" in row))
             seconds = round(time.perf_counter() - self._began, 1)
             record = Finished(
                 facts=plan.training_facts,
-                steps=plan.steps,
+                steps=steps[-1]["step"],
+                best_step=best,
                 final_loss=steps[-1]["loss"],
                 seconds=seconds,
                 peak_memory=self._memory.bytes(),
@@ -137,6 +143,24 @@ class TrainingStage:
         if self.run.folder != folder.path:
             checkpoint.remove(self.run.folder)
             self.run.folder.rmdir()
+
+
+def _chosen_step(config: Config, history: list[dict]) -> int | None:
+    """The step whose weights the result has, if a development score chose it; what was chosen is said."""
+    scores = scored_steps(history)
+    if not config.train.chooses or not scores:
+        return None
+    best, (last, at_last) = best_step(history), scores[-1]
+    done = max(row["step"] for row in history)
+    if config.train.patience and is_over(history, config.train.patience):
+        log.info("ended after step %d: no better development score in %d looks", done, config.train.patience)
+    if not config.train.best:
+        return None
+    log.info(
+        "the result has the weights of step %d, whose development score was best: %.2f; the last, of step %d, was %.2f",
+        *(best, dict(scores)[best] if best else math.nan, last, at_last),
+    )
+    return best
 
 
 def _write_records(plan: Plan, world: World, cut: Cut) -> None:
@@ -158,13 +182,14 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     # An adapter to start from is in place, and trainable, already.
     fresh = plan.start.adapter is None
     model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
-    return Embedder(model, base.backbone, base.contract.with_prompts(config.prompt.in_training))
+    contract = base.contract.with_prompts(config.prompt.in_training)
+    return Embedder(model, base.backbone, replace(contract, dimensions=tuple(config.loss.dimensions)))
 
 
 def _held_out(data: TrainingData) -> RetrievalSet | None:
     """Held-out anchors and texts, to watch a training by; None where pairs do that, or there are too few."""
-    texts = {text for row in data.holdout for text in (row.positive, *row.negatives)}
-    return rows_as_set(data, 0, DATA_SEED) if len(texts) > 1 and not data.dev else None
+    texts = {text for row in data.watched for text in (row.positive, *row.negatives)}
+    return rows_as_set(replace(data, holdout=data.watched), 0, DATA_SEED) if len(texts) > 1 and not data.dev else None
 
 
 def _load_teacher(plan: Plan) -> Teacher | None:

@@ -94,6 +94,34 @@ def compare(
     return Comparison(table, sentences, change, baseline.name if baseline else None, lead, at_chance)
 
 
+@dataclass(frozen=True)
+class Shortened:
+    """Scores with the first numbers of vectors alone, by how many."""
+
+    before: Mapping[int, Evaluation]
+    after: Mapping[int, Evaluation]
+
+
+def shortened_table(
+    before: Evaluation, after: Evaluation, shortened: Shortened, data: Pairs, sets: Mapping[str, RetrievalSet]
+) -> list[Row]:
+    """What the first numbers of vectors are worth beside the whole, the header first.
+
+    Args:
+        before, after: with whole vectors. shortened: with their first numbers. data, sets: as `compare` takes them.
+    """
+    widths = list(shortened.after)
+    sides = [after, *shortened.after.values()]
+    drawn = _queries(sides, sets) if sets else resample([[side.cosines] for side in sides], data.scores, data.identity)
+    found = drawn.differences([(1 + place, 0) for place in range(len(widths))])
+    name = drawn.shown[-1]
+    table: list[Row] = [("numbers", "before", "after", "beside the whole vector", "is")]
+    for width, difference in zip(widths, found, strict=True):
+        points = (f"{side[width].headline:.2f}" for side in (shortened.before, shortened.after))
+        table.append((str(width), *points, *_in_cells(difference[name], after)))
+    return [*table, ("all", f"{before.headline:.2f}", f"{after.headline:.2f}", "", "")]
+
+
 def _queries(sides: Sequence[Evaluation], sets: Mapping[str, RetrievalSet]) -> Resamples:
     """nDCG@10 in resamples of the queries, of every side and, last, of guessing."""
     by_chance = {name: guessing(sets[name]) for name in sides[0].retrieval}

@@ -41,6 +41,7 @@ class Contract:
     query_template: str | None = None  # the prompt around a query; None for that around any text
     document_template: str | None = None  # the same of a document
     content: str | None = None  # hash of the base weights where `weights` is a commit; None if unknown or the same
+    dimensions: tuple[int, ...] = ()  # so many first numbers were trained to do alone too (loss.dimensions)
 
     def __post_init__(self) -> None:
         for template in map(self.prompts.of, Role):
@@ -70,9 +71,13 @@ class Contract:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that vectors depend on: not where the weights come from, only which they are."""
+        """All that whole vectors depend on: not where the weights come from, only which they are."""
         absent = {"query_template", "document_template"} if not self.prompts.differ else set()
-        return {name: value for name, value in asdict(self).items() if name not in {"model", "content"} | absent}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in {"model", "content", "dimensions"} | absent
+        }
 
     def has_weights_of(self, other: "Contract") -> bool:
         """Whether both stand on the same base weights, wherever those were found."""
@@ -106,7 +111,7 @@ class Contract:
         odd = set(record) - {entry.name for entry in fields(cls)} | needed - set(record)
         if odd:
             raise UserError(f"{folder / FILE_NAME} does not fit this version of cft (fields: {', '.join(sorted(odd))})")
-        record |= {name: tuple(record[name]) for name in ("prefix_ids", "suffix_ids")}
+        record |= {name: tuple(record.get(name, ())) for name in ("prefix_ids", "suffix_ids", "dimensions")}
         try:
             return from_plain(cls, record)
         except ValueError as error:
@@ -121,7 +126,7 @@ class Contract:
             UserError: naming every field that differs and both its values.
         """
         actual = asdict(loaded)
-        free = ["template", "query_template", "document_template", "adapter", "content"]
+        free = ["template", "query_template", "document_template", "adapter", "content", "dimensions"]
         free += ["model", "weights"] if self.has_weights_of(loaded) else []
         differences = [
             f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has {to_plain(actual[name])!r}"

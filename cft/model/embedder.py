@@ -74,6 +74,7 @@ class Embedder:
         self.backbone = backbone
         self.contract = contract
         self.texts_cut = 0
+        self._untrained: int | None = None  # the dimensions that were warned of last
 
     @classmethod
     def base(
@@ -270,7 +271,12 @@ class Embedder:
         yield batch
 
     def encode(
-        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        token_budget: int | None = None,
+        progress: str | None = None,
     ) -> np.ndarray:
         """Turn texts into unit vectors.
 
@@ -278,6 +284,8 @@ class Embedder:
 
         Args:
             texts: any number of non-empty texts, in a list or any other iterable that has an order.
+            dimensions: so many first numbers of the vectors alone, of length 1 again; None for all. Made for it are
+                the contract's `dimensions`; others are a warning.
             token_budget: tokens of one forward pass, counted before sharing; None for what suits the device.
             progress: a caption for a progress bar, or None for silence.
 
@@ -285,13 +293,16 @@ class Embedder:
             (len(texts), D) float32, every row of length 1, in the order of `texts`.
 
         Raises:
-            UserError: if `texts` is no list of texts, a text is empty, or the model gives NaN or infinity for one.
+            UserError: if `texts` is no list of texts, a text is empty, the model gives NaN or infinity for one, or
+                has fewer numbers than `dimensions`.
         """
         texts = checked_texts(texts)
+        if dimensions is not None:
+            self.require_dimensions(dimensions)
         if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
             raise UserError(f"token_budget={token_budget!r}: must be a whole number above 0, or None")
         if not texts:
-            return self.encode(["a"])[:0]  # the model knows the width
+            return self.encode(["a"], dimensions=dimensions)[:0]  # the model knows the width
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(row_of)
         first = {text: number for number, text in reversed([*enumerate(texts, start=1)])}
@@ -303,7 +314,7 @@ class Embedder:
             tqdm(total=len(distinct), desc=progress, unit="text", disable=progress is None, leave=False) as bar,
         ):
             for batch in self.batches(sequences, token_budget or token_budget_on(self.device)):
-                units = F.normalize(self._embed([sequences[row] for row in batch]), dim=-1)
+                units = F.normalize(self._embed([sequences[row] for row in batch])[:, :dimensions], dim=-1)
                 _check_finite(units, [distinct[row] for row in batch])
                 if vectors is None:
                     vectors = np.empty((len(distinct), units.shape[1]), dtype=np.float32)
@@ -313,16 +324,54 @@ class Embedder:
         return vectors[[row_of[text] for text in texts]]
 
     def encode_query(
-        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        token_budget: int | None = None,
+        progress: str | None = None,
     ) -> np.ndarray:
         """Turn queries into unit vectors, as `encode` does, under the prompt of queries."""
-        return self.in_role(Role.query).encode(texts, token_budget=token_budget, progress=progress)
+        embedder = self.in_role(Role.query)
+        return embedder.encode(texts, dimensions=dimensions, token_budget=token_budget, progress=progress)
 
     def encode_document(
-        self, texts: Iterable[str], *, token_budget: int | None = None, progress: str | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        dimensions: int | None = None,
+        token_budget: int | None = None,
+        progress: str | None = None,
     ) -> np.ndarray:
         """Turn documents into unit vectors, as `encode` does, under the prompt of documents."""
-        return self.in_role(Role.document).encode(texts, token_budget=token_budget, progress=progress)
+        embedder = self.in_role(Role.document)
+        return embedder.encode(texts, dimensions=dimensions, token_budget=token_budget, progress=progress)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        config: Any = self.backbone.trunk.config
+        return config.hidden_size
+
+    def require_dimensions(self, dimensions: int) -> None:
+        """Refuse more first numbers than vectors have; warn, once, of those that were not trained to do alone.
+
+        Raises:
+            UserError: if there are not so many.
+        """
+        if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= self.width:
+            raise UserError(
+                f"dimensions={dimensions!r}: must be a whole number from 1 to {self.width}, or None for all"
+            )
+        trained = self.contract.dimensions
+        if dimensions not in (self.width, *trained, self._untrained):
+            self._untrained = dimensions
+            made_for = f"the first {', '.join(map(str, trained))} were" if trained else "no first numbers were"
+            log.warning(
+                "dimensions=%d: this embedder was not trained to do with its first %d numbers (%s, by "
+                "loss.dimensions): expect a lower quality",
+                *(dimensions, dimensions, made_for),
+            )
 
 
 @contextmanager
@@ -372,6 +421,12 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1)
     with torch.autocast(states.device.type, enabled=False):  # which would round the mean to bfloat16
         return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
+
+
+def first_numbers(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """The first numbers (n, dimensions) of vectors (n, D), each of length 1 again."""
+    first = torch.from_numpy(np.ascontiguousarray(vectors[:, :dimensions]))
+    return F.normalize(first, dim=-1).numpy()
 
 
 def _check_finite(vectors: torch.Tensor, texts: list[str]) -> None:

@@ -5,6 +5,7 @@ carries), `random:ARCHITECTURE` (small random weights, for tests) or a repositor
 the random ones end as a local folder that transformers reads; no code from a model's folder is ever run.
 """
 
+import json
 import logging
 import os
 import re
@@ -70,6 +71,14 @@ class ModelFiles:
     def all_read(self) -> str:
         """What names every file that is read; the identity alone names the weights."""
         return self.identity if self.beside is None else f"{self.identity}+{self.beside}"
+
+    def setting(self, name: str) -> int | None:
+        """A number of the model's configuration; None for random weights, or where there is none of this name."""
+        if self.folder is None or not (self.folder / "config.json").exists():
+            return None
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        value = config.get(name, config.get("text_config", {}).get(name))
+        return value if isinstance(value, int) and value > 0 else None
 
 
 def require_whole(path: Path) -> None:

@@ -4,6 +4,7 @@ It holds no random state, as every step is seeded by the job's seed and its own 
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from cft.system.files import atomic_write
 
 FILE_NAME = "checkpoint.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_BEST = "best/"
 
 
 def save(
@@ -24,13 +26,15 @@ def save(
     history: list[dict],
     weights: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    best: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write the state after `step` steps in place of the one before."""
+    """Write the state after `step` steps in place of the one before; `best` are the weights of the best step."""
     tensors = {f"weight/{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
     for name, weight in weights.items():
         for moment in _MOMENTS:
             if moment in optimizer.state.get(weight, {}):
                 tensors[f"{moment}/{name}"] = optimizer.state[weight][moment].cpu().contiguous()
+    tensors |= {f"{_BEST}{name}": value for name, value in (best or {}).items()}
     with atomic_write(folder / FILE_NAME) as part:
         save_file(tensors, part, metadata={"step": str(step), "history": json.dumps(history)})
 
@@ -63,6 +67,15 @@ def load(
             return step, json.loads(metadata["history"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it to start this training over") from error
+
+
+def load_best(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the best step in a saved state that `load` has read; none if there are none."""
+    if not (folder / FILE_NAME).exists():
+        return {}
+    with safe_open(folder / FILE_NAME, framework="pt") as stream:
+        names = [name for name in stream.keys() if name.startswith(_BEST)]  # noqa: SIM118  it is no dictionary
+        return {name.removeprefix(_BEST): stream.get_tensor(name) for name in names}
 
 
 def moments(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, *, step: int) -> dict[str, torch.Tensor]:

@@ -96,10 +96,11 @@ def contrastive_backward(
     student = _Pool(leaf, batch, setup)
     directions = _directions(student, _teacher_pool(batch, setup, leaf.device), batch, setup)
     rows = student.rows
+    widths = [None, *loss.dimensions]  # the whole vectors first: their accuracy is the step's
     blocks = []
     for start in range(0, rows, _ANCHORS):
         end = min(start + _ANCHORS, rows)
-        losses = [info_nce(**direction.block(start, end)) for direction in directions]
+        losses = [info_nce(**direction.block(start, end, width)) for width in widths for direction in directions]
         block_loss = torch.stack([each.loss for each in losses]).mean()
         (block_loss * ((end - start) / len(batch) * scale)).backward()
         blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
@@ -253,8 +254,11 @@ class _Direction:
     teacher: tuple[torch.Tensor, torch.Tensor] | None  # the teacher's embeddings of the queries and the candidates
     distill: DistillSettings
 
-    def block(self, start: int, end: int) -> dict[str, Any]:
-        """Arguments of `info_nce` for the queries from `start` to `end`."""
+    def block(self, start: int, end: int, width: int | None = None) -> dict[str, Any]:
+        """Arguments of `info_nce` for the queries from `start` to `end`, with the first `width` numbers of vectors.
+
+        A teacher's similarities are those of its whole vectors, which may have another width.
+        """
         first = self.first + start
         mask = None if self.mask is None else self.mask[first : self.first + end].to(self.queries.device)
         targets = None
@@ -268,8 +272,8 @@ class _Direction:
                 first=first,
             )
         return {
-            "anchor": self.queries[start:end],
-            "positive": self.candidates,
+            "anchor": self.queries[start:end, :width],
+            "positive": self.candidates[:, :width],
             "temperature": self.temperature,
             "false_negatives": mask,
             "first": first,

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cft.config.schema import Config, Role, TrainSettings
+from cft.config.schema import Config, Role
 from cft.data.records import Triplet, noun_of
 from cft.data.retrieval import RetrievalSet
-from cft.data.training_data import TrainingData, batches
+from cft.data.sampling import batches, count_batches
+from cft.data.training_data import TrainingData
 from cft.evaluation.retrieval import HEADLINE, evaluate_retrieval
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
@@ -31,6 +32,7 @@ from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
 from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
+from cft.training.best import BestWeights, is_over
 from cft.training.chunking import Chunking, KillMark, choose_chunking
 from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
@@ -89,12 +91,13 @@ class _Batch:
     tokens: int  # most tokens of a micro-batch, as they count against the budget
 
 
-def plan_steps(train: TrainSettings, data: TrainingData) -> int:
+def plan_steps(config: Config, data: TrainingData) -> int:
     """Steps that a training takes: as many as configured, but at most its epochs have full batches for.
 
     Raises:
         UserError: if the data does not fill one batch.
     """
+    train = config.train
     rows = len(data.triplets)
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
@@ -105,7 +108,17 @@ def plan_steps(train: TrainSettings, data: TrainingData) -> int:
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
             + held
         )
-    return min(train.steps, train.epochs * per_epoch)
+    if not train.no_duplicates:
+        return min(train.steps, train.epochs * per_epoch)
+    within = {"epochs": train.epochs, "most": train.steps}
+    found = count_batches(rows, train.batch_size, seed=config.seed, shared=data.shared, **within)
+    if not found:
+        raise UserError(
+            f"train.no_duplicates=true: no batch of train.batch_size={train.batch_size} rows can be made without a "
+            f"text that stands in it twice, as {len(data.shared):,} of {rows:,} rows share texts; lower "
+            "train.batch_size"
+        )
+    return found
 
 
 def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step: StepCallback) -> list[dict]:
@@ -134,7 +147,8 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
         if world.is_main:
             on_row(row)
 
-    rows = batches(len(run.data.triplets), settings.batch_size, seed=run.config.seed, start=start, stop=run.stop_at)
+    best = BestWeights(checkpoint.load_best(run.folder)) if settings.best and world.is_main else None
+    rows = _rows_of_steps(run, start, state.history)
     with (
         tqdm(desc="training", unit="step", initial=start, total=run.stop_at, disable=not world.is_main) as bar,
         signals.deferred_to_step_end() as signal_received,
@@ -149,19 +163,42 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
             bar.update()
             # A signal may reach the processes on both sides of a step; all must leave after the same one.
             signal = world.all_reduce_max(signal_received())
+            over = False
             if world.is_main:
                 done = step + 1
                 if _development_is_due(run, done):
                     note(_score_development_data(state, done))
+                    if best:
+                        best.see(state.history, state.weights)
+                    over = is_over(state.history, settings.patience)
                 on_step(done)
-                if done % settings.checkpoint_every == 0 or done in (run.stop_at, run.steps) or signal:
+                if done % settings.checkpoint_every == 0 or done in (run.stop_at, run.steps) or signal or over:
                     checkpoint.save(
-                        run.folder, step=done, history=state.history, weights=state.weights, optimizer=state.optimizer
+                        run.folder,
+                        step=done,
+                        history=state.history,
+                        weights=state.weights,
+                        optimizer=state.optimizer,
+                        best=best.kept if best else None,
                     )
             if signal:
                 raise signals.Interrupted(signal)
+            if settings.patience and world.all_reduce_max(int(over)):
+                break
     embedder.model.eval()
+    if best:
+        best.put_back(state.weights)
     return state.history
+
+
+def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterator[np.ndarray]:
+    """The rows of every step to come; none where the training has given up already."""
+    train, world = run.config.train, run.world
+    if train.patience and world.broadcast_object(is_over(history, train.patience)):
+        return iter(())
+    shared = run.data.shared if train.no_duplicates else None
+    size, seed = train.batch_size, run.config.seed
+    return batches(len(run.data.triplets), size, seed=seed, start=start, stop=run.stop_at, shared=shared)
 
 
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
@@ -319,7 +356,7 @@ def _development_is_due(run: TrainingRun, done: int) -> bool:
 
 def has_development_score(run: TrainingRun) -> bool:
     """Whether there are scored pairs, queries and documents, or held-out triplets that can be in order."""
-    return bool(run.data.dev or run.looked_for) or any(row.negatives for row in run.data.holdout)
+    return bool(run.data.dev or run.looked_for) or any(row.negatives for row in run.data.watched)
 
 
 def _score_development_data(state: _State, done: int) -> dict:
@@ -328,7 +365,7 @@ def _score_development_data(state: _State, done: int) -> dict:
     embedder = state.embedder.with_prompts(state.run.config.prompt.saved)
     looked_for = None if data.dev else state.run.looked_for
     with state.autocast():
-        scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.holdout, progress="development data")
+        scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.watched, progress="development data")
         found = _look_for(embedder, looked_for) if looked_for else {}
     row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}
     row |= found

@@ -9,8 +9,9 @@ from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
 from cft.data import sts
 from cft.data import training_data as data_module
 from cft.data.records import ScoredPair
+from cft.data.sampling import batches
 from cft.data.sts import NINE_SETS, load_eval_sets, thin_out
-from cft.data.training_data import batches, load_training_data
+from cft.data.training_data import load_training_data
 from cft.system.errors import UserError
 
 

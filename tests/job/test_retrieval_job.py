@@ -5,7 +5,7 @@ import shlex
 
 import numpy as np
 import pytest
-from jobs import run_folder, settings
+from jobs import ROWS, pairs_file, run_folder, settings
 
 from cft.config.compose import compose_config
 from cft.evaluation.bootstrap import MEAN, resample_means
@@ -14,15 +14,6 @@ from cft.evaluation.scores import load_evaluation
 from cft.job import runner, runs
 from cft.job.plan import make_plan
 from cft.system.errors import UserError
-
-ROWS = ["data=files", "data.negative_columns=[]", "loss=in_batch", "eval=rows", "lr=5e-3", "data.holdout=12"]
-
-
-def pairs_file(folder, count: int = 120) -> str:
-    path = folder / "pairs.jsonl"
-    rows = [{"sent0": f"what is thing {n}?", "sent1": f"thing {n} is number {n * n}"} for n in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def beir(folder, name: str = "Mine") -> None:

@@ -18,6 +18,7 @@ LOSSES = {
     "three negatives": (LossSettings(temperature=0.2), 3),
     "false negatives masked": (LossSettings(mask_false_negatives=True), 2),
     "both directions": (LossSettings(both_directions=True), 1),
+    "first numbers": (LossSettings(both_directions=True, dimensions=[16, 8]), 1),
     "anchors, masked, both ways": (
         LossSettings(both_directions=True, anchors_as_negatives=True, mask_false_negatives=True),
         2,
