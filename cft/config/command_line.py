@@ -8,6 +8,7 @@ read the values: in a text such as `is ${HOME} a word?` it would see an interpol
 
 import dataclasses
 import inspect
+import math
 import re
 import sys
 import typing
@@ -25,6 +26,7 @@ Options = TypeVar("Options")
 
 # An argument that is a key and its value rather than a text: a word, and no blank around the =.
 _LIKE_A_KEY = re.compile(r"[a-z][a-z_.]*=(?:[^\s=].*)?", re.DOTALL)
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +36,20 @@ class Rules:
     least: int = 1  # smallest integer
     dashed: str = ""  # its name after two dashes, if it is another one
     leads: bool = False  # stands before the other places, though it may be left out
+    called: str = ""  # its key, if that is not the field's name: one of cft.run, as data.train
 
 
 class _Word:
     """A field of the options, as the command line sees it."""
 
     def __init__(self, field: dataclasses.Field, hint: Any) -> None:
-        self.name, self.by_place = field.name, not field.kw_only
+        self.field, self.by_place = field.name, not field.kw_only
         self.type, (self.help, *rules) = hint.__origin__, hint.__metadata__
         self.rules: Rules = rules[0] if rules else Rules()
+        self.name = self.rules.called or self.field
         self.is_list = typing.get_origin(self.type) is list
         self.is_int = not self.is_list and int in (self.type, *typing.get_args(self.type))
+        self.is_float = not self.is_list and float in (self.type, *typing.get_args(self.type))
         self.default = [] if self.is_list else field.default
         self.required = self.default is dataclasses.MISSING
         self.choices: dict[str, Any] = {each: each for each in typing.get_args(self.type) if isinstance(each, str)}
@@ -63,6 +68,8 @@ class _Word:
             rule = " or ".join(self.choices) + did_you_mean(text, self.choices)
         elif self.is_int and not (re.fullmatch(r"\d+", text) and int(text) >= self.rules.least):
             rule = f"a whole number, {self.rules.least} or more"
+        elif self.is_float and not _NUMBER.fullmatch(text):
+            rule = "a number"
         elif self.type == list[int] and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
             rule = "whole numbers with commas between, as in 1,2,3"
         if rule:
@@ -73,7 +80,7 @@ class _Word:
             return [int(number) for number in text.split(",")]
         if Path in (self.type, *members):
             return Path(text).expanduser()
-        return int(text) if self.is_int else text
+        return int(text) if self.is_int else float(text) if self.is_float else text
 
     def checked(self, value: Any) -> Any:
         """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
@@ -90,6 +97,12 @@ class _Word:
             if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
                 return Path(value).expanduser() if value is not None else None
             wanted = "a path"
+        elif self.is_float:
+            if value is None and type(None) in kinds:
+                return None
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+                return float(value)
+            wanted = "a number"
         elif self.is_int:
             if value is None and type(None) in kinds:
                 return None
@@ -130,7 +143,7 @@ def check_options(options: Any) -> None:
         UserError: naming the field and what it must be.
     """
     for word in _words_of(type(options)):
-        object.__setattr__(options, word.name, word.checked(getattr(options, word.name)))
+        object.__setattr__(options, word.field, word.checked(getattr(options, word.field)))
 
 
 class CommandLine(Generic[Options]):
@@ -207,7 +220,8 @@ class CommandLine(Generic[Options]):
                 raise UserError(f"{name}{'' if word.by_place else '='} is missing ({word.help}); {self._usage()}")
             if word.is_list:
                 values.setdefault(name, [])
-        return self.options(**values)
+        fields = {word.name: word.field for word in (*self.places.values(), *self.keys.values())}
+        return self.options(**{fields.get(name, name): value for name, value in values.items()})
 
     def _setting(self, argument: str, remaining: Iterator[str]) -> tuple[str, str]:
         """A key and its text, with dashes out of the next argument; the key is empty if it is none of the command.

@@ -219,8 +219,7 @@ class LossSettings:
     mask_false_negatives: bool = False  # true: a candidate that equals the anchor's positive does not count against it
     both_directions: bool = False  # true: each positive must pick its anchor too; the loss is the mean of both ways
     anchors_as_negatives: bool = False  # true: the other anchors of the batch are candidates too
-    # Matryoshka: so many first numbers of a vector must do alone too, as in [64,128,256]; the loss is the mean over
-    # them and the whole vector; [] for the whole alone
+    # Matryoshka: so many first numbers of vectors must do alone too, as in [64,128]; the loss is the mean of all widths
     dimensions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -10,10 +10,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
-import tempfile
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
@@ -25,11 +22,10 @@ import numpy as np
 from cft.config.command_line import Rules
 from cft.data.files import BadRows, Skipped, stream_texts
 from cft.data.texts import problem_of
-from cft.deploy import vectors
+from cft.deploy import corpora, vectors
 from cft.deploy.load import TextFileOptions, load_embedder
-from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, cache_folder, require_output
+from cft.system.files import atomic_write, require_output
 from cft.system.text import counted, shorten
 
 if TYPE_CHECKING:
@@ -39,9 +35,6 @@ log = logging.getLogger(__name__)
 
 _LONGEST_SHOWN = 100  # characters of a text in the table
 _QUERIES = 1_024  # queries that are embedded at a time
-_ROWS = 65_536  # vectors that are copied at a time where some are left out
-_IN_MEMORY = 64_000_000  # bytes of a corpus; the texts of a larger one are on disk
-_KEY_BYTES = 16  # of a text's hash
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
 _COLUMNS = ("query", "rank", "cosine", "row", "text")
@@ -90,51 +83,10 @@ class Hit(NamedTuple):
     text: str
 
 
-class _Corpus:
-    """The texts of a file: their content, their rows, and each of them by its number."""
-
-    def __init__(self, options: SimilarOptions) -> None:
-        """Read the file.
-
-        Raises:
-            UserError: naming a row that cannot be read.
-        """
-        # The system's folder for temporary files is TMPDIR.
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
-        self.digest = vectors.TextsDigest()
-        self._ends, self._rows = array("q", [0]), array("q")
-        keys, end = bytearray(), 0
-        rows = stream_texts(options.corpus, column=options.column, on_bad_row=options.on_bad_row)
-        for number, text in _usable(rows, str(options.corpus)):
-            keys += self.digest.add(text)[:_KEY_BYTES]
-            end += self._file.write(text.encode())
-            self._ends.append(end)
-            self._rows.append(number)
-        hashes = np.frombuffer(bytes(keys), dtype=f"V{_KEY_BYTES}")
-        self.distinct = np.sort(np.unique(hashes, return_index=True)[1])  # numbers of texts that stand nowhere before
-
-    def close(self) -> None:
-        """Remove the copy of the texts."""
-        self._file.close()
-
-    def row(self, number: int) -> int:
-        """The row of a text, by its number from 0."""
-        return self._rows[number]
-
-    def text(self, number: int) -> str:
-        """A text, by its number from 0."""
-        self._file.seek(self._ends[number])
-        return self._file.read(self._ends[number + 1] - self._ends[number]).decode()
-
-    def texts(self) -> Iterator[str]:
-        """All texts, in their order."""
-        return map(self.text, range(len(self._rows)))
-
-
 class Index:
     """The texts of a file and their vectors, ready for queries."""
 
-    def __init__(self, corpus: _Corpus, documents: np.ndarray, queries: "Embedder", top: int) -> None:
+    def __init__(self, corpus: corpora.Corpus, documents: np.ndarray, queries: "Embedder", top: int) -> None:
         """Put them together.
 
         Args:
@@ -153,13 +105,8 @@ class Index:
         width = self._documents.shape[1]
         embedded = self._queries.encode(queries, dimensions=width if width < self._queries.width else None)
         search, distinct = TopDocuments(embedded, self._top), self._corpus.distinct
-        if len(distinct) == len(self._documents):
-            search.add(self._documents)
-        else:
-            for start in range(0, len(self._documents), _ROWS):
-                first, last = np.searchsorted(distinct, (start, start + _ROWS))
-                if last > first:
-                    search.add(self._documents[start : start + _ROWS][distinct[first:last] - start])
+        for block in corpora.distinct_vectors(self._corpus, self._documents):
+            search.add(block)
         best = search.ranking()
         return [
             [self._hit(rank, int(distinct[place]), cosine) for rank, (place, cosine) in enumerate(row, start=1)]
@@ -178,7 +125,7 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         UserError: if a text cannot be read, the embedder cannot be had, or `vectors` are of others.
     """
     with contextlib.ExitStack() as stack:
-        corpus = stack.enter_context(contextlib.closing(_Corpus(options)))
+        corpus = stack.enter_context(contextlib.closing(corpora.of_file(options.corpus, options)))
         embedder = load_embedder(**options.embedder, device=options.device)
 
         from cft.config.schema import Role
@@ -188,47 +135,10 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         if options.vectors:
             found = vectors.open_vectors(Path(options.vectors).expanduser(), record, str(options.corpus))
         else:
-            found = _kept_or_made(documents, corpus, record, stack, options.vector_cache_gb)
+            found = corpora.vectors_of(documents, corpus, stack, options.vector_cache_gb)
         if options.query_prompt:
             queries = embedder.with_template(options.query_prompt)
         yield Index(corpus, np.asarray(found), queries, options.top)
-
-
-def _kept_or_made(
-    embedder: "Embedder", corpus: _Corpus, record: vectors.VectorsRecord, stack: contextlib.ExitStack, gigabytes: int
-) -> np.ndarray:
-    """The vectors of a corpus, out of the cache if they are there."""
-    from cft.evaluation.vector_cache import make_room
-
-    # Beside the vectors that evaluations keep, and under the same limit.
-    root = cache_folder() / "vectors"
-    folder = root / digest([record.name, embedder.device.type])
-    if gigabytes:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            log.warning("vectors are not kept in %s (%s)", root, error.strerror or error)
-            gigabytes = 0
-    if not gigabytes:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    target = folder / "index.npy"
-    if target.exists():
-        with contextlib.suppress(OSError):  # a shared cache may be read-only
-            os.utime(folder)  # by which `make_room` knows when it was used
-        try:
-            return vectors.open_vectors(target, record, "")
-        except UserError:
-            log.warning("%s is damaged: its vectors are computed again", target)
-            shutil.rmtree(folder, ignore_errors=True)
-    with vectors.in_blocks(target, record) as blocks:
-        blocks.embed(embedder, corpus.texts())
-        blocks.write_npy()
-    if embedder.texts_cut:
-        sys.stderr.write(vectors.cut_message(embedder))
-    found = vectors.open_vectors(target, record, "")
-    if gigabytes:
-        make_room(root, int(gigabytes * 1e9))  # what is open stays readable
-    return found
 
 
 def search_file(options: SimilarOptions) -> str:
@@ -299,18 +209,6 @@ def _shown(text: str) -> str:
     return shorten(" ".join(_CONTROLS.sub(" ", text).split()), _LONGEST_SHOWN)
 
 
-def _usable(rows: Iterator[str | Skipped], name: str) -> Iterator[tuple[int, str]]:
-    """The texts among rows with their numbers from 1; how many were left out is said on stderr."""
-    skipped = 0
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row, Skipped):
-            skipped += 1
-        else:
-            yield number, row
-    if skipped:
-        sys.stderr.write(f"{name}: {counted(skipped, 'row')} left out\n")
-
-
 def _at_prompt(options: SimilarOptions) -> bool:
     """Whether queries are typed."""
     return not (options.query or options.queries) and sys.stdin is not None and sys.stdin.isatty()
@@ -333,7 +231,7 @@ def _queries(options: SimilarOptions) -> Iterator[str]:
                 column_key="query_column",
             )
 
-        for _ in _usable(rows(), options.queries):
+        for _ in corpora.usable(rows(), options.queries):
             pass
         return (row for row in rows() if not isinstance(row, Skipped))
     return _typed() if _at_prompt(options) else _piped(options.on_bad_row)

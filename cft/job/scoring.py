@@ -86,6 +86,7 @@ def _score(
     triplets: list[Triplet] | None = None,
     dimensions: int | None = None,
 ) -> Evaluation:
+    # So many parameters because sets, triplets and first numbers are scored alike, each into a folder of its own.
     if dimensions is not None:
         folder = folder / RunFolder.DIMENSIONS / str(dimensions)
     with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment

@@ -8,5 +8,6 @@ __all__ = [
     "chunking",  # how much of a batch goes through the model at once
     "memory",  # memory of a step, estimated and measured
     "schedule",  # learning rate of a step
+    "best",  # which step was best, and when to give up
     "checkpoint",  # a training's state in one file
 ]

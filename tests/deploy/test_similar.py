@@ -12,7 +12,7 @@ import pytest
 from conftest import make_tiny
 
 from cft.data.files import BadRows
-from cft.deploy import similar, vectors
+from cft.deploy import corpora, similar, vectors
 from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.similar import SimilarOptions, open_index, search_file
 from cft.model.embedder import Embedder
@@ -85,9 +85,9 @@ def test_blocks_give_the_same_as_the_whole(tmp_path, monkeypatch):
     texts = [f"text {number % 70}" for number in range(100)]
     (tmp_path / "many.txt").write_text("\n".join(texts))
     whole = hits(tmp_path / "many.txt", "text 69", "x")
-    monkeypatch.setattr(similar, "_ROWS", 7)
+    monkeypatch.setattr(corpora, "_ROWS", 7)
     monkeypatch.setattr(vectors, "_BLOCK", 9)
-    monkeypatch.setattr(similar, "_IN_MEMORY", 10)
+    monkeypatch.setattr(corpora, "_IN_MEMORY", 10)
     blocks = hits(tmp_path / "many.txt", "text 69", "x", vector_cache_gb=0)
     assert [[(hit.row, hit.text) for hit in row] for row in blocks] == [[(h.row, h.text) for h in row] for row in whole]
     assert whole[0][0].row == 70 and len({hit.text for hit in whole[0]}) == 10

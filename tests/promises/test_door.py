@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import io
 import itertools
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cft.data.texts import checked_texts
 from cft.deploy.encode import EncodeOptions
 from cft.deploy.export import ExportOptions
 from cft.deploy.load import find_embedder, load_embedder
+from cft.deploy.mine import MineOptions
 from cft.deploy.push import PushOptions
 from cft.deploy.similar import SimilarOptions, search_file
 from cft.evaluation.vector_cache import CachedEncoder
@@ -192,6 +194,7 @@ OPTIONS = {
     "encode": (EncodeOptions, {"run": "r", "input": "a.txt", "output": "v.npy"}),
     "similar": (SimilarOptions, {"run": "r", "query": "q", "corpus": "a.txt"}),
     "export": (ExportOptions, {"run": "r", "output": "out"}),
+    "mine": (MineOptions, {"run": "r", "train": "a.csv", "out": "b.jsonl"}),
     "push": (PushOptions, {"run": "r", "repo": "me/it"}),
 }
 HOSTILE = {
@@ -214,10 +217,14 @@ def test_options_take_texts_for_paths_and_choices_and_paths_for_texts(command):
 @pytest.mark.parametrize("command", OPTIONS)
 def test_options_refuse_what_no_command_line_could_give(command, value):
     kind, needed = OPTIONS[command]
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if isinstance(HOSTILE[value], (bool, int)) and isinstance(field.default, (bool, int)):
+        kinds = {hints[field.name], *typing.get_args(hints[field.name])} & {int, bool, float, type(None)}
+        if isinstance(HOSTILE[value], (*kinds, *({int} if float in kinds else ()))) and value != "NaN":
             continue  # of the type
-        with pytest.raises(UserError, match=f"^{field.name}="):
+        if {int, bool} & kinds and value in ("int", "bool"):
+            continue
+        with pytest.raises(UserError, match=f"^(data\\.)?{field.name}="):
             kind(**(needed | {field.name: HOSTILE[value]}))
 
 
@@ -226,7 +233,8 @@ def test_options_refuse_what_no_command_line_could_give(command, value):
     [
         ("similar", "top", 0), ("similar", "top", -1), ("similar", "top", "x"), ("similar", "vector_cache_gb", -1),
         ("similar", "device", "gpu"), ("encode", "on_bad_row", "ignore"), ("export", "format", "onnx"),
-        ("export", "adapter", "drop"), ("push", "private", "yes"), ("push", "dry_run", 1), ("push", "format", "merged"),
+        ("mine", "range_min", -1), ("mine", "num_negatives", 0), ("mine", "sampling_strategy", "best"),
+        ("encode", "dimensions", 0), ("export", "adapter", "drop"), ("push", "private", "yes"), ("push", "dry_run", 1), ("push", "format", "merged"),
     ],
 )  # fmt: skip
 def test_options_keep_the_rules_of_their_keys(command, field, value):
@@ -258,7 +266,7 @@ def test_an_embedder_is_named_by_texts(key, name):
         load_embedder(**{key: name})
 
 
-@pytest.mark.parametrize("command", ["encode", "similar", "export"])
+@pytest.mark.parametrize("command", ["encode", "similar", "export", "mine"])
 @pytest.mark.parametrize("named", [{}, {"run": "r", "model": "tiny"}, {"model": "tiny", "path": "p"}])
 def test_options_name_one_embedder(command, named):
     kind, needed = OPTIONS[command]
