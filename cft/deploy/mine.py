@@ -21,7 +21,7 @@ from cft.deploy.load import TextFileOptions, load_embedder
 from cft.deploy.mining import Mined, MiningRules, Sampling, choose_negatives
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, require_output
-from cft.system.overrides import overrides
+from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import counted, shorten
 
@@ -69,7 +69,7 @@ class MineOptions(TextFileOptions):
         for name in ("absolute_margin", "relative_margin"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 2:
-                raise UserError(f"{name}={value:g}: must be 0 to 2, or null for none")
+                raise UserError(f"{override(name, value)}: must be 0 to 2, or null for none")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise UserError(f"min_score={self.min_score:g} is above max_score={self.max_score:g}: nothing is between")
 
@@ -160,8 +160,8 @@ def _rules(options: MineOptions, documents: int) -> MiningRules:
     if documents < asked:
         name = "range_max" if options.range_max is not None else "range_min"
         raise UserError(
-            f"{override(name, getattr(options, name))}: there are {documents:,} distinct documents, and ranks up to {asked} are "
-            "to be looked at; lower it, or bring more documents"
+            f"{override(name, getattr(options, name))}: there are {documents:,} distinct documents, and ranks up to "
+            f"{asked} are to be looked at; lower it, or bring more documents"
         )
     return MiningRules(
         num_negatives=options.num_negatives,

@@ -163,9 +163,8 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
             bar.update()
             # A signal may reach the processes on both sides of a step; all must leave after the same one.
             signal = world.all_reduce_max(signal_received())
-            over = False
+            done, over = step + 1, False
             if world.is_main:
-                done = step + 1
                 if _development_is_due(run, done):
                     note(_score_development_data(state, done))
                     if best:
@@ -173,14 +172,7 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
                     over = is_over(state.history, settings.patience)
                 on_step(done)
                 if done % settings.checkpoint_every == 0 or done in (run.stop_at, run.steps) or signal or over:
-                    checkpoint.save(
-                        run.folder,
-                        step=done,
-                        history=state.history,
-                        weights=state.weights,
-                        optimizer=state.optimizer,
-                        best=best.kept if best else None,
-                    )
+                    _save(state, done, best)
             if signal:
                 raise signals.Interrupted(signal)
             if settings.patience and world.all_reduce_max(int(over)):
@@ -189,6 +181,13 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
     if best:
         best.put_back(state.weights)
     return state.history
+
+
+def _save(state: _State, step: int, best: BestWeights | None) -> None:
+    """Write the checkpoint after a step."""
+    kept = best.kept if best else None
+    history, weights, optimizer = state.history, state.weights, state.optimizer
+    checkpoint.save(state.run.folder, step=step, history=history, weights=weights, optimizer=optimizer, best=kept)
 
 
 def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterator[np.ndarray]:
