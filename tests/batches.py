@@ -3,7 +3,7 @@
 import torch
 from conftest import make_tiny
 
-from cft.config.schema import Attention, DistillSettings, LoraSettings, Pooling
+from cft.config.schema import Attention, DistillSettings, LoraSettings, LoraVariant, Pooling
 from cft.data.records import Triplet
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, trainable
@@ -24,10 +24,10 @@ def triplets(count: int, negatives: int = 1) -> list[Triplet]:
     return [Triplet(text(), text(), tuple(text() for _ in range(negatives))) for _ in range(count)]
 
 
-def tuned(family: str = "llama", dropout: float = 0.0) -> Embedder:
+def tuned(family: str = "llama", dropout: float = 0.0, variant: LoraVariant = LoraVariant.plain) -> Embedder:
     """A tiny model whose LoRA does something, in training mode."""
     base = make_tiny(family)
-    model = add_lora(base.model, LoraSettings(rank=4, dropout=dropout, targets=["all-linear"]), seed=0)
+    model = add_lora(base.model, LoraSettings(rank=4, dropout=dropout, targets=["all-linear"], variant=variant), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in trainable(model).items():

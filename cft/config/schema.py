@@ -93,6 +93,14 @@ class Prompts(NamedTuple):
         return f"queries {self.of(Role.query)!r}, documents {self.of(Role.document)!r}"
 
 
+class LoraVariant(str, Enum):
+    """How a low-rank update is scaled and put on its layer."""
+
+    plain = "plain"
+    rslora = "rslora"
+    dora = "dora"
+
+
 class ScheduleKind(str, Enum):
     """How the learning rate goes on after warm-up."""
 
@@ -195,6 +203,9 @@ class LoraSettings:
     init: str = "gaussian"  # of the first factor: gaussian (paper) or kaiming; the second starts at 0
     # roles (query, key, value, output), whatever a family calls them; or layers by name
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
+    # plain, rslora (scaled by alpha / sqrt(rank)) or dora (direction by the update, length of each row apart)
+    variant: LoraVariant = LoraVariant.plain
+    lr_ratio: float = 1.0  # LoRA+: the second factor's learning rate is so many times lr; 1 or more; 16 is its paper's
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -208,6 +219,10 @@ class LoraSettings:
             yield f"lora.dropout={self.dropout}: must be at least 0 and below 1"
         if self.init not in ("gaussian", "kaiming"):
             yield f"lora.init={self.init}: must be gaussian or kaiming"
+        if not self.lr_ratio >= 1:
+            yield f"lora.lr_ratio={self.lr_ratio}: must be 1 (one rate for both factors) or more"
+        if not self.rank and (self.lr_ratio != 1 or self.variant is not LoraVariant.plain):
+            yield "lora.variant and lora.lr_ratio are without effect at lora.rank=0 (lora=none): leave them out"
 
 
 @dataclass

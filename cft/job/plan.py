@@ -56,7 +56,13 @@ DATA_SEED = 0
 
 
 # Settings that came later: a training that leaves them at these values keeps the name that it had before.
-_SINCE = {"both_directions": False, "anchors_as_negatives": False, "dimensions": []}
+_SINCE = {
+    "both_directions": False,
+    "anchors_as_negatives": False,
+    "dimensions": [],
+    "variant": "plain",
+    "lr_ratio": 1.0,
+}
 
 
 def _named(settings: Any) -> dict:
@@ -110,7 +116,7 @@ class Plan:
         settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
-            "lora": config.lora,
+            "lora": _named(config.lora),
             "loss": _named(config.loss),
             "template": prompt.train_template,
             "schedule": config.schedule,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.config.schema import LoraSettings
+from cft.config.schema import LoraSettings, LoraVariant
 from cft.model import contract
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder
@@ -173,9 +173,12 @@ def _check_lora(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets
             "lora=paper"
         )
     targets = find_targets(base.model, lora)
-    configured = {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(targets.names)}
+    configured = {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(targets.names), "variant": lora.variant}
     layers = adapter_layers(adapter.folder)
     own = {"rank": adapter.config.r, "alpha": float(adapter.config.lora_alpha), "targets": layers}
+    own["variant"] = LoraVariant.dora if adapter.config.use_dora else LoraVariant.plain
+    if adapter.config.use_rslora:
+        own["variant"] = LoraVariant.rslora
     different = [name for name in own if own[name] != configured[name]]
     if different:
         fix = overrides({f"lora.{name}": own[name] for name in different})

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
-from cft.config.schema import LoraSettings
+from cft.config.schema import LoraSettings, LoraVariant
 from cft.model.dropout import replace_dropout
 from cft.system.errors import UserError
 from cft.system.text import did_you_mean
@@ -94,19 +94,28 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
     """Freeze a trunk in place and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
 
     Raises:
-        UserError: if a target is no layer of the model, listing those that are.
+        UserError: if a target is no layer of the model, listing those that are, or DoRA is to change some rows of a
+            fused layer alone.
 
-    Source: Hu et al. 2021, arXiv 2106.09685.
+    Source: Hu et al. 2021, arXiv 2106.09685; Kalajdzievski 2023, arXiv 2312.03732 (rslora); Liu et al. 2024,
+    arXiv 2402.09353 (dora).
     """
     if lora.rank == 0:
         return trunk.requires_grad_(True)
     targets = find_targets(trunk, lora)
+    if lora.variant is LoraVariant.dora and targets.is_partial:
+        raise UserError(
+            f"lora.variant=dora: {', '.join(targets.fused)} computes queries, keys and values at once, and DoRA "
+            "changes the length of all its rows; name that layer in lora.targets, or choose rslora or plain"
+        )
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT only divides it by the rank
         lora_dropout=lora.dropout,
         init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        use_rslora=lora.variant is LoraVariant.rslora,
+        use_dora=lora.variant is LoraVariant.dora,
         target_modules=targets.names,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in trunk.modules()),
     )

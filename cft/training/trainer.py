@@ -203,7 +203,8 @@ def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterato
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
     """The state of a training and the steps it has done; only the main process needs to see the checkpoint."""
     config, world, weights = run.config, run.world, trainable(embedder.model)
-    optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.train.weight_decay)
+    groups = _groups(weights, config.lora.lr_ratio)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.train.weight_decay)
     step, history = checkpoint.load(run.folder, weights=weights, optimizer=optimizer) if world.is_main else (0, [])
     if world.size > 1:
         step = world.broadcast_object(step)
@@ -213,6 +214,16 @@ def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
     if step:
         log.info("continuing after step %d of %d", step, run.steps)
     return _State(run, embedder, optimizer, _chunking(embedder, run, step, history), history), step
+
+
+def _groups(weights: dict[str, torch.nn.Parameter], lr_ratio: float) -> list[dict[str, Any]]:
+    """The weights by their learning rate: `lr_ratio` is that of LoRA's second factors over that of all others.
+
+    Source: Hayou et al. 2024, arXiv 2402.12354 (LoRA+).
+    """
+    second = [weight for name, weight in weights.items() if ".lora_B." in name and lr_ratio != 1]
+    first = [weight for name, weight in weights.items() if ".lora_B." not in name or lr_ratio == 1]
+    return [{"params": first}, *([{"params": second, "lr_ratio": lr_ratio}] if second else [])]
 
 
 def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dict]) -> Chunking:
@@ -271,7 +282,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     run, optimizer, settings = state.run, state.optimizer, state.run.config.train
     rate = learning_rate(run.config.schedule, run.config.lr, step, run.steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_ratio", 1.0)
     # All randomness of a step (dropout) follows from the seed and the step, so that resuming needs no random state.
     seed = run.config.seed * 1_000_003 + step + (run.world.rank << 40)
     size = len(batch.triplets) // settings.accumulation

@@ -115,6 +115,8 @@ def test_rows_that_choose_the_step_do_not_score_the_result(tmp_path, caplog):
         (["train.patience=0"], "train.patience=0: must be 1 or more"),
         (["train.patience=2", "train.keep=[3]"], "may end the training before the steps"),
         (["train.best=true", "eval.step=3"], "eval.step=3: train.best=true chooses the step itself"),
+        (["lora.lr_ratio=0.5"], "lora.lr_ratio=0.5: must be 1"),
+        (["lora=none", "lora.variant=dora"], "lora.variant and lora.lr_ratio are without effect at lora.rank=0"),
         (["loss.dimensions=[0,4]"], "loss.dimensions=[0,4]': numbers of a vector, each 1 or more"),
     ],
 )
@@ -210,3 +212,43 @@ def test_first_numbers_change_what_is_learned_and_nothing_else_does(tmp_path):
 def test_shared_texts_of_data_are_found_once(tmp_path):
     data = make_plan(settings(tmp_path, *ROWS, f"data.train={repeated_pairs(tmp_path)}", "train.steps=2")).data
     assert data.shared == shared_texts(data.triplets) and data.shared is data.shared
+
+
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+def test_a_variant_of_lora_is_trained_saved_and_loaded(tmp_path, variant):
+    job = ["train.steps=3", "eval=none", "lr=1e-2"]
+    runner.run(settings(tmp_path / variant, *job, f"lora.variant={variant}"))
+    runner.run(settings(tmp_path / "plain", *job))
+    folders = [run_folder(tmp_path / name) for name in (variant, "plain")]
+    assert folders[0].name != folders[1].name
+    record = json.loads((folders[0] / "adapter" / "adapter_config.json").read_text())
+    assert record["use_rslora"] is (variant == "rslora") and record["use_dora"] is (variant == "dora")
+    vectors = [Embedder.load(folder).encode(["a man sings"]) for folder in folders]
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-5
+    runner.run(settings(tmp_path / "on", *job, f"adapter={folders[0]}", f"lora.variant={variant}"))
+    with pytest.raises(UserError, match=f"another LoRA .*lora.variant={variant}"):
+        runner.run(settings(tmp_path / "on", *job, f"adapter={folders[0]}"))
+
+
+def test_dora_is_refused_where_it_would_change_rows_of_other_roles():
+    from conftest import make_tiny
+
+    from cft.config.schema import LoraSettings, LoraVariant
+    from cft.model.lora import add_lora
+
+    with pytest.raises(UserError, match="lora.variant=dora: c_attn computes queries, keys and values at once"):
+        add_lora(make_tiny("gpt2").model, LoraSettings(variant=LoraVariant.dora), seed=0)
+
+
+def test_the_second_factor_learns_at_a_multiple_of_the_rate(tmp_path):
+    job = ["train.steps=1", "eval=none", "lr=1e-3", "train.weight_decay=0", "schedule.warmup_ratio=0"]
+    moved = {}
+    for ratio in (1, 4):
+        runner.run(settings(tmp_path / str(ratio), *job, f"lora.lr_ratio={ratio}"))
+        weights = load_file(run_folder(tmp_path / str(ratio)) / "adapter" / "adapter_model.safetensors")
+        moved[ratio] = {name: value for name, value in weights.items()}
+    for name, value in moved[1].items():
+        if "lora_B" in name:  # which starts at 0, and moves by the rate at AdamW's first step
+            assert np.allclose(moved[4][name], 4 * value, rtol=1e-3) and np.abs(value).max() > 0
+        else:
+            assert np.allclose(moved[4][name], value)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from batches import assert_same, gradients, triplets, tuned
 
-from cft.config.schema import LossSettings
+from cft.config.schema import LoraVariant, LossSettings
 from cft.model import dropout
 from cft.training import contrastive, memory
 from cft.training.contrastive import texts_of
@@ -41,6 +41,19 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
         assert found.chunks >= 2 and found.tokens == whole.tokens
         assert (found.loss, found.accuracy) == pytest.approx((whole.loss, whole.accuracy), rel=1e-5)
         assert_same(gradients(embedder), expected)
+
+
+@pytest.mark.parametrize("variant", LoraVariant)
+def test_chunks_draw_the_same_dropout_under_every_variant_of_lora(variant):
+    batch = triplets(8, 1)
+    embedder = tuned(dropout=0.2, variant=variant)
+    whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(LossSettings()), seed=5)
+    expected = gradients(embedder)
+    found = contrastive.contrastive_backward(
+        embedder, batch, contrastive.BatchSetup(LossSettings(), chunk_tokens=40), seed=5
+    )
+    assert found.chunks >= 2 and found.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert_same(gradients(embedder), expected)
 
 
 def test_it_is_the_loss_of_all_vectors_by_plain_autograd():
