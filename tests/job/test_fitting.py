@@ -44,7 +44,7 @@ def test_what_is_given_stays(tmp_path):
     paper = make_plan(composed(*OWN, path, "train=paper"))
     assert (paper.config.lr, paper.steps, paper.config.model.max_length) == (5e-5, 4, 150)
     encoder = make_plan(composed(*OWN, path, "model.attention=bidirectional", "model.pooling=mean"))
-    assert encoder.config.lr == 2e-4
+    assert encoder.config.lr == 1e-3
     whole = make_plan(composed(*OWN, path, "lora=none"))
     assert whole.config.lr == 5e-5
     with pytest.raises(UserError, match="must be some of model.max_length, train.batch_size"):
