@@ -54,7 +54,7 @@ def report_training(
     config, folder = plan.config, plan.scores_folder(plan.result)
     data = pairs.read(folder)
     compared = compare(before, after, data, plan.retrieval, baseline)
-    title = f"{config.model.name} on {config.data.name}, before and after {plan.stop_at} steps"
+    title = f"{config.model.name} on {config.data.name}, before and after {_steps(plan)} steps"
     _log_table(plan, compared.table, title)
     sentences = [*compared.sentences, *_loss_at_chance(plan)]
     for sentence in sentences:
@@ -94,6 +94,12 @@ def report_training(
         adapter=plan.scored.adapter,
         outcome=_outcome(plan, before, after, compared),
     )
+
+
+def _steps(plan: Plan) -> int:
+    """The steps behind the weights that were scored, which a development score may have chosen."""
+    finished = plan.training.finished() if plan.stop_at == plan.steps else None
+    return (finished.best_step or finished.steps) if finished else plan.stop_at
 
 
 def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Comparison) -> str:

@@ -143,6 +143,12 @@ class RunFolder:
         """Steps and development scores of a finished training; empty while it is not finished or has none."""
         return development_scores(self.history())
 
+    def development_score(self) -> float:
+        """The development score of a finished training's result: of the step that was chosen, or of the last."""
+        finished, scores = self.finished(), self.development_scores()
+        chosen = finished.best_step if finished else None
+        return dict(scores).get(chosen, scores[-1][1]) if chosen else scores[-1][1]
+
     def cost(self, *, batch_size: int, stop_at: int) -> Cost | None:
         """What the steps up to `stop_at` took, `batch_size` triplets each; None without a history."""
         steps = [row for row in self.history() if row["event"] == "step" and row["step"] <= stop_at]

@@ -226,7 +226,7 @@ def _train(trial: Any, config: Config, inputs: InputCache) -> float:
 
     folder = runner.train_only(config, inputs, on_row)
     trial.set_user_attr("run", folder.name)
-    return RunFolder(folder).development_scores()[-1][1]
+    return RunFolder(folder).development_score()
 
 
 def _proposed(trial: Any, dimension: Dimension) -> str:

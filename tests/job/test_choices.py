@@ -60,6 +60,7 @@ def test_the_result_has_the_weights_of_the_best_step_and_says_so(tmp_path, caplo
     )
     record = json.loads((run_folder(tmp_path / "best") / "training.json").read_text())
     assert (record["steps"], record["best_step"]) == (12, 6)
+    assert "before and after 6 steps" in caplog.text
     runner.run(settings(tmp_path / "kept", *JOB, "train.keep=[6]"))
     (kept,) = (tmp_path / "kept").glob("tiny-*/steps/000006/adapter/adapter_model.safetensors")
     assert adapter_bytes(tmp_path / "best") == kept.read_bytes()

@@ -167,3 +167,29 @@ def test_a_batch_of_4096_triplets_takes_little_more_memory_than_one_of_64():
     vectors = 4 * 3 * 4096 * 32 * 6
     similarities = 4 * 256 * 8192 * 4
     assert peak(large, tokens) < 1.2 * whole + vectors + similarities
+
+
+def test_first_numbers_are_the_matryoshka_loss_of_sentence_transformers():
+    losses = pytest.importorskip("sentence_transformers.losses")
+    batch, settings = triplets(6, 1), LossSettings(dimensions=[8, 16])
+    embedder = tuned()
+    found = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(settings))
+    ours = gradients(embedder)
+
+    class Theirs(torch.nn.Module):
+        """What their losses ask of a model: vectors of features that hold them."""
+
+        def forward(self, features):
+            return {"sentence_embedding": features["vectors"]}
+
+        def get_embedding_dimension(self):
+            return 32
+
+    model = Theirs()
+    ranking = losses.MultipleNegativesRankingLoss(model, scale=1 / settings.temperature)
+    loss = losses.MatryoshkaLoss(model, ranking, [32, 16, 8], matryoshka_weights=[1 / 3] * 3)
+    vectors = embedder.forward(embedder.layout(embedder.tokenize(texts_of(batch, settings))))
+    value = loss([{"vectors": part} for part in vectors.split(6)], torch.empty(0))
+    value.backward()
+    assert found.loss == pytest.approx(value.item(), rel=1e-6)
+    assert_same(ours, gradients(embedder), share=1e-6)
