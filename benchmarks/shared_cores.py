@@ -109,7 +109,9 @@ def main() -> None:
         "shared_cores",
         Found(
             title="Beside other work",
-            command="python benchmarks/shared_cores.py" + (" --triplets FILE" if given.triplets else ""),
+            command="python benchmarks/shared_cores.py"
+            + (" --triplets FILE" if given.triplets else "")
+            + (f" --batch {given.batch}" if given.batch != parser.get_default("batch") else ""),
             table=table,
             comparisons=[
                 Comparison(f"{what}, alone", DEFAULT, alone[DEFAULT] / alone[CFT], 0.97),

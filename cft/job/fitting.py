@@ -32,8 +32,8 @@ _STEPS, _PASSES, _MOST_STEPS = 100, 10, 1000
 _SHORT_RATE, _LONG_RATE, _LONG = 2e-3, 1e-3, 200
 _WIDTH = 576
 _WHOLE_RATE = 5e-5
-# Of these, what a finished encoder is changed with. On medical questions half found more than a tenth, on questions
-# about Wikipedia neither changed anything (docs/results.md).
+# Of these, what a finished encoder is changed with. On medical questions half found more than a tenth, on two sets of
+# questions about Wikipedia neither changed what was found (docs/results.md).
 _ENCODER = 0.5
 
 
