@@ -87,6 +87,7 @@ def _score(
     dimensions: int | None = None,
 ) -> Evaluation:
     # So many parameters because sets, triplets and first numbers are scored alike, each into a folder of its own.
+    name = evaluation_name(folder.name)
     if dimensions is not None:
         folder = folder / RunFolder.DIMENSIONS / str(dimensions)
     with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment
@@ -98,7 +99,7 @@ def _score(
             return stored
         began = time.perf_counter()
         prompted = embedder().with_prompts(plan.config.prompt.in_evaluation)
-        caption = f"evaluating {what} on {evaluation_name(folder.name)}"
+        caption = f"evaluating {what} on {name}"
         whole = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
         encoder = _FirstNumbers(whole, dimensions) if dimensions is not None else whole
         caption += "" if dimensions is None else f", {dimensions} numbers"
@@ -106,7 +107,8 @@ def _score(
         texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
         looked_for = plan.retrieval if triplets is None else {}
         texts += [text for each in looked_for.values() for text in (*each.queries, *each.documents)]
-        cut = warn_of_cut(prompted, texts, evaluation_name(folder.name))
+        # Whole vectors were scored before their first numbers, and what was cut was said then.
+        cut = warn_of_cut(prompted, texts, name) if dimensions is None else 0
         found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}
         scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
         scores = replace(scores, texts_cut=cut, retrieval=found)
