@@ -91,14 +91,18 @@ def _malformed_values(config: Config) -> Iterator[str]:
 
 
 def _no_lists(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Lists for which another value stands, as an interpolation may bring one in."""
+    """Lists for which another value stands, as an interpolation may bring one in, or that hold more than values."""
     kinds = typing.get_type_hints(type(settings))
     for entry in fields(settings):
         value = getattr(settings, entry.name)
         if is_dataclass(value):
             yield from _no_lists(value, f"{prefix}{entry.name}.")
-        elif typing.get_origin(kinds[entry.name]) is list and not isinstance(value, list):
-            yield f"{override(f'{prefix}{entry.name}', value)}: must be a list, as in [1,2]"
+        elif typing.get_origin(kinds[entry.name]) is list:
+            key = override(f"{prefix}{entry.name}", value)
+            if not isinstance(value, list):
+                yield f"{key}: must be a list, as in [1,2]"
+            elif any(isinstance(each, (list, dict)) for each in value):
+                yield f"{key}: must be a list of plain values, as in [1,2], without lists in it"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -238,11 +238,16 @@ class LossSettings:
     dimensions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.dimensions = sorted(set(self.dimensions))  # two orders would make two runs of one
+        if not self._odd_dimensions:
+            self.dimensions = sorted(set(self.dimensions))  # two orders would make two runs of one
+
+    @property
+    def _odd_dimensions(self) -> bool:
+        return any(not isinstance(width, int) or width < 1 for width in self.dimensions)
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
-        if any(width < 1 for width in self.dimensions):
+        if self._odd_dimensions:
             yield f"{override('loss.dimensions', self.dimensions)}: numbers of a vector, each 1 or more"
         if self.temperature <= 0:
             yield f"loss.temperature={self.temperature}: must be above 0 (the paper uses 0.05)"

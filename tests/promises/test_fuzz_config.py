@@ -109,6 +109,17 @@ def test_whatever_a_key_is_set_to_is_refused_by_name_or_composes(key):
             require_valid(found)  # and so it does however the configuration came to be
 
 
+LISTS = [key for key, kind in KEYS.items() if typing.get_origin(kind) is list or kind is typing.Any]
+
+
+@pytest.mark.parametrize("value", ["[[a]]", "[[1]]", "[1,[2]]", "[{a:1}]"])
+@pytest.mark.parametrize("key", LISTS)
+def test_a_list_within_a_list_is_refused_by_name(key, value):
+    found = composed([*needed(key), f"{key}={value}"])
+    assert isinstance(found, UserError) and key.rsplit(".", 1)[-1] in str(found), found
+    assert "unhashable" not in str(found) and "Traceback" not in str(found)
+
+
 FLOATS = [key for key, kind in KEYS.items() if kind is float]
 
 
