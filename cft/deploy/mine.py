@@ -156,12 +156,12 @@ def _rules(options: MineOptions, documents: int) -> MiningRules:
     Raises:
         UserError: if there are fewer documents than ranks are asked for.
     """
-    asked = options.range_max if options.range_max is not None else options.range_min + options.num_negatives
-    if documents < asked:
+    last_rank = options.range_max if options.range_max is not None else options.range_min + options.num_negatives
+    if documents < last_rank:
         name = "range_max" if options.range_max is not None else "range_min"
         raise UserError(
             f"{override(name, getattr(options, name))}: there are {documents:,} distinct documents, and ranks up to "
-            f"{asked} are to be looked at; lower it, or bring more documents"
+            f"{last_rank} are to be looked at; lower it, or bring more documents"
         )
     return MiningRules(
         num_negatives=options.num_negatives,
@@ -186,9 +186,9 @@ def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: cont
     parts = [(pairs.corpus, corpora.vectors_of(of_documents, pairs.corpus, *cached))]
     if len(pairs.others.distinct):
         parts.append((pairs.others, corpora.vectors_of(of_documents, pairs.others, *cached)))
-    asked = _of_texts(list(pairs.positives))
-    stack.callback(asked.close)
-    queries = corpora.vectors_of(of_queries, asked, *cached)
+    anchors = _of_texts(list(pairs.positives))
+    stack.callback(anchors.close)
+    queries = corpora.vectors_of(of_queries, anchors, *cached)
     own = [_own(pairs, anchor) for anchor in pairs.positives]
     depth = min(rules.range_max + max(map(len, own)), pairs.texts)
     farthest = _farthest(pairs, queries, parts)
