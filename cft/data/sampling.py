@@ -16,7 +16,7 @@ Shared = Mapping[int, frozenset[int]]
 
 
 def batches(
-    count: int, batch_size: int, *, seed: int, start: int, stop: int | None, shared: Shared | None = None
+    count: int, batch_size: int, *, seed: int, start: int, stop: int, shared: Shared | None = None
 ) -> Iterator[np.ndarray]:
     """Row numbers of the batches of steps `start` to `stop`, which depend on the seed and the step alone.
 
@@ -24,20 +24,17 @@ def batches(
     stands in the batch already waits for the next batch, ahead of those that have not come yet.
 
     Args:
-        count: rows. batch_size: rows of a batch. seed: of the shuffles. start, stop: steps; None for no end.
+        count: rows. batch_size: rows of a batch. seed: of the shuffles. start, stop: steps.
         shared: what `shared_texts` gives, for batches in which no text stands twice; None for batches as they fall.
 
     Yields:
         (batch_size,) row numbers below `count`.
     """
     if shared is None:
-        per_epoch = count // batch_size
-        epoch, skipped = divmod(start, per_epoch)
-        left = None if stop is None else stop - start
-        end = None if left is None else skipped + left
-        yield from islice(_as_they_fall(count, batch_size, seed, epoch), skipped, end)
-        return
-    yield from islice(_without_repeats(count, batch_size, seed, shared), start, stop)
+        epoch, skipped = divmod(start, count // batch_size)
+        yield from islice(_as_they_fall(count, batch_size, seed, epoch), skipped, skipped + stop - start)
+    else:
+        yield from islice(_without_repeats(count, batch_size, seed, shared), start, stop)
 
 
 def count_batches(count: int, batch_size: int, *, seed: int, epochs: int, most: int, shared: Shared) -> int:
@@ -62,14 +59,14 @@ def _without_repeats(
 ) -> Iterator[np.ndarray]:
     for epoch in range(epochs) if epochs is not None else itertools.count():
         found = 0
-        for batch in epoch_without_repeats(_shuffled(count, seed, epoch).tolist(), batch_size, shared):
+        for batch in _epoch_without_repeats(_shuffled(count, seed, epoch).tolist(), batch_size, shared):
             found += 1
             yield batch
         if not found:  # another shuffle might have one, but who could count on it
             return
 
 
-def epoch_without_repeats(order: Sequence[int], batch_size: int, shared: Shared) -> Iterator[np.ndarray]:
+def _epoch_without_repeats(order: Sequence[int], batch_size: int, shared: Shared) -> Iterator[np.ndarray]:
     """Batches of one epoch in which no text stands twice, in the rows' order as far as that goes.
 
     Args:

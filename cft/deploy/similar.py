@@ -131,8 +131,8 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         from cft.config.schema import Role
 
         documents, queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
-        record = vectors.VectorsRecord.of(documents, corpus.digest)
         if options.vectors:
+            record = vectors.VectorsRecord.of(documents, corpus.digest)
             found = vectors.open_vectors(Path(options.vectors).expanduser(), record, str(options.corpus))
         else:
             found = corpora.vectors_of(documents, corpus, stack, options.vector_cache_gb)
