@@ -96,6 +96,7 @@ def _of_path(model: ModelSettings, section: str, keys: set[str]) -> ModelSetting
         model,
         sha256=model.sha256 if f"{section}.sha256" in keys else None,
         revision=model.revision if f"{section}.revision" in keys else None,
+        license=model.license if f"{section}.license" in keys else None,
     )
     if f"{section}.name" in keys or model.path.startswith("random:"):
         return model

@@ -153,10 +153,11 @@ class ModelSettings:
     """conf/model: the base model and how it turns a text into a vector."""
 
     name: str = "???"  # what folders and tables call it
-    # a hub repository, a local folder, a .gguf file, wheel:PACKAGE==VERSION/FILE or random:ARCHITECTURE
+    # a hub repository, a local folder, a .gguf file, wheel:PACKAGE==VERSION/FILE [+ ...] or random:ARCHITECTURE
     path: str = "???"
     revision: str | None = None  # commit on the hub; null for models that are not from there
     sha256: str | None = None  # of a GGUF file; null checks nothing
+    license: str | None = None  # what its use is bound to, shown before it is fetched; null shows nothing
     # last (token; with append_eos that is EOS, as in the paper), mean, weighted_mean, or first (bidirectional models)
     pooling: Pooling = Pooling.last
     # the layer whose states are pooled, 1 to the number of layers, or -1, -2, ... from the last; null for the last

