@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cft.deploy.mteb import MtebEncoder
     from cft.model.embedder import Embedder
+    from cft.model.quantize import quantize
 
-__all__ = ["Embedder", "MtebEncoder", "__version__"]
+__all__ = ["Embedder", "MtebEncoder", "__version__", "quantize"]
 
 __version__ = "0.1.0"
 
@@ -18,11 +19,15 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_HOMES = {"Embedder": "cft.model.embedder", "MtebEncoder": "cft.deploy.mteb"}
+_HOMES = {
+    "Embedder": "cft.model.embedder",
+    "MtebEncoder": "cft.deploy.mteb",
+    "quantize": "cft.model.quantize",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class when it is asked for: the command line's help must not wait for torch."""
+    """Import a part when it is asked for: the command line's help must not wait for torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'cft' has no attribute {name!r}")

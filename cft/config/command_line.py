@@ -70,17 +70,28 @@ class _Word:
             rule = f"a whole number, {self.rules.least} or more"
         elif self.is_float and not _NUMBER.fullmatch(text):
             rule = "a number"
-        elif self.type == list[int] and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
-            rule = "whole numbers with commas between, as in 1,2,3"
         if rule:
             raise UserError(f"{label}{text}: must be {rule}")
         if self.choices:
             return self.choices[text]
-        if self.type == list[int]:
-            return [int(number) for number in text.split(",")]
+        if self.is_list:
+            return self._listed(label, text)
         if Path in (self.type, *members):
             return Path(text).expanduser()
         return int(text) if self.is_int else float(text) if self.is_float else text
+
+    def _listed(self, label: str, text: str) -> list[Any]:
+        """The parts of a text, with commas between and perhaps in brackets."""
+        parts = [part.strip() for part in re.sub(r"^\[(.*)\]$", r"\1", text, flags=re.DOTALL).split(",")]
+        kind = typing.get_args(self.type)[0]
+        form, named = {
+            int: (r"-?\d+", "whole numbers with commas between, as in 1,2,3"),
+            float: (_NUMBER.pattern, "numbers with commas between, as in 2,1.5"),
+            str: (r"(?s:.+)", "words with commas between, as in [a,b]"),
+        }[kind]
+        if not all(re.fullmatch(form, part) for part in parts):
+            raise UserError(f"{label}{text}: must be {named}")
+        return [kind(part) for part in parts]
 
     def checked(self, value: Any) -> Any:
         """A value that Python code gave: one of the type, a text for a path or a choice, or a path for a text."""
@@ -109,13 +120,29 @@ class _Word:
             if isinstance(value, int) and not isinstance(value, bool) and value >= self.rules.least:
                 return value
             wanted = f"a whole number, {self.rules.least} or more"
-        elif str in kinds and not self.is_list:
+        elif self.is_list:
+            return self._checked_list(value)
+        elif str in kinds:
             if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
                 return str(value) if value is not None else None
             wanted = "a text"
         else:
             return value
         raise UserError(f"{self._shown(value)}: must be {wanted}")
+
+    def _checked_list(self, value: Any) -> list[Any]:
+        """A list that Python code gave, its members of the type; paths are taken for texts, integers for numbers."""
+        kind: Any = typing.get_args(self.type)[0]
+        kinds: tuple[type, ...] = {int: (int,), float: (int, float), str: (str, Path)}[kind]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{self._shown(value)}: must be a list")
+        for each in value:
+            odd = isinstance(each, bool) or not isinstance(each, kinds)
+            if odd or (kind is float and not math.isfinite(float(each))):  # type: ignore[arg-type]  # a number, see odd
+                raise UserError(f"{self._shown(each)}: must be {'a text' if kind is str else 'a number'}")
+            if kind is str and "\0" in str(each):
+                raise UserError(f"{self._shown(each)}: holds a NUL byte")
+        return [kind(each) for each in value]
 
     def _shown(self, value: Any) -> str:
         """What Python code gave, in words; no shell could be given it."""

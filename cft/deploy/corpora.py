@@ -114,7 +114,7 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
         with contextlib.suppress(OSError):  # a shared cache may be read-only
             os.utime(folder)  # by which `make_room` knows when it was used
         try:
-            return vectors.open_vectors(target, record, "")
+            return np.asarray(vectors.open_vectors(target, record, ""))  # still mapped
         except UserError:
             log.warning("%s is damaged: its vectors are computed again", target)
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,23 +123,21 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
         blocks.write_npy()
     if embedder.texts_cut:
         sys.stderr.write(vectors.cut_message(embedder))
-    found = vectors.open_vectors(target, record, "")
+    found = np.asarray(vectors.open_vectors(target, record, ""))
     if gigabytes:
         make_room(root, int(gigabytes * 1e9))  # what is open stays readable
     return found
 
 
-def distinct_vectors(corpus: Corpus, vectors: np.ndarray) -> Iterator[np.ndarray]:
+def distinct_vectors(corpus: Corpus, stored: "np.ndarray | vectors.Restored") -> Iterator[np.ndarray]:
     """The vectors (n, D) of texts that stand nowhere before, in their order, block by block.
 
     Args:
-        vectors: (texts, D) of the whole corpus, perhaps on disk.
+        stored: (texts, D) of the whole corpus, perhaps on disk.
     """
     distinct = corpus.distinct
-    if len(distinct) == len(vectors):
-        yield vectors
-        return
-    for start in range(0, len(vectors), _ROWS):
+    for start in range(0, len(stored), _ROWS):
         first, last = np.searchsorted(distinct, (start, start + _ROWS))
         if last > first:
-            yield vectors[start : start + _ROWS][distinct[first:last] - start]
+            block = stored[start : start + _ROWS]
+            yield block if last - first == len(block) else block[distinct[first:last] - start]

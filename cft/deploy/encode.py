@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import shutil
 import sys
 import tempfile
@@ -15,8 +16,10 @@ from cft.data.files import Skipped, stream_texts, stream_texts_with_ids
 from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions, load_embedder
 from cft.deploy.vectors import VectorsRecord
+from cft.model.quantize import IN_BYTES, Dtype, quantize
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, require_output
+from cft.system.overrides import override
 from cft.system.text import counted
 
 _ENDINGS = (".npy", ".parquet")
@@ -26,7 +29,7 @@ _MOST_TOLD = 10  # rows that are left out and named
 
 @dataclass(frozen=True)
 class EncodeOptions(TextFileOptions):
-    """Embed every text of a file, in the file's order: unit vectors, float32."""
+    """Embed every text of a file, in the file's order: unit vectors, float32 or in fewer bytes."""
 
     input: Annotated[
         str, "a .txt of one text a line, .csv, .tsv, .jsonl (each also .gz), .parquet, or - for lines on stdin"
@@ -40,7 +43,20 @@ class EncodeOptions(TextFileOptions):
     _: KW_ONLY
     id_column: Annotated[str, "a column of the input whose values are kept beside the vectors"] = ""
     dimensions: Annotated[int | None, "so many first numbers of each vector alone, of length 1 again"] = None
+    dtype: Annotated[
+        Dtype,
+        "float16, one byte a number (int8, uint8) or a bit (binary, ubinary), as sentence-transformers makes them",
+    ] = "float32"
+    ranges: Annotated[
+        str, "an earlier .npy of that dtype by whose ranges int8 and uint8 are made; none: by those of these vectors"
+    ] = ""
     overwrite: Annotated[bool, "replace an output that exists"] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        super().__post_init__()
+        if self.ranges and self.dtype not in IN_BYTES:
+            raise UserError(f"{override('ranges', self.ranges)} goes with dtype=int8 or dtype=uint8")
 
 
 class _Row(NamedTuple):
@@ -92,22 +108,32 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     def kept() -> Iterator[_Row]:
         return (row for row in rows() if isinstance(row, _Row))
 
+    ranges = vectors.ranges_in(Path(options.ranges).expanduser()) if options.ranges else None
     made_of = vectors.TextsDigest()
     # every row is checked before the first is embedded: a bad one may be the last
     count, skipped = _count(rows(), made_of)
+    if options.dtype in IN_BYTES and ranges is None and count < 2:
+        raise UserError(f"dtype={options.dtype}: one text has no ranges; take those of an earlier file by ranges=")
     embedder = load_embedder(**options.embedder, device=options.device)
     if options.dimensions:
         embedder.require_dimensions(options.dimensions)
+    width = options.dimensions or embedder.width
+    if ranges is not None and ranges.shape[1] != width:
+        raise UserError(f"{override('ranges', options.ranges)}: has {ranges.shape[1]} numbers a vector, not {width}")
     with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions)) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
         if embedder.texts_cut:
             sys.stderr.write(vectors.cut_message(embedder))
         _write_rows(target, kept() if skipped or options.id_column else None, with_ids=bool(options.id_column))
+        if options.dtype in IN_BYTES and ranges is None:
+            ranges = blocks.ranges()
         if target.suffix == ".npy":
-            blocks.write_npy()
+            blocks.write_npy(options.dtype, ranges)
         else:
+            made = (quantize(block, options.dtype, ranges) for block in blocks.arrays())
+            facts = {"dtype": options.dtype, "ranges": None if ranges is None else ranges.tolist()}
             with atomic_write(target) as scratch:
-                _write_parquet(scratch, blocks.arrays(), kept(), with_ids=bool(options.id_column))
+                _write_parquet(scratch, made, kept(), facts, with_ids=bool(options.id_column))
     return count, skipped
 
 
@@ -167,7 +193,10 @@ def _write_rows(target: Path, rows: Iterator[_Row] | None, *, with_ids: bool) ->
         writer.writerows([row.number, row.id] if with_ids else [row.number] for row in rows)
 
 
-def _write_parquet(path: Path, blocks: Iterator[Any], rows: Iterator[_Row], *, with_ids: bool) -> None:
+def _write_parquet(
+    path: Path, blocks: Iterator[Any], rows: Iterator[_Row], facts: dict[str, Any], *, with_ids: bool
+) -> None:
+    """Write rows and their vectors; `facts` stand in the file's metadata as `cft`."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -180,6 +209,6 @@ def _write_parquet(path: Path, blocks: Iterator[Any], rows: Iterator[_Row], *, w
             if with_ids:
                 columns["id"] = pyarrow.array(ids, type=pyarrow.large_string())
             columns["text"] = pyarrow.array(texts, type=pyarrow.large_string())
-            table = pyarrow.table(columns | {"vector": vectors})
+            table = pyarrow.table(columns | {"vector": vectors}, metadata={"cft": json.dumps(facts)})
             writer = writer or stack.enter_context(ParquetWriter(path, table.schema))
             writer.write_table(table)

@@ -1,4 +1,4 @@
-"""A finished embedder as a folder for sentence-transformers, transformers or PEFT."""
+"""A finished embedder as a folder for sentence-transformers, transformers or PEFT, or as a GGUF file."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from cft.deploy.load import EmbedderOptions, Source, find_source, load_embedder
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, write_json, write_text
 from cft.system.hub import may_be_repository
+from cft.system.overrides import overrides
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,21 +28,39 @@ _TOLERANCE = 1e-5
 class ExportOptions(EmbedderOptions):
     """Write a finished embedder for other libraries, and check there that it gives the same vectors."""
 
-    output: Annotated[Path, "a folder that does not exist yet"]
+    output: Annotated[Path, "a folder, or FILE.gguf for format=gguf, that does not exist yet"]
     _: KW_ONLY
     format: Annotated[
-        Literal["sentence-transformers", "merged", "peft"],
+        Literal["sentence-transformers", "merged", "peft", "gguf"],
         "sentence-transformers: for SentenceTransformer(FOLDER); merged: for AutoModel, without pooling; peft: the "
-        "adapter alone, for PeftModel on its base model",
+        "adapter alone, for PeftModel on its base model; gguf: one file for llama.cpp and Ollama",
     ] = "sentence-transformers"
     adapter: Annotated[
         Literal["merge", "keep"],
         "for sentence-transformers: merge it into the model, or keep it beside the base model's name",
     ] = "merge"
+    dtype: Annotated[
+        Literal["f32", "f16", "q8_0"], "for gguf: the precision of its matrices; q8_0 is 8 bits and a scale for 32"
+    ] = "f16"
+    base_gguf: Annotated[
+        str, "for gguf: a GGUF file of the base model, where that did not come as one; for settings and tokenizer"
+    ] = ""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that this format would not read."""
+        super().__post_init__()
+        if self.format == "gguf":
+            if self.output.suffix != ".gguf":
+                raise UserError(f"{self.output}: format=gguf writes one file, whose name ends in .gguf")
+            return
+        given: dict[str, str] = {"dtype": self.dtype} if self.dtype != "f16" else {}
+        given |= {"base_gguf": self.base_gguf} if self.base_gguf else {}
+        if given:
+            raise UserError(f"{overrides(given)} would not be read: add format=gguf")
 
 
 def export(options: ExportOptions) -> str:
-    """Write the folder, whole or not at all.
+    """Write the folder or file, whole or not at all.
 
     Returns:
         What was written, and how it was checked.
@@ -50,9 +69,14 @@ def export(options: ExportOptions) -> str:
         UserError: if the embedder cannot be had, or not in that form.
     """
     if options.output.exists():
-        raise UserError(f"{options.output} exists; name another folder")
+        raise UserError(f"{options.output} exists; name another {'file' if options.format == 'gguf' else 'folder'}")
     source = find_source(options.run, model=options.model, path=options.path, model_path=options.model_path)
     with staging_folder(options.output) as staging:
+        if options.format == "gguf":
+            scratch = staging / options.output.name
+            lines = _write_gguf(scratch, options)
+            os.rename(scratch, options.output)
+            return "\n".join([f"written: {options.output}", *lines])
         scratch = staging / "export"
         scratch.mkdir()
         if options.format == "peft":
@@ -63,6 +87,25 @@ def export(options: ExportOptions) -> str:
             _copy_card(source.run, scratch, options.format)
         os.rename(scratch, options.output)
     return "\n".join([f"written: {options.output}", *lines])
+
+
+def _write_gguf(scratch: Path, options: ExportOptions) -> list[str]:
+    """One file for llama.cpp; returns how it was checked and how it is served."""
+    from cft.deploy import gguf_file
+
+    if options.adapter == "keep":
+        raise UserError("adapter=keep goes with format=sentence-transformers; a GGUF file holds the merged weights")
+    base = gguf_file.open_base(Path(options.base_gguf).expanduser()) if options.base_gguf else None
+    embedder = load_embedder(**options.embedder)
+    gguf_file.require_holdable(embedder)
+    base = base or gguf_file.open_base(gguf_file.require_base(embedder))
+    contract = embedder.contract
+    lines = gguf_file.write(embedder, base, scratch, options.dtype)
+    return [
+        *lines,
+        f"  llama-server --embedding -m {options.output} -c {contract.max_length}  # pooling and EOS are in the file",
+        f"texts of more than {contract.max_length} tokens are cut by cft, and refused or cut there",
+    ]
 
 
 def _copy_card(run: Path, scratch: Path, form: str) -> None:

@@ -86,7 +86,9 @@ class Hit(NamedTuple):
 class Index:
     """The texts of a file and their vectors, ready for queries."""
 
-    def __init__(self, corpus: corpora.Corpus, documents: np.ndarray, queries: "Embedder", top: int) -> None:
+    def __init__(
+        self, corpus: corpora.Corpus, documents: np.ndarray | vectors.Restored, queries: "Embedder", top: int
+    ) -> None:
         """Put them together.
 
         Args:
@@ -133,12 +135,14 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         documents, queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
         if options.vectors:
             record = vectors.VectorsRecord.of(documents, corpus.digest)
-            found = vectors.open_vectors(Path(options.vectors).expanduser(), record, str(options.corpus))
+            found: np.ndarray | vectors.Restored = vectors.open_vectors(
+                Path(options.vectors).expanduser(), record, str(options.corpus)
+            )
         else:
-            found = corpora.vectors_of(documents, corpus, stack, options.vector_cache_gb)
+            found = np.asarray(corpora.vectors_of(documents, corpus, stack, options.vector_cache_gb))
         if options.query_prompt:
             queries = embedder.with_template(options.query_prompt)
-        yield Index(corpus, np.asarray(found), queries, options.top)
+        yield Index(corpus, found, queries, options.top)
 
 
 def search_file(options: SimilarOptions) -> str:

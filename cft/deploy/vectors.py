@@ -1,6 +1,6 @@
 """Vectors in a file: made block by block, so that interrupted work goes on, with a record of what they are of.
 
-VECTORS.npy            (texts, D) float32, every row of length 1
+VECTORS.npy            (texts, D) float32, every row of length 1, or what `cft.quantize` makes of it
 VECTORS.contract.json  which embedder made them, of which texts: by it they are searched or refused
 """
 
@@ -9,11 +9,12 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cft.model.quantize import Dtype, quantize, ranges_of, restore
 from cft.system.digest import digest, sha256_of_file, to_plain
 from cft.system.disk import require_free
 from cft.system.errors import UserError
@@ -63,6 +64,9 @@ class VectorsRecord:
     count: int  # texts
     vectors: str = ""  # SHA-256 of the file
     dimensions: int | None = None  # so many first numbers alone, of length 1 again; None for whole vectors
+    dtype: Dtype = "float32"  # what they were made into
+    ranges: list[list[float]] | None = None  # (2, D) least and largest numbers of the columns, of int8 and uint8
+    width: int | None = None  # numbers of a vector; None where each has its own place, as all but single bits
 
     @classmethod
     def of(cls, embedder: "Embedder", texts: TextsDigest, dimensions: int | None = None) -> "VectorsRecord":
@@ -75,7 +79,7 @@ class VectorsRecord:
 
     @property
     def name(self) -> str:
-        """A short name of all that the vectors are of."""
+        """A short name of all that the vectors are of, before they are made into another kind of number."""
         return digest([self.contract, self.recipe, self.texts, *([self.dimensions] if self.dimensions else [])])
 
 
@@ -149,19 +153,60 @@ class Blocks:
 
         return (np.load(path, allow_pickle=False) for path in self._files())
 
-    def write_npy(self) -> None:
-        """Write the file, and its record before it is in its place."""
+    def ranges(self) -> "np.ndarray":
+        """Least and largest number (2, D) of each column of all blocks."""
+        import numpy as np
+
+        found: np.ndarray | None = None
+        for block in self.arrays():
+            own = ranges_of(block)
+            found = own if found is None else np.stack([np.minimum(found[0], own[0]), np.maximum(found[1], own[1])])
+        assert found is not None
+        return found
+
+    def write_npy(self, dtype: Dtype = "float32", ranges: "np.ndarray | None" = None) -> None:
+        """Write the file, and its record before it is in its place.
+
+        Args:
+            dtype, ranges: as `cft.quantize` takes them.
+        """
         import numpy as np
 
         with atomic_write(self._target) as scratch:
             with scratch.open("wb") as stream:
                 for number, block in enumerate(self.arrays()):
+                    made = np.ascontiguousarray(quantize(block, dtype, ranges))
+                    made = made.astype(made.dtype.newbyteorder("<"), copy=False)
                     if number == 0:
-                        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, block.shape[1])}
+                        shape = (self._count, made.shape[1])
+                        header = {"descr": made.dtype.str, "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_1_0(stream, header)
-                    stream.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
-            entries = to_plain(self._record) | {"vectors": sha256_of_file(scratch)}
-            write_record(record_of(self._target), entries)
+                    stream.write(made.tobytes())
+            record = replace(self._record, vectors=sha256_of_file(scratch))
+            if dtype != "float32":
+                listed = None if ranges is None else ranges.tolist()
+                record = replace(record, dtype=dtype, ranges=listed, width=block.shape[1])
+            write_record(record_of(self._target), to_plain(record))
+
+
+class Restored:
+    """Vectors that a file has in fewer bytes, as unit vectors (n, D) float32; a part is made when it is looked at."""
+
+    def __init__(self, stored: "np.ndarray", record: VectorsRecord) -> None:
+        """Put them together: what the file has, and the record of it."""
+        self._stored, self._record = stored, record
+        self.shape = (len(stored), record.width or stored.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, rows: slice) -> "np.ndarray":
+        import numpy as np
+
+        ranges = None if self._record.ranges is None else np.array(self._record.ranges, dtype=np.float32)
+        made = restore(self._stored[rows], self._record.dtype, ranges, width=self.shape[1])
+        lengths = np.linalg.norm(made, axis=1, keepdims=True)
+        return made / np.where(lengths == 0, 1, lengths)
 
 
 @contextlib.contextmanager
@@ -182,7 +227,7 @@ def in_blocks(target: Path, record: VectorsRecord) -> Iterator[Blocks]:
     shutil.rmtree(folder)
 
 
-def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray":
+def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray | Restored":
     """Vectors of a file, mapped into memory, after they were held to their record.
 
     They may be whole or their first numbers alone: their width says which.
@@ -214,7 +259,25 @@ def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarra
         )
     if record.vectors != sha256_of_file(path):
         raise UserError(f"{name}: was changed after it was written; embed the texts again")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    return stored if record.dtype == "float32" else Restored(stored, record)
+
+
+def ranges_in(path: Path) -> "np.ndarray":
+    """The ranges (2, D) by which a file of int8 or uint8 was made.
+
+    Raises:
+        UserError: if there is no such file, or it is none of that kind.
+    """
+    import numpy as np
+
+    record = record_of(path)
+    if path.suffix != ".npy" or not path.is_file() or not record.is_file():
+        raise UserError(f"{override('ranges', str(path))}: no .npy file with its {record.name} beside it")
+    ranges = read_record(record, VectorsRecord).ranges
+    if ranges is None:
+        raise UserError(f"{override('ranges', str(path))}: was made without ranges, which int8 and uint8 have")
+    return np.array(ranges, dtype=np.float32)
 
 
 def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord) -> None:

@@ -9,6 +9,7 @@ __all__ = [
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words
     "published",  # what sentence-transformers records of a model's way to its vectors
+    "quantize",  # vectors in fewer bytes, and back
     "sources",  # fetch: a base model's files on this machine
     "tokenizer",  # token ids of prompted texts
     "weights",  # trained weights on disk

@@ -54,6 +54,7 @@ class Backbone:
     batching: Batching  # how batches are laid out
     unused: tuple[str, ...] = ()  # tensors of the checkpoint that are no part of the trunk
     place: Path | None = None  # the user's folder or file that it came from, if it did
+    gguf: Path | None = None  # the GGUF file that it was converted from, if it was
 
     @property
     def vocabulary(self) -> int:
@@ -110,7 +111,7 @@ def load_backbone(
         **settings,
     )
     tokenizer = cached_tokenizer(contract.tokenizer, tokenizer)
-    return Backbone(trunk, tokenizer, contract, choose_batching(trunk, model, prefix), unused, files.place)
+    return Backbone(trunk, tokenizer, contract, choose_batching(trunk, model, prefix), unused, files.place, files.gguf)
 
 
 @contextmanager

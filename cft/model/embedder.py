@@ -18,6 +18,7 @@ from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.published import require_known_modules, warn_of_differences
+from cft.model.quantize import Dtype, quantize, require_dtype
 from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
 from cft.model.tokenizer import prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, load_weights, require_promised_weights, save_weights
@@ -275,6 +276,7 @@ class Embedder:
         texts: Iterable[str],
         *,
         dimensions: int | None = None,
+        dtype: Dtype = "float32",
         token_budget: int | None = None,
         progress: str | None = None,
     ) -> np.ndarray:
@@ -286,23 +288,26 @@ class Embedder:
             texts: any number of non-empty texts, in a list or any other iterable that has an order.
             dimensions: so many first numbers of the vectors alone, of length 1 again; None for all. Made for it are
                 the contract's `dimensions`; others are a warning.
+            dtype: float32, or what `cft.quantize` makes of it, int8 and uint8 by the ranges of these vectors: what is
+                compared must be made at once, or by `cft.quantize` with the same ranges.
             token_budget: tokens of one forward pass, counted before sharing; None for what suits the device.
             progress: a caption for a progress bar, or None for silence.
 
         Returns:
-            (len(texts), D) float32, every row of length 1, in the order of `texts`.
+            (len(texts), D) float32, every row of length 1, in the order of `texts`; or as `cft.quantize` makes them.
 
         Raises:
-            UserError: if `texts` is no list of texts, a text is empty, the model gives NaN or infinity for one, or
-                has fewer numbers than `dimensions`.
+            UserError: if `texts` is no list of texts, a text is empty, the model gives NaN or infinity for one, it has
+                fewer numbers than `dimensions`, or `dtype` is none.
         """
+        require_dtype(dtype)
         texts = checked_texts(texts)
         if dimensions is not None:
             self.require_dimensions(dimensions)
         if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
             raise UserError(f"token_budget={token_budget!r}: must be a whole number above 0, or None")
         if not texts:
-            return self.encode(["a"], dimensions=dimensions)[:0]  # the model knows the width
+            return quantize(self.encode(["a"], dimensions=dimensions)[:0], dtype)  # the model knows the width
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(row_of)
         first = {text: number for number, text in reversed([*enumerate(texts, start=1)])}
@@ -321,31 +326,35 @@ class Embedder:
                 vectors[batch] = units.cpu().numpy()
                 bar.update(len(batch))
         assert vectors is not None
-        return vectors[[row_of[text] for text in texts]]
+        return quantize(vectors[[row_of[text] for text in texts]], dtype)
 
     def encode_query(
         self,
         texts: Iterable[str],
         *,
         dimensions: int | None = None,
+        dtype: Dtype = "float32",
         token_budget: int | None = None,
         progress: str | None = None,
     ) -> np.ndarray:
         """Turn queries into unit vectors, as `encode` does, under the prompt of queries."""
-        embedder = self.in_role(Role.query)
-        return embedder.encode(texts, dimensions=dimensions, token_budget=token_budget, progress=progress)
+        return self.in_role(Role.query).encode(
+            texts, dimensions=dimensions, dtype=dtype, token_budget=token_budget, progress=progress
+        )
 
     def encode_document(
         self,
         texts: Iterable[str],
         *,
         dimensions: int | None = None,
+        dtype: Dtype = "float32",
         token_budget: int | None = None,
         progress: str | None = None,
     ) -> np.ndarray:
         """Turn documents into unit vectors, as `encode` does, under the prompt of documents."""
-        embedder = self.in_role(Role.document)
-        return embedder.encode(texts, dimensions=dimensions, token_budget=token_budget, progress=progress)
+        return self.in_role(Role.document).encode(
+            texts, dimensions=dimensions, dtype=dtype, token_budget=token_budget, progress=progress
+        )
 
     @property
     def width(self) -> int:

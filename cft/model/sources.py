@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 from cft.config.schema import ModelSettings, Pooling
 from cft.model.contract import FILE_NAME as CONTRACT
@@ -67,6 +68,7 @@ class ModelFiles:
     beside: str | None = None
     content: str | None = None  # what the identity is of the same weights in a folder; None for random ones
     place: Path | None = None  # the user's own folder or file; None for what is fetched or made
+    gguf: Path | None = None  # the GGUF file that the folder was converted from, if it was
 
     @property
     def all_read(self) -> str:
@@ -307,11 +309,11 @@ def _from_gguf(path: Path, sha256: str | None) -> ModelFiles:
         log.info("converting %s to safetensors, once", path.name)
         with staging_folder(folder) as staging:
             with _explaining_gguf(path):
-                _convert_gguf(path, staging / "model")
+                convert_gguf(path, staging / "model")
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(staging / "model", folder)
     identity = f"sha256:{content[:16]}"
-    return ModelFiles(folder, identity, content=identity)
+    return ModelFiles(folder, identity, content=identity, gguf=path)
 
 
 def _require_sha256(path: Path, content: str, sha256: str | None) -> None:
@@ -324,6 +326,8 @@ def _explaining_gguf(path: Path) -> Iterator[None]:
     """Turn whatever is raised about a GGUF file's content into an error that names the file."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
         if error.errno is not None:  # a full disk is not the file's fault
             raise
@@ -335,14 +339,17 @@ def _explaining_gguf(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _convert_gguf(path: Path, folder: Path) -> None:
-    """Write a GGUF file's weights, dequantised to float32, and its tokenizer as transformers reads them."""
-    import torch
+def convert_gguf(path: Path, folder: Path) -> None:
+    """Write a GGUF file's weights, dequantised to float32, and its tokenizer as transformers reads them.
+
+    Raises:
+        UserError: if transformers does not find all weights in it. What else it finds wrong is raised as it is.
+    """
     from safetensors.torch import save_file
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    trunk = AutoModel.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+    trunk = _trunk_of_gguf(path)
     tokenizer.save_pretrained(folder)
     save_file(
         {name: weight.contiguous() for name, weight in trunk.state_dict().items()},
@@ -353,3 +360,27 @@ def _convert_gguf(path: Path, folder: Path) -> None:
     record.pop("quantization_config", None)  # it would send transformers looking for the GGUF file again
     record["architectures"] = [type(trunk).__name__]
     type(trunk.config).from_dict(record).save_pretrained(folder)
+
+
+def _trunk_of_gguf(path: Path) -> Any:
+    """The model without its head, in float32, with every weight out of the file.
+
+    Of some architectures, Phi-3's among them, transformers finds all weights only together with the head, and fills
+    what it does not find with random numbers.
+    """
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    missing: set[str] = set()
+    kinds: tuple[Any, ...] = (AutoModel, AutoModelForCausalLM)
+    for kind in kinds:
+        model, report = kind.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+        )
+        missing = {name for name in report["missing_keys"] if not name.startswith("lm_head.")}
+        if not missing:
+            return model if kind is AutoModel else model.base_model
+    raise UserError(
+        f"{path}: transformers does not find {len(missing)} of this model's weights in it, such as {min(missing)}; "
+        "take a folder of safetensors"
+    )

@@ -172,7 +172,13 @@ def test_every_key_is_a_leaf_or_section_of_the_schema():
 def test_help_names_groups_keys_and_examples(commands):
     result = commands.run("cft.run", "--help")
     assert result.status == 0
-    for part in ("model: gemma, gemma3, minicpm", "temperature: 0.05", "lr: 0.0005", "-m lr=1e-5,5e-5,1e-4", "tab completion"):
+    for part in (
+        "model: gemma, gemma3, minicpm",
+        "temperature: 0.05",
+        "lr: 0.0005",
+        "-m lr=1e-5,5e-5,1e-4",
+        "tab completion",
+    ):
         assert part in result.out
 
 

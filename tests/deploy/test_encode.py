@@ -15,6 +15,7 @@ from cft import encode as encode_command
 from cft.deploy import encode, vectors
 from cft.deploy.load import load_embedder
 from cft.model.embedder import Embedder
+from cft.model.quantize import quantize, ranges_of
 from cft.system.errors import UserError
 
 TEXTS = ["a cat sleeps", "two birds, singing", "a cat sleeps", "Émile 🎻 plays"]
@@ -92,7 +93,7 @@ def test_interrupted_work_goes_on_where_it_was(tmp_path, trained, monkeypatch):
 def test_blocks_of_other_texts_are_not_taken(tmp_path, trained, monkeypatch):
     source = tmp_path / "a.txt"
     source.write_text("one text")
-    monkeypatch.setattr(vectors.Blocks, "write_npy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(vectors.Blocks, "write_npy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         embed(trained, source, tmp_path / "v.npy")
     monkeypatch.undo()
@@ -235,3 +236,47 @@ def test_plain_lines_and_pipes_have_no_ids(tmp_path, trained):
         embed(trained, write(tmp_path, ".txt"), tmp_path / "v.npy", "id_column=key")
     with pytest.raises(UserError, match="name an output instead of -"):
         embed(trained, write(tmp_path, ".csv"), "-", "id_column=n")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("target", ["v.npy", "v.parquet"])
+def test_vectors_in_fewer_bytes_are_those_of_all_texts_at_once(tmp_path, trained, monkeypatch, dtype, target):
+    monkeypatch.setattr(vectors, "_BLOCK", 3)  # the ranges are of all blocks
+    source = tmp_path / "many.txt"
+    texts = [f"text number {n}" for n in range(8)]
+    source.write_text("\n".join(texts))
+    embed(trained, source, tmp_path / target, f"dtype={dtype}")
+    expected = quantize(Embedder.load(trained).encode(texts), dtype)
+    if target == "v.npy":
+        found = np.load(tmp_path / target)
+        assert found.dtype == expected.dtype
+    else:
+        table = pyarrow.parquet.read_table(tmp_path / target)
+        found = np.array(table["vector"].to_pylist())
+        facts = json.loads(table.schema.metadata[b"cft"])
+        assert facts["dtype"] == dtype and (facts["ranges"] is None) == (not dtype.endswith("int8"))
+    # what a step apart is the rounding of another batch
+    assert np.abs(found.astype(np.float32) - expected.astype(np.float32)).max() <= (0 if "binary" in dtype else 1)
+    assert (found == expected).mean() > 0.95
+
+
+def test_ranges_of_an_earlier_file_are_taken_or_refused(tmp_path, trained):
+    source, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    source.write_text("a man\na dog sleeps\nnobody")
+    other.write_text("one text")
+    embed(trained, source, tmp_path / "a.npy", "dtype=int8")
+    embed(trained, other, tmp_path / "b.npy", "dtype=int8", f"ranges={tmp_path / 'a.npy'}")
+    embedder = Embedder.load(trained)
+    ranges = ranges_of(embedder.encode(["a man", "a dog sleeps", "nobody"]))
+    assert (np.load(tmp_path / "b.npy") == quantize(embedder.encode(["one text"]), "int8", ranges)).mean() > 0.95
+    with pytest.raises(UserError, match="dtype=int8: one text has no ranges; take those of an earlier file"):
+        embed(trained, other, tmp_path / "c.npy", "dtype=int8")
+    with pytest.raises(UserError, match="ranges=.*goes with dtype=int8 or dtype=uint8"):
+        embed(trained, other, tmp_path / "c.npy", f"ranges={tmp_path / 'a.npy'}")
+    with pytest.raises(UserError, match="ranges=.*: has 32 numbers a vector, not 8"):
+        embed(trained, other, tmp_path / "c.npy", "dtype=int8", f"ranges={tmp_path / 'a.npy'}", "dimensions=8")
+    with pytest.raises(UserError, match=r"ranges=.*: no \.npy file with its"):
+        embed(trained, other, tmp_path / "c.npy", "dtype=int8", f"ranges={tmp_path / 'none.npy'}")
+    embed(trained, other, tmp_path / "f.npy", "dtype=float16")
+    with pytest.raises(UserError, match="ranges=.*: was made without ranges"):
+        embed(trained, other, tmp_path / "c.npy", "dtype=int8", f"ranges={tmp_path / 'f.npy'}")

@@ -8,33 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny, write_model
+from exports import exported, train
 from transformers import AutoModel, AutoTokenizer
 
 from cft.config.compose import compose_config
-from cft.deploy import export, portable
+from cft.deploy import portable
 from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.portable import SAMPLES
-from cft.export import COMMAND
-from cft.job import runner
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
-
-QUICK = (
-    "logger=none train.steps=3 train.batch_size=8 data.rows=60 data.holdout=0 eval.pairs=10 train.eval_every=0 lr=0.05"
-)
-
-
-def train(tmp_path, *overrides: str):
-    """A finished embedder's folder; the learning rate is high, so that the adapter matters."""
-    runner.run(compose_config([*QUICK.split(), f"outputs={tmp_path / 'outputs'}", *overrides]))
-    (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/contract.json"))
-    return folder
-
-
-def exported(folder, tmp_path, *more: str):
-    target = tmp_path / "exported"
-    said = export.export(COMMAND.read([f"run={folder}", *more, str(target)]))
-    return target, said
 
 
 def in_sentence_transformers(folder):

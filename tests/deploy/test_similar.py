@@ -154,6 +154,18 @@ def test_vectors_that_encode_wrote_are_searched(corpus, encoded, embedded, cache
     assert embedded == ["birds"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most"), [("float16", 1e-3), ("int8", 0.02), ("uint8", 0.02), ("binary", 0.5), ("ubinary", 0.5)]
+)
+def test_vectors_in_fewer_bytes_are_searched_by_whole_queries(corpus, tmp_path, dtype, most):
+    encode_file(EncodeOptions(str(corpus), str(tmp_path / "s.npy"), model="tiny", dtype=dtype))
+    (found,), (exact,) = (hits(corpus, "birds", **more) for more in ({"vectors": tmp_path / "s.npy"}, {}))
+    cosines = {hit.text: hit.cosine for hit in exact}
+    assert {hit.text for hit in found} == set(cosines)
+    assert all(abs(hit.cosine - cosines[hit.text]) < most for hit in found)
+    assert [hit.cosine for hit in found] == sorted((hit.cosine for hit in found), reverse=True)
+
+
 def test_vectors_of_others_are_refused(corpus, encoded, tmp_path, trained):
     def refused(message: str, **more) -> None:
         with pytest.raises(UserError, match=message):

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import make_tiny
+from gguf_models import IN_TRANSFORMERS, write_gguf
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from cft.config.compose import compose_job
 from cft.config.schema import ModelSettings
 from cft.model import sources
 from cft.model.embedder import Embedder
-from cft.model.sources import fetch
+from cft.model.sources import convert_gguf, fetch
 from cft.model.tokenizer import byte_tokenizer
 from cft.system import hub
 from cft.system.errors import UserError
@@ -125,6 +126,23 @@ def test_a_gguf_file_in_pieces_is_joined_once_in_their_order_and_checked(tmp_pat
     assert whole.read_bytes() == content
     assert not list(cache.rglob("*.part*")), "the pieces are not kept beside it"
     assert caplog.text.count("Terms of somebody") == 1, "shown before it is fetched, and not again"
+
+
+@pytest.mark.parametrize("architecture", IN_TRANSFORMERS)
+def test_all_weights_of_a_gguf_file_are_read(tmp_path, architecture):
+    """transformers fills what it does not find with random numbers, other ones each time."""
+    path = write_gguf(tmp_path / "m.gguf", architecture)
+    folders = [tmp_path / "once", tmp_path / "again"]
+    for folder in folders:
+        convert_gguf(path, folder)
+    once, again = ((folder / "model.safetensors").read_bytes() for folder in folders)
+    assert once == again
+
+
+def test_a_gguf_file_without_one_of_its_weights_is_refused(tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", "llama", without="blk.1.attn_v.weight")
+    with pytest.raises(UserError, match=r"m\.gguf: .*1 of this model's weights in it, such as .*1\.self_attn\.v_proj"):
+        fetch(ModelSettings(path=str(path)))
 
 
 def test_pieces_that_are_not_what_was_promised_leave_nothing(tmp_path, monkeypatch, cache):

@@ -19,6 +19,7 @@ from cft.data.texts import checked_texts
 from cft.deploy.encode import EncodeOptions
 from cft.deploy.export import ExportOptions
 from cft.deploy.load import find_embedder, load_embedder
+from cft.deploy.merge import MergeOptions
 from cft.deploy.mine import MineOptions
 from cft.deploy.push import PushOptions
 from cft.deploy.similar import SimilarOptions, search_file
@@ -181,7 +182,7 @@ def test_a_run_under_outputs_that_is_not_there_is_no_repository(tmp_path, monkey
 
 def test_every_public_class_has_been_tried_here():
     """A class that joins the package's door joins this table."""
-    assert set(cft.__all__) == {"Embedder", "MtebEncoder", "__version__"}
+    assert set(cft.__all__) == {"Embedder", "MtebEncoder", "__version__", "quantize"}
     public = {
         name
         for name, member in inspect.getmembers(Embedder, callable)
@@ -194,6 +195,7 @@ OPTIONS = {
     "encode": (EncodeOptions, {"run": "r", "input": "a.txt", "output": "v.npy"}),
     "similar": (SimilarOptions, {"run": "r", "query": "q", "corpus": "a.txt"}),
     "export": (ExportOptions, {"run": "r", "output": "out"}),
+    "merge": (MergeOptions, {"runs": ["r", "s"], "weights": []}),
     "mine": (MineOptions, {"run": "r", "train": "a.csv", "out": "b.jsonl"}),
     "push": (PushOptions, {"run": "r", "repo": "me/it"}),
 }
@@ -206,7 +208,8 @@ HOSTILE = {
 @pytest.mark.parametrize("command", OPTIONS)
 def test_options_take_texts_for_paths_and_choices_and_paths_for_texts(command):
     kind, needed = OPTIONS[command]
-    assert kind(**needed) == kind(**{name: Path(text) if name != "repo" else text for name, text in needed.items()})
+    paths = {name: Path(text) for name, text in needed.items() if isinstance(text, str) and name != "repo"}
+    assert kind(**needed) == kind(**(needed | paths))
     options = kind(**needed)
     assert not hasattr(options, "on_bad_row") or options.on_bad_row is BadRows.RAISE
     if hasattr(options, "on_bad_row"):
@@ -224,7 +227,7 @@ def test_options_refuse_what_no_command_line_could_give(command, value):
             continue  # of the type
         if {int, bool} & kinds and value in ("int", "bool"):
             continue
-        with pytest.raises(UserError, match=f"^(data\\.)?{field.name}="):
+        with pytest.raises(UserError, match=f"^'?(data\\.)?{field.name}="):
             kind(**(needed | {field.name: HOSTILE[value]}))
 
 
@@ -241,6 +244,13 @@ def test_options_keep_the_rules_of_their_keys(command, field, value):
     kind, needed = OPTIONS[command]
     with pytest.raises(UserError, match=f"^{field}=.*: must be "):
         kind(**needed, **{field: value})
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "ragged", "flat", "whole"])
+def test_only_vectors_are_made_smaller(value):
+    given = HOSTILE | {"ragged": [[1.0], [1.0, 2.0]], "flat": np.zeros(3), "whole": np.zeros((2, 3), dtype=np.int64)}
+    with pytest.raises(UserError, match="^vectors must be"):
+        cft.quantize(given[value], "int8")
 
 
 @pytest.mark.parametrize("query", ["", " \n", "a\0b", "\ud800"])

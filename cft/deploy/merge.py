@@ -1,0 +1,261 @@
+"""One embedder out of several trainings of one base model: the weighted sum of what they changed, by PEFT's methods.
+
+Trainings that differ in seed, data or rate end at different weights, and their mean is often better than each of them.
+
+Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482; Yadav et al. 2023 (TIES), arXiv 2306.01708.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cft import __version__
+from cft.config.command_line import check_options
+from cft.deploy.load import find_embedder
+from cft.model.contract import Contract
+from cft.system.digest import digest
+from cft.system.errors import UserError
+from cft.system.files import staging_folder, write_json
+from cft.system.overrides import override
+from cft.system.tables import Row, as_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from cft.model.adapters import Adapter
+    from cft.model.embedder import Embedder
+
+log = logging.getLogger(__name__)
+
+RECORD = "merge.json"
+
+# Of what a vector depends on, all must be equal but for these: what was trained, and what says nothing of vectors.
+_FREE = ("adapter", "model", "weights", "content")
+# How far the sum of changes that PEFT makes may be from ours, as a share of the largest number in it.
+_TOLERANCE = 1e-5
+_TEXTS = ["A man is playing a flute.", "Nobody is at home."]
+
+
+class Method(str, Enum):
+    """How changes become one."""
+
+    cat = "cat"
+    linear = "linear"
+    ties = "ties"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Merge trainings of one base model into one embedder, a folder like that of any of them.
+
+    Score it: python -m cft.run adapter=FOLDER train.steps=0 eval=..., with the model= of its trainings.
+    """
+
+    runs: Annotated[list[str], "two or more runs: folders, or the ends of their names, as in runs=[A,B,C]"]
+    weights: Annotated[
+        list[float], "how much each counts, as in weights=[2,1,1]; divided by their sum; none: all alike"
+    ]
+    method: Annotated[
+        Method,
+        "cat: the weighted sum of the changes, exactly (ranks add up); linear: of their factors (keeps the rank, is "
+        "rough); ties: the same without small and contradicting numbers",
+    ] = Method.cat
+    density: Annotated[float, "for ties: the share of each factor's numbers that is kept, the largest"] = 0.5
+    out: Annotated[str, "the folder to write; none: outputs/ and a name of what is merged"] = ""
+    outputs: Annotated[Path, "where runs are, and the new one goes"] = Path("outputs")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        check_options(self)
+        if len(self.runs) < 2:
+            raise UserError(f"{override('runs', self.runs)}: name two runs or more")
+        if self.weights and len(self.weights) != len(self.runs):
+            raise UserError(
+                f"{override('weights', self.weights)}: there are {len(self.weights)} weights for {len(self.runs)} runs"
+            )
+        if self.weights and (any(weight < 0 for weight in self.weights) or not sum(self.weights)):
+            raise UserError(f"{override('weights', self.weights)}: must be 0 or more, and not all 0")
+        if not 0 < self.density <= 1:
+            raise UserError(f"{override('density', self.density)}: must be above 0 and at most 1")
+
+    @property
+    def shares(self) -> list[float]:
+        """How much each run counts; they add up to 1."""
+        weights = self.weights or [1.0] * len(self.runs)
+        return [weight / sum(weights) for weight in weights]
+
+
+def merge_runs(options: MergeOptions) -> str:
+    """Write the merged embedder; returns what was merged, in words.
+
+    Raises:
+        UserError: if a run is not there, they are of different bases or embed differently, or cannot be merged so;
+            before a model is loaded.
+    """
+    from cft.model.adapters import fetch_adapter
+
+    folders = [find_embedder(name, options.outputs) for name in options.runs]
+    twice = [folder for number, folder in enumerate(folders) if folder.resolve() in _resolved(folders[:number])]
+    if twice:
+        raise UserError(
+            f"{override('runs', options.runs)}: {twice[0]} is named twice; its weight says how much it counts"
+        )
+    contracts = [Contract.load(folder) for folder in folders]
+    for folder, contract in zip(folders[1:], contracts[1:], strict=True):
+        _require_alike(folders[0], contracts[0], folder, contract)
+    adapters = [fetch_adapter(str(folder), None) for folder in folders]
+    _require_mergeable(adapters, options)
+    target = Path(options.out).expanduser() if options.out else _target(adapters, options)
+    if target.exists():
+        raise UserError(f"{target} exists; name another folder by out=")
+    parents = [
+        {"run": folder.name, "adapter": adapter.identity, "share": share}
+        for folder, adapter, share in zip(folders, adapters, options.shares, strict=True)
+    ]
+    with staging_folder(target) as staging:
+        scratch = staging / "run"
+        scratch.mkdir()
+        merged = _merged(folders, adapters, options)
+        expected = merged.encode(_TEXTS)
+        merged.save(scratch)
+        record = {"method": options.method.value, "parents": parents, "cft": __version__}
+        write_json(scratch / RECORD, record | ({"density": options.density} if options.method is Method.ties else {}))
+        _require_same(scratch, expected)
+        os.rename(scratch, target)
+    return _report(target, parents, options)
+
+
+def _resolved(folders: list[Path]) -> set[Path]:
+    return {folder.resolve() for folder in folders}
+
+
+def _require_alike(first: Path, one: Contract, second: Path, other: Contract) -> None:
+    """Refuse embedders of which one would not be what the other is."""
+    if not one.has_weights_of(other):
+        raise UserError(
+            f"{first} and {second} are trainings of different base models ({one.model}, {other.model}): nothing is "
+            "there to be merged"
+        )
+    ours, theirs = vars(one), vars(other)
+    odd = [name for name in ours if name not in _FREE and ours[name] != theirs[name]]
+    if odd:
+        lines = [f"  {name}: {ours[name]!r} and {theirs[name]!r}" for name in odd]
+        raise UserError("\n".join([f"{first} and {second} do not embed alike, and cannot be merged:", *lines]))
+
+
+def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None:
+    """Refuse trainings that the method cannot put together."""
+    whole = [adapter.config is None for adapter in adapters]
+    if any(whole):
+        if not all(whole):
+            raise UserError(
+                f"{adapters[whole.index(False)].name} is an adapter, {adapters[whole.index(True)].name} a whole"
+            )
+        if options.method is not Method.linear:
+            raise UserError(
+                f"{override('method', options.method.value)}: these runs were trained whole (lora=none), and only "
+                "method=linear merges such weights"
+            )
+        return
+    for adapter in adapters:
+        if adapter.config.use_dora:
+            raise UserError(f"{adapter.name} was trained with lora.variant=dora, whose lengths are no sum: not merged")
+        if adapter.config.bias != "none":
+            raise UserError(f"{adapter.name} has trained biases, which PEFT does not merge")
+    ranks = [adapter.config.r for adapter in adapters]
+    targets = [set(adapter.config.target_modules) for adapter in adapters]
+    if options.method is not Method.cat and len(set(ranks)) > 1:
+        raise UserError(
+            f"{override('method', options.method.value)}: ranks are {', '.join(map(str, ranks))}; take method=cat"
+        )
+    if any(names != targets[0] for names in targets):
+        odd = ", ".join(sorted(set.union(*targets) - set.intersection(*targets)))
+        raise UserError(f"these runs changed different layers ({odd}): not merged")
+
+
+def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
+    facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.density]
+    return options.outputs / f"merged-{digest(facts)}"
+
+
+def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions) -> "Embedder":
+    """The embedder in memory."""
+    from cft.model.embedder import Embedder
+
+    log.info("loading %s", folders[0])
+    embedder = Embedder.load(folders[0])
+    if adapters[0].config is None:
+        _mean_of_wholes(embedder.model, adapters, options.shares)
+    else:
+        _combine(embedder.model, adapters, options)
+    return Embedder(embedder.model, embedder.backbone, replace(embedder.contract, adapter=None))
+
+
+def _mean_of_wholes(model: "torch.nn.Module", adapters: "list[Adapter]", shares: list[float]) -> None:
+    from cft.model.weights import FULL_WEIGHTS, read_tensors
+
+    total: dict[str, torch.Tensor] = {}
+    for adapter, share in zip(adapters, shares, strict=True):
+        for name, tensor in read_tensors(adapter.folder / FULL_WEIGHTS).items():
+            part = tensor.double() * share
+            total[name] = total[name] + part if name in total else part
+    known = model.state_dict()
+    model.load_state_dict({name: tensor.to(known[name].dtype) for name, tensor in total.items()})
+
+
+def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> None:
+    """Replace the model's adapter by the adapters' combination."""
+    parts = [f"part{number}" for number in range(len(adapters))]
+    for part, adapter in zip(parts, adapters, strict=True):
+        model.load_adapter(str(adapter.folder), adapter_name=part, low_cpu_mem_usage=False)
+    model.delete_adapter("default")
+    expected = _sum_of_changes(model, dict(zip(parts, options.shares, strict=True)))
+    # Of rank-stabilised adapters PEFT would scale the sum once more.
+    model.peft_config[parts[0]].use_rslora = False
+    density = options.density if options.method is Method.ties else None
+    model.add_weighted_adapter(parts, options.shares, "default", combination_type=options.method.value, density=density)
+    model.set_adapter("default")
+    if options.method is Method.cat:
+        for name, change in _sum_of_changes(model, {"default": 1.0}).items():
+            if float((change - expected[name]).abs().max()) > _TOLERANCE * float(expected[name].abs().max()):
+                raise RuntimeError(f"PEFT's sum of the changes of {name} is not the sum of the changes")
+    for part in parts:
+        model.delete_adapter(part)
+
+
+def _sum_of_changes(model: Any, shares: dict[str, float]) -> "dict[str, torch.Tensor]":
+    """What adapters together add to the weight of each layer."""
+    return {
+        name: sum(share * layer.get_delta_weight(adapter) for adapter, share in shares.items())
+        for name, layer in model.named_modules()
+        if hasattr(layer, "get_delta_weight") and all(adapter in layer.lora_A for adapter in shares)
+    }
+
+
+def _require_same(folder: Path, expected: Any) -> None:
+    """Refuse to keep a folder that gives other vectors than the embedder in memory."""
+    import numpy as np
+
+    from cft.model.embedder import Embedder
+
+    difference = float(np.abs(Embedder.load(folder).encode(_TEXTS) - expected).max())
+    if difference > _TOLERANCE:
+        raise RuntimeError(f"the merged embedder, loaded again, gives other vectors (off by {difference:.1e})")
+
+
+def _report(target: Path, parents: list[dict], options: MergeOptions) -> str:
+    table: list[Row] = [("run", "share")]
+    table += [(parent["run"], f"{parent['share']:.3f}") for parent in parents]
+    return "\n".join(
+        [
+            as_text(table),
+            "",
+            f"written: {target} (method={options.method.value}; adapter/, contract.json, {RECORD})",
+            f"  python -m cft.similar, cft.encode and cft.export take {override('run', target)}",
+            f"next: score it, python -m cft.run {override('adapter', target)} train.steps=0 eval=... and their other "
+            "settings",
+        ]
+    )

@@ -1,0 +1,148 @@
+"""Merged trainings: the weighted sum of their changes, or one readable refusal before a model is loaded."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from exports import train
+from peft import PeftModel
+
+from cft.deploy import merge
+from cft.deploy.merge import MergeOptions, merge_runs
+from cft.merge import COMMAND
+from cft.model.embedder import Embedder
+from cft.system.errors import UserError
+
+TEXTS = ["A man is playing a flute.", "Nobody is at home.", "x"]
+
+
+def weights_of(embedder: Embedder) -> dict[str, torch.Tensor]:
+    """All weights, an adapter merged into them."""
+    model = embedder.model
+    return (model.merge_and_unload() if isinstance(model, PeftModel) else model).state_dict()
+
+
+def runs_of(tmp_path, *overrides: str, seeds=(1, 2, 3)) -> list:
+    return [train(tmp_path / f"seed{seed}", "model=tiny", f"seed={seed}", *overrides) for seed in seeds]
+
+
+def options(runs, tmp_path, **more) -> MergeOptions:
+    return MergeOptions(runs=[str(run) for run in runs], **({"weights": [], "out": str(tmp_path / "merged")} | more))
+
+
+@pytest.mark.parametrize("variant", ["plain", "rslora"])
+def test_the_sum_of_the_changes_is_weighted(tmp_path, variant):
+    runs = runs_of(tmp_path, f"lora.variant={variant}")
+    said = merge_runs(options(runs, tmp_path, weights=[2, 1, 1]))
+    merged = weights_of(Embedder.load(tmp_path / "merged"))
+    parts = [weights_of(Embedder.load(run)) for run in runs]
+    for name, weight in merged.items():
+        wanted = sum(share * part[name] for share, part in zip([0.5, 0.25, 0.25], parts, strict=True))
+        assert (weight - wanted).abs().max() < 1e-6, name
+    assert any((merged[name] - parts[0][name]).abs().max() > 1e-4 for name in merged)
+    assert "0.500" in said and "next: score it" in said
+
+
+def test_runs_of_different_ranks_are_summed_too(tmp_path):
+    runs = [*runs_of(tmp_path, "lora.rank=4", seeds=[1]), *runs_of(tmp_path, "lora.rank=2", seeds=[2])]
+    merge_runs(options(runs, tmp_path))
+    config = json.loads((tmp_path / "merged/adapter/adapter_config.json").read_text())
+    assert config["r"] == 6
+    merged, one, other = (weights_of(Embedder.load(each)) for each in (tmp_path / "merged", *runs))
+    assert all((merged[name] - (one[name] + other[name]) / 2).abs().max() < 1e-6 for name in merged)
+
+
+@pytest.mark.parametrize(("method", "more"), [("linear", {}), ("ties", {"density": 0.4})])
+def test_peft_s_other_methods_keep_the_rank_and_are_what_peft_gives(tmp_path, method, more):
+    runs = runs_of(tmp_path)
+    merge_runs(options(runs, tmp_path, method=method, **more))
+    config = json.loads((tmp_path / "merged/adapter/adapter_config.json").read_text())
+    assert config["r"] == 8
+    model = Embedder.load(runs[0]).model
+    for number, run in enumerate(runs):
+        model.load_adapter(str(run / "adapter"), adapter_name=f"p{number}")
+    model.add_weighted_adapter(["p0", "p1", "p2"], [1 / 3] * 3, "sum", combination_type=method, **more)
+    model.set_adapter("sum")
+    base = Embedder.load(runs[0])
+    expected = Embedder(model, base.backbone, base.contract).encode(TEXTS)
+    np.testing.assert_allclose(Embedder.load(tmp_path / "merged").encode(TEXTS), expected, atol=1e-5)
+
+
+def test_whole_weights_are_averaged(tmp_path):
+    runs = runs_of(tmp_path, "lora=none", "lr=1e-3", seeds=[1, 2])
+    with pytest.raises(UserError, match="method=cat: these runs were trained whole .* only method=linear"):
+        merge_runs(options(runs, tmp_path))
+    merge_runs(options(runs, tmp_path, method="linear"))
+    merged, one, other = (weights_of(Embedder.load(each)) for each in (tmp_path / "merged", *runs))
+    assert all((merged[name] - (one[name] + other[name]) / 2).abs().max() < 1e-6 for name in merged)
+
+
+def test_the_result_is_an_embedder_like_any_other(tmp_path, monkeypatch):
+    runs = runs_of(tmp_path, seeds=[1, 2])
+    monkeypatch.chdir(tmp_path)
+    said = merge_runs(COMMAND.read([f"runs=[{runs[0]},{runs[1]}]"]))
+    (folder,) = (tmp_path / "outputs").glob("merged-*")
+    assert folder.name in said
+    record = json.loads((folder / "merge.json").read_text())
+    assert [parent["run"] for parent in record["parents"]] == [run.name for run in runs]
+    assert [parent["share"] for parent in record["parents"]] == [0.5, 0.5] and record["method"] == "cat"
+    assert Embedder.load(folder).contract.adapter not in (None, *(Embedder.load(run).contract.adapter for run in runs))
+    again = train(
+        tmp_path / "scored", "model=tiny", f"adapter={folder}", "train.steps=2", "lora.rank=16", "lora.alpha=16"
+    )
+    assert Embedder.load(again).encode(TEXTS).shape == (3, 32)
+    with pytest.raises(UserError, match="exists; name another folder by out="):
+        merge_runs(COMMAND.read([f"runs=[{runs[0]},{runs[1]}]"]))
+
+
+def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    one = train(tmp_path / "one", "model=tiny")
+    others = {
+        "different base models": train(tmp_path / "base", "model=tiny", "model.path=random:qwen2"),
+        "do not embed alike.*pooling: .*last.* and .*mean": train(
+            tmp_path / "mean", "model=tiny", "model.pooling=mean"
+        ),
+        "do not embed alike.*template": train(tmp_path / "p", "model=tiny", "prompt=prompt1", "prompt.use=both"),
+        "is an adapter, .* a whole": train(tmp_path / "whole", "model=tiny", "lora=none"),
+        "lora.variant=dora": train(tmp_path / "dora", "model=tiny", "lora.variant=dora"),
+        "changed different layers": train(tmp_path / "keys", "model=tiny", "lora.targets=[key]"),
+        "is named twice": one,
+    }
+    rank = train(tmp_path / "rank", "model=tiny", "lora.rank=2")
+    monkeypatch.setattr(Embedder, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    for message, other in others.items():
+        with pytest.raises(UserError, match=f"(?s){message}"):
+            merge_runs(options([one, other], tmp_path))
+    with pytest.raises(UserError, match="method=ties: ranks are 8, 2; take method=cat"):
+        merge_runs(options([one, rank], tmp_path, method="ties"))
+    with pytest.raises(UserError, match="no finished embedder"):
+        merge_runs(options([one, tmp_path / "none"], tmp_path))
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["runs=[a]"], "name two runs or more"),
+        ([], "name two runs or more"),
+        (["runs=[a,b]", "weights=[1]"], "there are 1 weights for 2 runs"),
+        (["runs=[a,b]", "weights=[0,0]"], "must be 0 or more, and not all 0"),
+        (["runs=[a,b]", "weights=[1,-1]"], "must be 0 or more, and not all 0"),
+        (["runs=[a,b]", "weights=[1,x]"], "weights=.*: must be numbers with commas between"),
+        (["runs=[a,,b]"], "runs=.*: must be words with commas between"),
+        (["runs=a,b", "method=mean"], "method=mean: must be cat or linear or ties"),
+        (["runs=a,b", "density=0"], "density=0: must be above 0 and at most 1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        merge_runs(COMMAND.read(words))
+
+
+def test_a_sum_that_is_none_is_not_kept(tmp_path, monkeypatch):
+    runs = runs_of(tmp_path, seeds=[1, 2])
+    monkeypatch.setattr(merge, "_sum_of_changes", lambda *_: {"layer": torch.randn(2, 2)})
+    with pytest.raises(RuntimeError, match="is not the sum of the changes"):
+        merge_runs(options(runs, tmp_path))
+    assert not (tmp_path / "merged").exists()
