@@ -32,7 +32,7 @@ install: $(VENV)/.made  ## make the environment in .venv with the tested version
 
 # Questions in words of one's own, which the demo's embedder answers with functions of the standard library.
 demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they do, and search (minutes on 2 cores)
-	$(BIN)/python -m cft.run data=docstrings eval=docstrings
+	$(BIN)/python -m cft.run data=docstrings eval=docstrings model.pooling=mean
 	@documents=$$(ls -t outputs/smollm2-docstrings-*/evaluations/docstrings-*/documents.txt | head -n 1); \
 	for question in "how do I copy a whole folder" "wait until a thread has ended" "remove spaces at the start of every line"; do \
 		echo; echo "$$question"; \
