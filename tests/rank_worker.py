@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from cft.config.schema import LossSettings
 from cft.model.lora import trainable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
-from cft.training.contrastive import BatchSetup, contrastive_backward
+from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
 
 TAUGHT = "taught, both ways, uneven, in chunks"
+GUIDED = "guided, all candidates, uneven, in chunks"
 
 # Loss, hard negatives a triplet, rows of the batch, tokens of a chunk.
 CASES = {
@@ -31,6 +32,7 @@ CASES = {
         60,
     ),
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
+    GUIDED: (LossSettings(both_directions=True, anchors_as_negatives=True, guide="tiny", guide_margin=0.05), 2, 7, 60),
 }
 
 
@@ -42,9 +44,9 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         batch[3] = batch[3]._replace(positive=batch[1].positive)
         embedder = tuned()
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
-        part = contrastive_backward(
-            embedder, batch, BatchSetup(loss, teacher=teacher, chunk_tokens=chunk_tokens, world=world)
-        )
+        guide = Guide(a_teacher().embedder) if name == GUIDED else None
+        setup = BatchSetup(loss, teacher=teacher, guide=guide, chunk_tokens=chunk_tokens, world=world)
+        part = contrastive_backward(embedder, batch, setup)
         weights = trainable(embedder.model)
         unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
         world.all_reduce_gradients([*weights.values(), unused])

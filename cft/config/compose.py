@@ -69,6 +69,8 @@ def to_config(composed: DictConfig, overrides: list[str]) -> Config:
     if config.baseline.model:
         beside = _of_path(config.baseline.model, BASELINE, keys)
         config = replace(config, baseline=replace(config.baseline, model=beside))
+    if config.loss.guide is not None:
+        _require_choice("loss.guide", config.loss.guide, all_groups()["model"])
     given = [*keys, *_set_by_experiment(overrides)]  # no set: a wrong configuration may hold a list in the list
     fitted = [key for key in config.train.fitted if key not in given]
     config = replace(config, train=replace(config.train, fitted=fitted))

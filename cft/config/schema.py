@@ -235,6 +235,10 @@ class LossSettings:
     mask_false_negatives: bool = False  # true: a candidate that equals the anchor's positive does not count against it
     both_directions: bool = False  # true: each positive must pick its anchor too; the loss is the mean of both ways
     anchors_as_negatives: bool = False  # true: the other anchors of the batch are candidates too
+    # a choice of conf/model, as in loss.guide=minilm: candidates that it finds as near as the positive do not count
+    guide: str | None = None
+    guide_margin: float = 0.0  # how much nearer the positive must be, of a cosine; -1 to 1; only with loss.guide
+    guide_relative: bool = False  # true: the margin is a share of the positive's cosine
     # Matryoshka: so many first numbers of vectors must do alone too, as in [64,128]; the loss is the mean of all widths
     dimensions: list[int] = field(default_factory=list)
 
@@ -250,6 +254,10 @@ class LossSettings:
         """What no job could run with."""
         if self._odd_dimensions:
             yield f"{override('loss.dimensions', self.dimensions)}: numbers of a vector, each 1 or more"
+        if not -1 <= self.guide_margin <= 1:
+            yield f"loss.guide_margin={self.guide_margin:g}: must be -1 to 1"
+        if self.guide is None and (self.guide_margin or self.guide_relative):
+            yield "loss.guide_margin and loss.guide_relative would not be read: name a guide, as in loss.guide=minilm"
         if self.temperature <= 0:
             yield f"loss.temperature={self.temperature}: must be above 0 (the paper uses 0.05)"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cft.config.compose import compose_model
 from cft.config.rules import require_valid
 from cft.config.schema import (
     TEACHER,
@@ -60,6 +61,9 @@ _SINCE = {
     "both_directions": False,
     "anchors_as_negatives": False,
     "dimensions": [],
+    "guide": None,
+    "guide_margin": 0.0,
+    "guide_relative": False,
     "variant": "plain",
     "lr_ratio": 1.0,
 }
@@ -80,6 +84,7 @@ class Plan:
     sets: dict[str, list[ScoredPair]]  # evaluation data by the name of the set
     start: StartingPoint  # the base model, and the adapter on it if there is one
     teacher: ModelFiles | None = None  # the embedder to distill, if any
+    guide: tuple[ModelSettings, ModelFiles] | None = None  # that of loss.guide
     retrieval: dict[str, RetrievalSet] = field(default_factory=dict)  # queries and documents by the name of the set
 
     @property
@@ -132,6 +137,7 @@ class Plan:
             "bf16": self.start.bf16,
             "data": self.data.content,
             **self._teaching,
+            **({"guide": _embedding(*self.guide)} if self.guide else {}),
             # Without dropout a training gives what it gave under the first recipe.
             **({"training_recipe": TRAINING_RECIPE} if config.lora.dropout else {}),
             # Part of the result only where training itself is under another prompt.
@@ -244,6 +250,15 @@ def require_width(loss: LossSettings, width: int | None) -> None:
             f"{override('loss.dimensions', loss.dimensions)}: a vector of this model has {width} numbers, and all of "
             f"them always count; name fewer than {width}"
         )
+
+
+def _guide(choice: str, inputs: "InputCache") -> tuple[ModelSettings, ModelFiles]:
+    """The settings and the files of what says which candidates do not count."""
+    try:
+        settings = compose_model(choice)
+        return settings, inputs.files(settings)
+    except UserError as error:
+        raise UserError(f"{override('loss.guide', choice)}: {error}") from error
 
 
 class InputCache:
@@ -364,6 +379,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if config.distill.model and data:
         with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
+    guide = _guide(config.loss.guide, inputs) if config.loss.guide and data else None
     files = inputs.files(config.model)
     if data:
         require_width(config.loss, files.setting("hidden_size"))
@@ -375,5 +391,6 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         sets=inputs.sets(config.eval),
         start=start,
         teacher=teacher,
+        guide=guide,
         retrieval=inputs.retrieval(config.eval, config.data, halved=_is_halved(config)),
     )

@@ -29,7 +29,7 @@ from cft.system.errors import UserError, renaming_keys
 from cft.system.files import write_record
 from cft.training import checkpoint
 from cft.training.best import best_step, is_over, scored_steps
-from cft.training.contrastive import Teacher
+from cft.training.contrastive import Guide, Teacher
 from cft.training.memory import PeakMemory
 from cft.training.schedule import warmup_steps
 from cft.training.trainer import RowCallback, TrainingRun
@@ -94,6 +94,7 @@ class TrainingStage:
             stop_at=plan.stop_at,
             bf16=plan.start.bf16,
             teacher=_load_teacher(plan),
+            guide=_load_guide(plan),
             looked_for=_held_out(plan.data) if plan.config.train.eval_every else None,
             world=world,
         )
@@ -202,6 +203,15 @@ def _load_teacher(plan: Plan) -> Teacher | None:
         return Teacher(Embedder.base(settings.model, files=plan.teacher, device=plan.start.device), settings)
 
 
+def _load_guide(plan: Plan) -> Guide | None:
+    """What says which candidates do not count, on the device of the training."""
+    if plan.guide is None:
+        return None
+    settings, files = plan.guide
+    log.info("loading the guide %s (%s)", settings.name, settings.path)
+    return Guide(Embedder.base(settings, files=files, device=plan.start.device))
+
+
 def _has_gone_past(plan: Plan) -> bool:
     """Whether the training went past the step to be scored without keeping it: it is then trained anew, apart."""
     past = plan.training.is_finished or checkpoint.step_of(plan.folder) >= plan.stop_at
@@ -269,6 +279,8 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         micro_batch - 1,
         hard,
     )
+    if config.loss.guide:
+        log.info("candidates that %s finds as near as the positive do not count", config.loss.guide)
     if config.distill.model:
         share = f"{config.distill.share:.0%} of the target"
         log.info("%s is the teacher's: the similarities of %s", share, config.distill.model.name)

@@ -10,8 +10,9 @@ Source: Gao et al. 2021, arXiv 2101.06983.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from cft.batching.places import Places
@@ -21,10 +22,13 @@ from cft.model.dropout import Draw, drawing, drops
 from cft.model.embedder import Embedder
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
-from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, info_nce
+from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, guided_mask, info_nce
 
 # Anchors per block of the loss: the similarities of a large batch would take more memory than a chunk of the model.
 _ANCHORS = 256
+
+# Vectors that a guide keeps: texts that come again, in another epoch, are not embedded again.
+_GUIDE_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,31 @@ class Teacher:
     settings: DistillSettings  # conf/distill
 
 
+class Guide:
+    """A finished embedder that says which candidates do not count; the vectors of the texts it has seen are kept."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        """Begin without vectors."""
+        self._embedder = embedder
+        self._kept: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (texts, D) float32."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
+        found = dict(zip(new, self._embedder.encode(new), strict=True)) if new else {}
+        vectors = np.stack([found[text] if text in found else self._kept[text] for text in texts])
+        if len(self._kept) * vectors[0].nbytes < _GUIDE_BYTES:
+            self._kept |= found
+        return vectors
+
+
 @dataclass(frozen=True)
 class BatchSetup:
     """How batches become gradients: what does not change from one batch to the next."""
 
     loss: LossSettings
     teacher: Teacher | None = None
+    guide: Guide | None = None
     world: World = SINGLE_PROCESS  # the processes that share a batch
     chunk_tokens: int | None = None  # most that go through the model at once; None for the whole batch
     autocast: Callable[[], AbstractContextManager] = nullcontext  # the precision that models run in
@@ -94,7 +117,9 @@ def contrastive_backward(
     # 2. Take the loss and its gradient with respect to the embeddings, in blocks of anchors.
     leaf = embeddings.detach().requires_grad_(True)
     student = _Pool(leaf, batch, setup)
-    directions = _directions(student, _teacher_pool(batch, setup, leaf.device), batch, setup)
+    teacher = _pool_of(setup.teacher.embedder, batch, setup, leaf.device) if setup.teacher else None
+    guide = _pool_of(setup.guide, batch, setup, leaf.device) if setup.guide else None
+    directions = _directions(_Pools(student, teacher, guide), batch, setup)
     rows = student.rows
     widths = [None, *loss.dimensions]  # the whole vectors first: their accuracy is the step's
     blocks = []
@@ -233,12 +258,18 @@ class _Pool:
         torch.autograd.backward(list(self._gathered.values()), leaves)
 
 
-def _teacher_pool(batch: Sequence[Triplet], setup: BatchSetup, device: torch.device) -> _Pool | None:
-    """The teacher's embeddings of the same texts."""
-    if setup.teacher is None:
-        return None
+class _Pools(NamedTuple):
+    """Embeddings of the same texts by the model that is trained, and by those beside it."""
+
+    student: _Pool
+    teacher: _Pool | None
+    guide: _Pool | None
+
+
+def _pool_of(finished: Embedder | Guide, batch: Sequence[Triplet], setup: BatchSetup, device: torch.device) -> _Pool:
+    """A finished embedder's embeddings of the same texts."""
     with setup.autocast():
-        vectors = setup.teacher.embedder.encode(texts_of(batch[setup.world.shard(len(batch))], setup.loss))
+        vectors = finished.encode(texts_of(batch[setup.world.shard(len(batch))], setup.loss))
     return _Pool(torch.from_numpy(vectors).to(device), batch, setup)
 
 
@@ -250,8 +281,9 @@ class _Direction:
     candidates: torch.Tensor  # (C, D) of all processes, first those that belong to the rows of the batch
     mask: torch.Tensor | None  # (batch, C) True for candidates that do not count; None if all do
     first: int  # row of the batch that the first query is of
-    temperature: float
+    loss: LossSettings
     teacher: tuple[torch.Tensor, torch.Tensor] | None  # the teacher's embeddings of the queries and the candidates
+    guide: tuple[torch.Tensor, torch.Tensor] | None  # the guide's
     distill: DistillSettings
 
     def block(self, start: int, end: int, width: int | None = None) -> dict[str, Any]:
@@ -261,6 +293,15 @@ class _Direction:
         """
         first = self.first + start
         mask = None if self.mask is None else self.mask[first : self.first + end].to(self.queries.device)
+        if self.guide:
+            marked = guided_mask(
+                self.guide[0][start:end],
+                self.guide[1],
+                margin=self.loss.guide_margin,
+                relative=self.loss.guide_relative,
+                first=first,
+            )
+            mask = marked if mask is None else mask | marked
         targets = None
         if self.teacher:
             targets = distillation_targets(
@@ -274,16 +315,19 @@ class _Direction:
         return {
             "anchor": self.queries[start:end, :width],
             "positive": self.candidates[:, :width],
-            "temperature": self.temperature,
+            "temperature": self.loss.temperature,
             "false_negatives": mask,
             "first": first,
             "targets": targets,
         }
 
 
-def _directions(student: _Pool, teacher: _Pool | None, batch: Sequence[Triplet], setup: BatchSetup) -> list[_Direction]:
+def _directions(pools: _Pools, batch: Sequence[Triplet], setup: BatchSetup) -> list[_Direction]:
     """Anchors that pick positives and, in both directions, positives that pick anchors."""
-    loss, rows = setup.loss, student.rows
+    loss, student, rows = setup.loss, pools.student, pools.student.rows
+
+    def beside(pool: _Pool | None, queries: slice, roles: list[str]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return (pool.local[queries], pool.candidates(roles).detach()) if pool else None
 
     def direction(queries: slice, roles: list[str], mask: torch.Tensor | None) -> _Direction:
         return _Direction(
@@ -291,8 +335,9 @@ def _directions(student: _Pool, teacher: _Pool | None, batch: Sequence[Triplet],
             candidates=student.candidates(roles),
             mask=mask,
             first=setup.world.shard(len(batch)).start,
-            temperature=loss.temperature,
-            teacher=(teacher.local[queries], teacher.candidates(roles)) if teacher else None,
+            loss=loss,
+            teacher=beside(pools.teacher, queries, roles),
+            guide=beside(pools.guide, queries, roles),
             distill=setup.teacher.settings if setup.teacher else DistillSettings(),
         )
 

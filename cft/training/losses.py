@@ -68,6 +68,31 @@ def info_nce(
     return ContrastiveLoss(loss, accuracy, torch.isfinite(logits).sum(dim=-1).float().mean().item())
 
 
+def guided_mask(
+    anchor: torch.Tensor, candidates: torch.Tensor, *, margin: float, relative: bool, first: int = 0
+) -> torch.Tensor:
+    """Mark the candidates that a guide finds as near to an anchor as the anchor's own positive, or nearer.
+
+    Args:
+        anchor: (B, D) the guide's embeddings.
+        candidates: (C, D) the guide's embeddings; row first + i is anchor i's positive.
+        margin: what a candidate's cosine must be lower than the positive's by, to count.
+        relative: whether the margin is a share of the positive's cosine.
+        first: row of `candidates` that belongs to anchor 0.
+
+    Returns:
+        (B, C) bool; an anchor's own positive is never marked.
+
+    Source: Solatorio 2024 (GISTEmbed), arXiv 2402.16829; of margins, sentence-transformers' GISTEmbedLoss.
+    """
+    cosines = F.normalize(anchor.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T
+    rows = torch.arange(len(anchor), device=anchor.device)
+    own = cosines[rows, first + rows][:, None]
+    marked = cosines > own - (own.abs() * margin if relative else margin)
+    marked[rows, first + rows] = False
+    return marked
+
+
 def distillation_targets(
     anchor: torch.Tensor,
     candidates: torch.Tensor,

@@ -34,7 +34,7 @@ from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
 from cft.training.best import BestWeights, is_over
 from cft.training.chunking import Chunking, KillMark, choose_chunking
-from cft.training.contrastive import BatchSetup, StepStats, Teacher, contrastive_backward, tokens_of
+from cft.training.contrastive import BatchSetup, Guide, StepStats, Teacher, contrastive_backward, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class TrainingRun:
     stop_at: int  # step after which to stop, `steps` for all; a later call goes on from there
     bf16: bool = False  # run the model under autocast to bfloat16
     teacher: Teacher | None = None  # whose similarities are part of the target
+    guide: Guide | None = None  # which says what candidates do not count
     looked_for: RetrievalSet | None = None  # scores the training where there are no scored pairs
     world: World = SINGLE_PROCESS  # the processes that train together
 
@@ -289,7 +290,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     stats: list[StepStats] = []
     while not stats:
         torch.manual_seed(seed)
-        setup = BatchSetup(run.config.loss, run.teacher, run.world, state.chunking.tokens, state.autocast)
+        setup = BatchSetup(run.config.loss, run.teacher, run.guide, run.world, state.chunking.tokens, state.autocast)
         with OutOfMemory() as ended:
             for number, sequences in enumerate(batch.sequences):
                 part = slice(number * size, (number + 1) * size)
@@ -312,18 +313,30 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
             "moments in memory: lower train.chunk_tokens, train fewer weights (lora.rank, lora.targets), or take a "
             "smaller model"
         )
+    means = {
+        name: sum(getattr(part, name) for part in stats) / len(stats) for name in ("loss", "accuracy", "candidates")
+    }
+    if step == 0 and run.guide and means["candidates"] < 2:
+        log.warning(
+            "the guide finds nearly all texts as near as the positives: of %d candidates it leaves an anchor %.1f, its "
+            "positive among them, and there is little to learn; lower loss.guide_margin=%g, or take another guide",
+            *(_candidates_of(batch, settings.accumulation), means["candidates"], run.config.loss.guide_margin),
+        )
     return {
         "event": "step",
         "step": step + 1,
-        **{
-            name: sum(getattr(part, name) for part in stats) / len(stats) for name in ("loss", "accuracy", "candidates")
-        },
+        **means,
         "lr": rate,
         "gradient_norm": norm,
         **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},
         "chunk_tokens": state.chunking.tokens,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _candidates_of(batch: _Batch, micro_batches: int) -> int:
+    """How many texts an anchor chooses from, hard negatives among them."""
+    return sum(1 + len(row.negatives) for row in batch.triplets) // micro_batches
 
 
 def _update(state: _State, batch: _Batch, *, step: int) -> float:
