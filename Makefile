@@ -34,7 +34,7 @@ install: $(VENV)/.made  ## make the environment in .venv with the tested version
 demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they do, and search (minutes on 2 cores)
 	$(BIN)/python -m cft.run data=docstrings eval=docstrings model.pooling=mean
 	@documents=$$(ls -t outputs/smollm2-docstrings-*/evaluations/docstrings-*/documents.txt | head -n 1); \
-	for question in "how do I copy a whole folder" "wait until a thread has ended" "remove spaces at the start of every line"; do \
+	for question in "how do I copy a file" "pick a random element" "turn a string into a date"; do \
 		echo; echo "$$question"; \
 		$(BIN)/python -m cft.similar run="$${documents%%/evaluations/*}" "$$question" "$$documents" top=3 || exit; \
 	done
@@ -114,6 +114,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 
 docs: install  ## the pages of docs/ as a site in outputs/site, settings written anew
 	$(BIN)/python -m cft.config.reference docs/configuration.md
+	$(BIN)/python docs/write_api.py
 	$(BIN)/python -m mkdocs build --strict --quiet
 	@echo "written: outputs/site/index.html"
 

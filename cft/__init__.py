@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cft.deploy.mteb import MtebEncoder
+    from cft.job.library import train
     from cft.model.embedder import Embedder
     from cft.model.quantize import quantize
 
-__all__ = ["Embedder", "MtebEncoder", "__version__", "quantize"]
+__all__ = ["Embedder", "MtebEncoder", "__version__", "quantize", "train"]
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _HOMES = {
     "Embedder": "cft.model.embedder",
     "MtebEncoder": "cft.deploy.mteb",
     "quantize": "cft.model.quantize",
+    "train": "cft.job.library",
 }
 
 

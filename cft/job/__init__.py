@@ -3,6 +3,7 @@
 # The modules that other rooms may use.
 __all__ = [
     "runner",  # `run` carries out one job
+    "library",  # `train` from Python
     "plan",  # what a job will do, and the folders of its results
     "start",  # what a job starts from
     "run_folder",  # every file of a run's folder

@@ -34,7 +34,7 @@ _EXAMPLES, _EXAMPLE_LENGTH = 3, 100
 
 # Beside the scores of eval=docstrings: all documents, a line each, to be searched by cft.similar.
 DOCUMENTS = "documents.txt"
-_QUESTION = "how do I copy a whole folder"
+_QUESTION = "how do I copy a file"
 
 
 def report_base(plan: Plan, before: Evaluation) -> None:

@@ -68,6 +68,13 @@ class Embedder:
         backbone: the base model that `model` stands on.
         contract: what the vectors depend on.
         texts_cut: number of texts tokenised so far that were longer than the contract's length limit.
+
+    Example:
+        >>> from cft.config.compose import compose_model
+        >>> embedder = Embedder.base(compose_model("tiny"))  # or Embedder.load("outputs/FOLDER")
+        >>> query, documents = embedder.encode_query(["a question"]), embedder.encode_document(["one", "another"])
+        >>> (query @ documents.T).shape  # cosines
+        (1, 2)
     """
 
     def __init__(self, model: torch.nn.Module, backbone: Backbone, contract: Contract) -> None:

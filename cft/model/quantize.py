@@ -50,6 +50,11 @@ def quantize(vectors: np.ndarray, dtype: Dtype, ranges: np.ndarray | None = None
     Raises:
         UserError: if the kind is unknown, vectors are no (n, D) floats, ranges do not fit, or they are to be taken
             from fewer than two vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> quantize(np.array([[0.6, -0.8], [-1.0, 0.0]], dtype=np.float32), "uint8").tolist()
+        [[255, 0], [0, 255]]
     """
     require_dtype(dtype)
     try:

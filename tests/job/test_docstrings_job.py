@@ -36,7 +36,7 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
     assert "| standard library | 12 |" in (place / "table.md").read_text()
     documents = (place / DOCUMENTS).read_text().splitlines()
     assert documents == [f"sample.files.copy_{n}(path): copy {n}" for n in range(15)]
-    assert f"cft.similar run={folder} 'how do I copy a whole folder' {place / DOCUMENTS}" in caplog.text
+    assert f"cft.similar run={folder} 'how do I copy a file' {place / DOCUMENTS}" in caplog.text
     options = {"run": str(folder), "top": 2, "vector_cache_gb": 0}
     capsys.readouterr()
     search_file(SimilarOptions(place / DOCUMENTS, "copy 3 files", **options))

@@ -182,7 +182,7 @@ def test_a_run_under_outputs_that_is_not_there_is_no_repository(tmp_path, monkey
 
 def test_every_public_class_has_been_tried_here():
     """A class that joins the package's door joins this table."""
-    assert set(cft.__all__) == {"Embedder", "MtebEncoder", "__version__", "quantize"}
+    assert set(cft.__all__) == {"Embedder", "MtebEncoder", "__version__", "quantize", "train"}
     public = {
         name
         for name, member in inspect.getmembers(Embedder, callable)
