@@ -18,7 +18,7 @@ FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo release test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -111,6 +111,25 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
+
+# The upload is a person's: .venv-release/bin/python -m twine upload dist/*
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+release:  ## build sdist and wheel in dist/, check them, and try the wheel in a fresh environment of each of PYTHONS
+	rm -rf dist .venv-release
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	.venv-release/bin/python -m build --outdir dist
+	.venv-release/bin/python -m twine check --strict dist/*
+	@for python in $(PYTHONS); do \
+		$$python --version >/dev/null 2>&1 || { echo "$$python: not on this machine"; continue; }; \
+		scratch=$$(mktemp -d) && $$python -m venv $$scratch/env \
+		&& $$scratch/env/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl \
+		&& (cd $$scratch && env/bin/cft-run model=tiny logger=none train.steps=2 data.rows=200 data.holdout=4 eval.pairs=10) \
+		&& echo "$$python: installed, trained and scored" || { echo "$$python: FAILED"; rm -rf $$scratch; exit 1; }; \
+		rm -rf $$scratch; \
+	done
+	@ls -l dist
 
 docs: install  ## the pages of docs/ as a site in outputs/site, settings written anew
 	$(BIN)/python -m cft.config.reference docs/configuration.md
