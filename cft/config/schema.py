@@ -146,6 +146,7 @@ class LoggerKind(str, Enum):
     wandb_offline = "wandb_offline"
     csv = "csv"
     tensorboard = "tensorboard"
+    trackio = "trackio"
 
 
 @dataclass
@@ -533,12 +534,12 @@ class EvalSettings:
 
 @dataclass
 class LoggerSettings:
-    """conf/logger: Weights & Biases, TensorBoard, a CSV file or nothing."""
+    """conf/logger: Weights & Biases, Trackio, TensorBoard, a CSV file or nothing."""
 
-    kind: LoggerKind = LoggerKind.wandb_offline  # none, wandb, wandb_offline, csv or tensorboard
-    project: str = "cft"  # W&B project
-    group: str | None = None  # W&B group; null groups the jobs of a sweep
-    tags: list[str] = field(default_factory=list)  # W&B tags
+    kind: LoggerKind = LoggerKind.wandb_offline  # none, wandb, wandb_offline, csv, tensorboard or trackio
+    project: str = "cft"  # of W&B and Trackio
+    group: str | None = None  # of W&B and Trackio; null groups the jobs of a sweep
+    tags: list[str] = field(default_factory=list)  # of W&B
     artifact: bool = False  # true: W&B also keeps the adapter
 
 

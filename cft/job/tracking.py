@@ -1,4 +1,4 @@
-"""Trackers of a training besides its own history file: Weights & Biases, TensorBoard, a CSV file, or none.
+"""Trackers of a training besides its own history file: Weights & Biases, Trackio, TensorBoard, a CSV file, or none.
 
 None of them may stop a training or slow it down: one that fails or hangs is reported once and left out.
 """
@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,43 @@ class WandbTracker(Tracker):
         self._run.finish(exit_code=1 if failed else 0)
 
 
+class TrackioTracker(Tracker):
+    """One run of Trackio's a job, in a database on this machine."""
+
+    def __init__(self, job: Job, run: Any) -> None:
+        self._job = job
+        self._run = run
+
+    def watch(self, row: dict) -> None:
+        """Log a row under its event, at its step."""
+        values = {f"{row['event']}/{key}": value for key, value in measures(row, self._job.triplets).items()}
+        self._run.log(values, step=row["step"])
+
+    def finish(self, result: Result) -> None:
+        """Log final scores over steps, the table and the pictures."""
+        import trackio
+
+        for step, side in ((0, "before"), (result.step, "after")):
+            scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
+            self._run.log({f"score/{name}": value for name, value in scores.items()}, step=step)
+        header, *rows = result.table
+        images = {name: trackio.Image(str(path)) for name, path in result.pictures.items()}
+        table = trackio.Table(columns=list(header), data=[list(row) for row in rows])
+        self._run.log({"result": table, **images}, step=result.step)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run."""
+        with _quiet():
+            self._run.finish()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what a service prints of itself: it would break the progress bars."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 class _Isolated(Tracker):
     """Another tracker in a thread of its own, left out after its first failure; it is closed all the same."""
 
@@ -229,9 +266,8 @@ def tracking(settings: LoggerSettings, job: Job) -> Iterator[Tracker]:
 
 
 def _start(settings: LoggerSettings, job: Job) -> Tracker:
-    name = {LoggerKind.csv: "the CSV file", LoggerKind.tensorboard: "TensorBoard"}.get(
-        settings.kind, "Weights & Biases"
-    )
+    names = {LoggerKind.csv: "the CSV file", LoggerKind.tensorboard: "TensorBoard", LoggerKind.trackio: "Trackio"}
+    name = names.get(settings.kind, "Weights & Biases")
     try:
         if settings.kind is LoggerKind.none:
             return Tracker()
@@ -239,10 +275,28 @@ def _start(settings: LoggerSettings, job: Job) -> Tracker:
             return _Isolated(CsvTracker(job), name)
         if settings.kind is LoggerKind.tensorboard:
             return _Isolated(TensorBoardTracker(job), name)
+        if settings.kind is LoggerKind.trackio:
+            return _Isolated(TrackioTracker(job, _start_trackio(settings, job)), name)
         return _Isolated(WandbTracker(job, _start_wandb(settings, job), artifact=settings.artifact), name)
     except Exception as error:  # see _Isolated
         log.warning("%s did not start, the job goes on without it: %s", name, error)
         return Tracker()
+
+
+def _start_trackio(settings: LoggerSettings, job: Job) -> Any:
+    import trackio
+
+    with _quiet():
+        return trackio.init(
+            project=settings.project,
+            name=f"{job.name} {job.identity}",  # by its name a run is found again
+            group=settings.group,
+            config=job.config | {"job": job.kind},
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
 
 
 def _start_wandb(settings: LoggerSettings, job: Job) -> Any:

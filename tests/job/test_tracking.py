@@ -4,6 +4,7 @@ import csv
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,62 @@ def test_tensorboard_has_every_row_and_scores_over_steps(tmp_path):
         (5, 5.0),
     ]
     assert [(event.step, event.value) for event in found.Scalars("score/STS12")][-2:] == [(0, 1.0), (7, 2.0)]
+
+
+class FakeTrackio:
+    """Stands in for the package: what is logged, and what a table and a picture are made of."""
+
+    def __init__(self):
+        self.asked, self.run = {}, Run()
+
+    def init(self, **options):
+        sys.stdout.write("a banner\n")
+        self.asked |= options
+        return self.run
+
+    @staticmethod
+    def Table(columns, data):
+        return columns, data
+
+    @staticmethod
+    def Image(path):
+        return Path(path).name
+
+
+def test_trackio_has_every_row_and_scores_over_steps(monkeypatch, tmp_path, capsys):
+    fake = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    settings = LoggerSettings(kind=LoggerKind.trackio, group="sweep", project="p")
+    with tracking(settings, job(tmp_path)) as tracker:
+        tracker.watch(STEP)
+        tracker.watch(DEV)
+        tracker.finish(replace(result(tmp_path), pictures={"scores": tmp_path / "scores.png"}))
+    assert (fake.asked["project"], fake.asked["group"], fake.asked["resume"]) == ("p", "sweep", "allow")
+    assert "i" in fake.asked["name"] and fake.asked["config"] == {"lr": 1, "job": "train"}
+    steps = [step for step, _ in fake.run.logged]
+    assert steps == [3, 3, 0, 7, 7] and fake.run.logged[0][1]["step/loss"] == 0.5
+    assert fake.run.logged[2][1] == {"score/STS12": 1.0, "score/mean": 1.0}
+    assert fake.run.logged[4][1] == {"result": (["set", "after"], [["STS12", "2.00"]]), "scores": "scores.png"}
+    assert fake.run.finished == [0] and "a banner" not in capsys.readouterr().out
+
+
+def test_trackio_itself_keeps_what_is_logged(monkeypatch, tmp_path):
+    pytest.importorskip("trackio", reason="trackio is not installed (the extra `trackio`)")
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
+    from trackio.sqlite_storage import SQLiteStorage
+
+    for step in (3, 4):  # the second is the first one, resumed
+        with tracking(LoggerSettings(kind=LoggerKind.trackio, project="p"), job(tmp_path)) as tracker:
+            tracker.watch(STEP | {"step": step})
+    (name,) = SQLiteStorage.get_runs("p")
+    assert [row["step"] for row in SQLiteStorage.get_logs("p", name)] == [3, 4]
+
+
+def test_without_trackio_the_job_goes_on(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with tracking(LoggerSettings(kind=LoggerKind.trackio), job(tmp_path)) as tracker:
+        tracker.watch(STEP)
+    assert "Trackio did not start, the job goes on without it" in caplog.text
 
 
 def test_without_tensorboard_the_job_goes_on(monkeypatch, tmp_path, caplog):
