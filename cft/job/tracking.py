@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.schema import LoggerKind, LoggerSettings
+from cft.job.run_folder import RunFolder
 from cft.system.files import atomic_write
 from cft.system.tables import Row
 
@@ -107,7 +108,16 @@ class CsvTracker(Tracker):
             writer.writerows(row for row in rows if int(row["step"]) < step)
 
     def finish(self, result: Result) -> None:
-        """Write the scores."""
+        """Write the scores, and the history anew: a killed training may have left rows that waited."""
+        rows = RunFolder(self._job.folder).history()
+        if rows:
+            with (
+                atomic_write(self._job.folder / CSV_FILE) as part,
+                part.open("w", encoding="utf-8", newline="") as stream,
+            ):
+                writer = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows({"event": row["event"], **measures(row, self._job.triplets)} for row in rows)
         path = self._job.folder / SCORES_FILE
         with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([("score", "value"), *result.scores.items()])

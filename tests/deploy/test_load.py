@@ -67,7 +67,9 @@ def test_a_base_model_is_loaded_by_its_choice():
 
 @pytest.mark.parametrize("choice", ["smolm2", "a=b", "tiny,minilm", "{", "../tiny", "'"])
 def test_an_unknown_choice_is_named_with_all_that_are_there(choice):
-    with pytest.raises(UserError, match="no such choice; model may be gemma, minicpm, minilm, phi2, smollm2, tiny"):
+    with pytest.raises(
+        UserError, match="no such choice; model may be gemma, gemma3, minicpm, minilm, phi2, smollm2, tiny"
+    ):
         load_embedder(model=choice)
     if choice == "smolm2":
         with pytest.raises(UserError, match=r"Did you mean smollm2\?"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from jobs import composed
+from jobs import QUICK, composed
 
 from cft.config.schema import LoggerKind, LoggerSettings
 from cft.job import tracking as tracking_module
@@ -238,6 +238,18 @@ def test_a_whole_job_leaves_its_spreadsheet(tmp_path):
     assert [(row["event"], row["step"]) for row in rows] == [("step", "1"), ("step", "2"), ("step", "3"), ("dev", "3")]
     assert all(float(row["gradient_norm"]) > 0 and 0 <= float(row["tokens_saved"]) < 1 for row in rows[:3])
     assert "after/scenes" in (folder / "scores.csv").read_text()
+
+
+def test_rows_that_waited_when_a_training_was_killed_are_in_the_spreadsheet_of_its_result(tmp_path):
+    config = composed(*QUICK, "logger=csv", f"outputs={tmp_path}")
+    run_job(config)
+    (folder,) = (path.parent for path in tmp_path.glob("*/history.csv"))
+    whole = (folder / "history.csv").read_bytes()
+    (folder / "history.csv").write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+    for path in folder.glob("evaluations/*/reported.json"):
+        path.unlink()  # the last thing that a job writes
+    run_job(config)
+    assert (folder / "history.csv").read_bytes() == whole
 
 
 # TensorBoard

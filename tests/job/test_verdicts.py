@@ -90,7 +90,7 @@ def test_nothing_scored_is_no_change():
 @given(st.integers(2, 30), st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 2**20))
 def test_guessing_is_the_mean_over_random_orders(documents, grades, seed):
     texts = [(f"d{n}", f"text {n}") for n in range(documents)]
-    judged = {n: grade for n, grade in enumerate([*grades, 1])}
+    judged = {n: grade for n, grade in enumerate([1, *grades])}  # of which one at least is there
     data = make_set("mine", [("q", "question")], texts, [("q", f"d{n}", grade) for n, grade in judged.items()])
     rng, orders = np.random.default_rng(seed), 2000
     ranks = np.full((orders, 100), -1, dtype=np.int64)
