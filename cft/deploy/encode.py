@@ -50,6 +50,9 @@ class EncodeOptions(TextFileOptions):
     ranges: Annotated[
         str, "an earlier .npy of that dtype by whose ranges int8 and uint8 are made; none: by those of these vectors"
     ] = ""
+    shard: Annotated[
+        str, "embed the third of 64 parts, as in shard=3/64, for jobs side by side; without it, the file is written"
+    ] = ""
     overwrite: Annotated[bool, "replace an output that exists"] = False
 
     def __post_init__(self) -> None:
@@ -57,6 +60,10 @@ class EncodeOptions(TextFileOptions):
         super().__post_init__()
         if self.ranges and self.dtype not in IN_BYTES:
             raise UserError(f"{override('ranges', self.ranges)} goes with dtype=int8 or dtype=uint8")
+        if self.shard:
+            vectors.Shard.parse(self.shard)
+            if _PIPE in (self.input, self.output):
+                raise UserError(f"{override('shard', self.shard)}: several jobs need a file to read and one to write")
 
 
 class _Row(NamedTuple):
@@ -71,7 +78,7 @@ def encode_file(options: EncodeOptions) -> tuple[int, int]:
     """Embed a file, or what comes through a pipe; progress goes to stderr.
 
     Returns:
-        How many texts were embedded, and how many rows were left out.
+        How many texts there are, and how many rows were left out.
 
     Raises:
         UserError: naming the file and row, before anything is embedded.
@@ -84,6 +91,8 @@ def encode_file(options: EncodeOptions) -> tuple[int, int]:
         if options.output == _PIPE:
             with target.open("rb") as stream:
                 shutil.copyfileobj(stream, sys.stdout.buffer)
+    if options.shard:
+        return count, skipped
     left_out = f", {counted(skipped, 'row')} left out" if skipped else ""
     sys.stderr.write(f"{counted(count, 'text')} embedded{left_out}: {options.output}\n")
     return count, skipped
@@ -120,10 +129,14 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     width = options.dimensions or embedder.width
     if ranges is not None and ranges.shape[1] != width:
         raise UserError(f"{override('ranges', options.ranges)}: has {ranges.shape[1]} numbers a vector, not {width}")
-    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions)) as blocks:
+    shard = vectors.Shard.parse(options.shard) if options.shard else None
+    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions), shard) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
         if embedder.texts_cut:
             sys.stderr.write(vectors.cut_message(embedder))
+        if shard:
+            sys.stderr.write(_what_is_left(blocks, shard))
+            return count, skipped
         _write_rows(target, kept() if skipped or options.id_column else None, with_ids=bool(options.id_column))
         if options.dtype in IN_BYTES and ranges is None:
             ranges = blocks.ranges()
@@ -135,6 +148,13 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
             with atomic_write(target) as scratch:
                 _write_parquet(scratch, made, kept(), facts, with_ids=bool(options.id_column))
     return count, skipped
+
+
+def _what_is_left(blocks: vectors.Blocks, shard: vectors.Shard) -> str:
+    """After a shard: what others have to do."""
+    left = blocks.missing
+    others = f"{counted(left, 'block')} of other shards to come; then" if left else "all blocks are there;"
+    return f"shard {shard} is embedded, {others} the same command without shard= writes the file\n"
 
 
 def _rows(options: EncodeOptions, source: Path) -> Iterator[_Row | Skipped]:

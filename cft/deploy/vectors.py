@@ -6,6 +6,7 @@ VECTORS.contract.json  which embedder made them, of which texts: by it they are 
 
 import contextlib
 import hashlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -101,12 +102,39 @@ def cut_message(embedder: "Embedder") -> str:
     )
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal parts of the work on a file, for processes side by side."""
+
+    number: int  # from 1
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """A shard out of words such as 3/64.
+
+        Raises:
+            UserError: if they name none.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"{override('shard', text)}: must be NUMBER/OF, as in shard=3/64, from 1 on")
+        return cls(int(match[1]), int(match[2]))
+
+    def has(self, block: int) -> bool:
+        """Whether a block, numbered from 0, is its own."""
+        return block % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
 class Blocks:
     """The vectors of a file to come, in blocks on disk."""
 
-    def __init__(self, target: Path, record: VectorsRecord) -> None:
-        """Keep them beside `target`."""
-        self._target, self._folder = target, blocks_of(target)
+    def __init__(self, target: Path, record: VectorsRecord, shard: Shard | None = None) -> None:
+        """Keep them beside `target`; `shard` says which of them are made here, None all."""
+        self._target, self._folder, self._shard = target, blocks_of(target), shard
         self._record, self._count = record, record.count
 
     def _files(self) -> list[Path]:
@@ -124,28 +152,39 @@ class Blocks:
         import numpy as np
         from tqdm import tqdm
 
-        made_of, count, paths = TextsDigest(), self._count, self._files()
-        done = sum(path.exists() for path in paths)
+        made_of, paths = TextsDigest(), self._files()
+        own = {path for number, path in enumerate(paths) if self._shard is None or self._shard.has(number)}
+        count = min(len(own) * _BLOCK, self._count)
+        done = sum(path.exists() for path in own)
         if done:
             before = counted(min(done * _BLOCK, count), "text")
             sys.stderr.write(f"{before} of {count:,} were embedded before\n")
+        has_room = False
         with tqdm(total=count, desc="embedding", unit="text", disable=not sys.stderr.isatty()) as bar:
-            for number, path in enumerate(paths):
+            for path in paths:
                 block = list(islice(texts, _BLOCK))
                 for text in block:
                     made_of.add(text)
+                if path not in own:
+                    continue
                 if not path.exists():
                     vectors = embedder.encode(block, dimensions=self._record.dimensions)
-                    if number == done:  # room for the blocks to come and for the file that is made of all
-                        rows = 2 * count - done * _BLOCK
+                    if not has_room:  # for the blocks to come and, without shards, for the file that is made of all
+                        rows = (2 if self._shard is None else 1) * count - done * _BLOCK
                         require_free(self._folder, rows * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
+                        has_room = True
                     with atomic_write(path) as scratch, scratch.open("wb") as stream:
                         np.save(stream, vectors, allow_pickle=False)
                 bar.update(len(block))
         if made_of.name != self._record.texts or next(texts, None) is not None:
-            for path in paths:
-                path.unlink()
+            for path in own:
+                path.unlink(missing_ok=True)
             raise UserError("the texts were changed while they were embedded; run the same command again")
+
+    @property
+    def missing(self) -> int:
+        """How many of all blocks are not there yet."""
+        return sum(not path.exists() for path in self._files())
 
     def arrays(self) -> "Iterator[np.ndarray]":
         """The blocks (n, D), one in memory at a time."""
@@ -210,21 +249,33 @@ class Restored:
 
 
 @contextlib.contextmanager
-def in_blocks(target: Path, record: VectorsRecord) -> Iterator[Blocks]:
+def in_blocks(target: Path, record: VectorsRecord, shard: Shard | None = None) -> Iterator[Blocks]:
     """Hold the blocks of a file to come; they are removed when all is done.
 
     Args:
         target: the file. record: what it will be of: blocks of other texts or of another embedder are removed first.
+        shard: of several processes side by side, which may be at work on the folder at once; its blocks are left for
+            the one that writes the file. None for that one.
     """
     folder, work = blocks_of(target), f"{record.name}-{_BLOCK}"
+    if shard:
+        with exclusive_lock(folder, wait=True):
+            _make_ready(folder, work)
+        yield Blocks(target, record, shard)
+        return
     with exclusive_lock(folder):
-        path = folder / "work.json"
-        if not path.exists() or read_json(path, str) != work:
-            for block in folder.glob("*.npy"):
-                block.unlink()
-            write_json(path, work)
+        _make_ready(folder, work)
         yield Blocks(target, record)
     shutil.rmtree(folder)
+
+
+def _make_ready(folder: Path, work: str) -> None:
+    """Remove blocks of other work."""
+    path = folder / "work.json"
+    if not path.exists() or read_json(path, str) != work:
+        for block in folder.glob("*.npy"):
+            block.unlink()
+        write_json(path, work)
 
 
 def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray | Restored":

@@ -280,3 +280,46 @@ def test_ranges_of_an_earlier_file_are_taken_or_refused(tmp_path, trained):
     embed(trained, other, tmp_path / "f.npy", "dtype=float16")
     with pytest.raises(UserError, match="ranges=.*: was made without ranges"):
         embed(trained, other, tmp_path / "c.npy", "dtype=int8", f"ranges={tmp_path / 'f.npy'}")
+
+
+def test_shards_side_by_side_and_the_file_of_all(tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setattr(vectors, "_BLOCK", 4)
+    source = tmp_path / "many.txt"
+    source.write_text("\n".join(f"text number {n}" for n in range(23)))  # six blocks
+    embed(trained, source, tmp_path / "whole.npy")
+    seen, whole = [], Embedder.encode
+    monkeypatch.setattr(
+        Embedder, "encode", lambda self, texts, **o: seen.append(list(texts)) or whole(self, texts, **o)
+    )
+    capsys.readouterr()
+    for number, blocks, left in ((3, [2, 5], 4), (1, [0, 3], 2), (3, [], 2), (2, [1, 4], 0)):
+        seen.clear()
+        embed(trained, source, tmp_path / "v.npy", f"shard={number}/3")
+        assert [texts[0] for texts in seen] == [f"text number {4 * block}" for block in blocks]
+        said = capsys.readouterr().err
+        assert f"shard {number}/3 is embedded, " in said and "texts embedded" not in said
+        assert (f"{left} blocks of other shards to come" if left else "all blocks are there") in said
+        assert not (tmp_path / "v.npy").exists()
+    seen.clear()
+    embed(trained, source, tmp_path / "v.npy")
+    assert seen == [] and (tmp_path / "v.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not list(tmp_path.glob(".*parts")), "the blocks are gone"
+
+
+def test_the_file_is_written_though_a_shard_is_missing(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(vectors, "_BLOCK", 4)
+    source = tmp_path / "many.txt"
+    source.write_text("\n".join(f"text number {n}" for n in range(10)))
+    embed(trained, source, tmp_path / "whole.npy")
+    embed(trained, source, tmp_path / "v.npy", "shard=2/2")
+    embed(trained, source, tmp_path / "v.npy")
+    assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_shards_that_are_none_are_refused(tmp_path, trained, shard):
+    source = write(tmp_path, ".txt")
+    with pytest.raises(UserError, match="shard=.*: must be NUMBER/OF, as in shard=3/64"):
+        embed(trained, source, tmp_path / "v.npy", f"shard={shard}")
+    with pytest.raises(UserError, match="shard=1/2: several jobs need a file"):
+        embed(trained, "-", tmp_path / "v.npy", "shard=1/2")
