@@ -13,12 +13,15 @@ from cft.model.tokenizer import byte_tokenizer
 WIDTH, LAYERS, HEADS, KEYS, HIDDEN = 64, 2, 4, 2, 96
 
 # What a name of an architecture is in transformers.
-IN_TRANSFORMERS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma3": "gemma3_text"}
+IN_TRANSFORMERS = {name: name for name in ("llama", "qwen2", "qwen3", "phi3", "gemma2")} | {"gemma3": "gemma3_text"}
+
+# Those whose tokenizer is like Llama's own; all others have one like GPT-2's.
+_OF_WORDS = ("gemma2", "gemma3", "phi3")
 
 
 def write_gguf(path: Path, architecture: str, *, without: str = "") -> Path:
     """A file of that architecture, as a converter of llama.cpp's would write it, perhaps without one of its tensors."""
-    tokens = _of_words(path, architecture) if architecture in ("gemma3", "phi3") else _of_bytes(path, architecture)
+    tokens = _of_words(path, architecture) if architecture in _OF_WORDS else _of_bytes(path, architecture)
     writer, count = tokens
     settings: dict[str, Any] = {
         "context_length": 256,
@@ -32,7 +35,7 @@ def write_gguf(path: Path, architecture: str, *, without: str = "") -> Path:
         "rope.dimension_count": _head(architecture),
         "attention.key_length": _head(architecture),
         "attention.value_length": _head(architecture),
-        **({"attention.sliding_window": 64} if architecture in ("gemma3", "phi3") else {}),
+        **({"attention.sliding_window": 64} if architecture in _OF_WORDS else {}),
     }
     for name, value in settings.items():
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{architecture}.{name}", value)
