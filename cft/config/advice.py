@@ -75,7 +75,7 @@ _OTHER = {
         "model.quantization=nf4, or none",
     ),
     "lora": ("use_lora use_peft peft full_finetune", "lora=paper, or lora=none, which trains the whole model"),
-    "device": ("no_cuda use_cpu gpu cuda use_cuda", "device=cpu, cuda or auto"),
+    "device": ("no_cuda use_cpu gpu cuda use_cuda", "device=cpu, cuda, mps or auto"),
     "logger": ("report_to use_wandb wandb", "logger=wandb, wandb_offline, csv, tensorboard, trackio or none"),
     "data": ("dataset dataset_name dataset_path", "data=files with data.train=FILE, or data=nli"),
     "train.steps": ("do_train eval_only evaluate_only", "train.steps=0, which only evaluates"),

@@ -635,7 +635,7 @@ class Config:
     adapter_revision: str | None = None  # commit of an adapter on the hub; null takes the newest
     adapter_any_base: bool = False  # true: take an adapter that names another base model than model.path
     seed: int = 0  # 0 or more; draws the LoRA's start, the order of the rows and dropout; the data stay the same
-    device: str = "auto"  # auto (CUDA where there is one), cpu or cuda
+    device: str = "auto"  # auto (CUDA where there is one), cpu, cuda, or mps (Apple's GPUs, which cft was never run on)
     outputs: str = "outputs"  # folder for everything a run makes, relative to where the command is given
     # gigabytes on disk for vectors of evaluated texts, not to embed them again; 0 keeps none
     vector_cache_gb: float = 2.0

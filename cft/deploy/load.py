@@ -32,7 +32,7 @@ _WAYS = (
     "model's folder, or a .gguf file)"
 )
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 # Options that several commands have.
 PromptWords = Annotated[str, "words around every text, as in 'query: {text}'; none takes those of its training"]

@@ -7,7 +7,7 @@ import torch
 
 from cft.config.schema import Config, Precision, Prompts, PromptSettings, Role
 from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
-from cft.model.embedder import Embedder
+from cft.model.embedder import Embedder, torch_device
 from cft.model.sources import ModelFiles, fetch
 from cft.system.distributed import device_of_rank
 from cft.system.errors import UserError
@@ -91,8 +91,10 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: must be auto, cpu or cuda")
+    if name not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name}: must be auto, cpu, cuda or mps")
+    if name == "mps":
+        return torch_device(name)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or install a CUDA build of torch")
     return torch.device(name)

@@ -51,12 +51,16 @@ def torch_device(name: torch.device | str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f'device={name!r}: must be "cpu", "cuda" or "cuda:NUMBER"') from error
+        raise UserError(f'device={name!r}: must be "cpu", "cuda", "cuda:NUMBER" or "mps"') from error
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"device={name}: torch sees {count or 'no'} CUDA device{'' if count == 1 else 's'} here")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={name}: cft runs on cpu and cuda")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name}: cft runs on cpu, cuda and mps")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("device=mps: torch sees no Apple GPU here; set device=cpu")
+        log.warning("device=mps: cft has never been run on an Apple GPU; compare a few results with device=cpu")
     return device
 
 

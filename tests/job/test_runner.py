@@ -278,7 +278,7 @@ def test_a_training_that_no_gradient_reaches_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match="device=tpu: must be auto, cpu or cuda"):
+    with pytest.raises(UserError, match="device=tpu: must be auto, cpu, cuda or mps"):
         runner.run(settings(tmp_path, "device=tpu"))
 
 

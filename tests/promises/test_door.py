@@ -157,6 +157,14 @@ def test_a_prompt_has_one_place_for_the_text(template, embedder):
         embedder.with_template(template)
 
 
+def test_an_apple_gpu_is_taken_on_request_with_a_word_of_warning(monkeypatch, caplog):
+    with pytest.raises(UserError, match="device=mps: torch sees no Apple GPU here"):
+        choose_device("mps")
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device("mps").type == "mps" and "never been run on an Apple GPU" in caplog.text
+    assert choose_device("auto").type != "mps"
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu", "", None, 3.5])
 def test_a_device_that_is_not_there_is_refused(device, tmp_path, embedder):
     embedder.save(tmp_path)
