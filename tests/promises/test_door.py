@@ -24,6 +24,7 @@ from cft.deploy.mine import MineOptions
 from cft.deploy.push import PushOptions
 from cft.deploy.similar import SimilarOptions, search_file
 from cft.evaluation.vector_cache import CachedEncoder
+from cft.job.start import choose_device
 from cft.system.errors import UserError
 
 TEXTS = ["A man is playing.", "No.", "A man is playing.", "x"]
@@ -158,6 +159,7 @@ def test_a_prompt_has_one_place_for_the_text(template, embedder):
 
 
 def test_an_apple_gpu_is_taken_on_request_with_a_word_of_warning(monkeypatch, caplog):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(UserError, match="device=mps: torch sees no Apple GPU here"):
         choose_device("mps")
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
