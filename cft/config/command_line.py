@@ -50,7 +50,10 @@ class _Word:
         self.is_list = typing.get_origin(self.type) is list
         self.is_int = not self.is_list and int in (self.type, *typing.get_args(self.type))
         self.is_float = not self.is_list and float in (self.type, *typing.get_args(self.type))
-        self.default = [] if self.is_list else field.default
+        # a list at a place, and that of overrides, takes what is left, perhaps nothing
+        takes_left = self.by_place or self.name == "overrides"
+        empty = self.is_list and (takes_left or field.default_factory is not dataclasses.MISSING)
+        self.default = [] if empty else field.default
         self.required = self.default is dataclasses.MISSING
         self.choices: dict[str, Any] = {each: each for each in typing.get_args(self.type) if isinstance(each, str)}
         if self.type is bool:
@@ -246,7 +249,7 @@ class CommandLine(Generic[Options]):
             if word.required and name not in values:
                 raise UserError(f"{name}{'' if word.by_place else '='} is missing ({word.help}); {self._usage()}")
             if word.is_list:
-                values.setdefault(name, [])
+                values.setdefault(name, [])  # a fresh one
         fields = {word.name: word.field for word in (*self.places.values(), *self.keys.values())}
         return self.options(**{fields.get(name, name): value for name, value in values.items()})
 

@@ -7,7 +7,7 @@ Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482; Yadav et al. 2023 
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,7 +57,7 @@ class MergeOptions:
     runs: Annotated[list[str], "two or more runs: folders, or the ends of their names, as in runs=[A,B,C]"]
     weights: Annotated[
         list[float], "how much each counts, as in weights=[2,1,1]; divided by their sum; none: all alike"
-    ]
+    ] = field(default_factory=list)
     method: Annotated[
         Method,
         "cat: the weighted sum of the changes, exactly (ranks add up); linear: of their factors (keeps the rank, is "

@@ -7,7 +7,7 @@ when it starts; what is done, by this study or by any other job, is not done aga
 import logging
 import os
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +32,7 @@ class RunOptions(StudyOptions):
         "run; retry: only what failed; plan: only say; pack: copy the records that reports are made of",
     ]
     _: KW_ONLY
-    seeds: Annotated[list[int], "train every cell with each of these, as in 1,2,3"]
+    seeds: Annotated[list[int], "train every cell with each of these, as in 1,2,3"] = field(default_factory=list)
     to: Annotated[Path | None, "the folder that pack copies the records to"] = None
     replan: Annotated[bool, "take the files as they are now, not the frozen plan"] = False
     launcher: Annotated[str | None, "run cells through a Hydra launcher: joblib, submitit_local, submitit_slurm"] = None

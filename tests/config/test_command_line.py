@@ -3,7 +3,7 @@
 import importlib
 import subprocess
 import sys
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,7 +53,7 @@ class Many:
     command: Annotated[Literal["run", "plan"], "what to do"]
     _: KW_ONLY
     overrides: Annotated[list[str], "settings of all"]
-    seeds: Annotated[list[int], "each is tried"]
+    seeds: Annotated[list[int], "each is tried"] = field(default_factory=list)
     scale: Annotated[str, "how large"] = "paper"
     proposal_seed: Annotated[int, "of proposals", Rules(least=0, dashed="seed")] = 0
     kind: Annotated[Kind, "which"] = Kind.SMALL

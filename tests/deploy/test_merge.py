@@ -125,7 +125,7 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
     ("words", "message"),
     [
         (["runs=[a]"], "name two runs or more"),
-        ([], "name two runs or more"),
+        ([], r"runs= is missing \(two or more runs"),
         (["runs=[a,b]", "weights=[1]"], "there are 1 weights for 2 runs"),
         (["runs=[a,b]", "weights=[0,0]"], "must be 0 or more, and not all 0"),
         (["runs=[a,b]", "weights=[1,-1]"], "must be 0 or more, and not all 0"),
