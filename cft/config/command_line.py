@@ -180,7 +180,7 @@ class CommandLine(Generic[Options]):
     """A command line; the docstring of its options says what the command does.
 
     Args:
-        name: as in `python -m NAME`. options: a dataclass, see above; its lists may be empty.
+        name: as in `python -m NAME`. options: a dataclass, see above; lists at places may be empty.
         example: words that work. notes: the end of the help.
     """
 
