@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from cft.config.schema import Role
 from cft.data.files import Skipped, stream_texts, stream_texts_with_ids
 from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions, load_embedder
@@ -42,6 +43,9 @@ class EncodeOptions(TextFileOptions):
     ]
     _: KW_ONLY
     id_column: Annotated[str, "a column of the input whose values are kept beside the vectors"] = ""
+    role: Annotated[
+        Role, "whose prompt of its training is around every text: any text's, a query's or a document's"
+    ] = Role.text
     dimensions: Annotated[int | None, "so many first numbers of each vector alone, of length 1 again"] = None
     dtype: Annotated[
         Dtype,
@@ -123,7 +127,7 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     count, skipped = _count(rows(), made_of)
     if options.dtype in IN_BYTES and ranges is None and count < 2:
         raise UserError(f"dtype={options.dtype}: one text has no ranges; take those of an earlier file by ranges=")
-    embedder = load_embedder(**options.embedder, device=options.device)
+    embedder = load_embedder(**options.embedder, device=options.device).in_role(options.role)
     if options.dimensions:
         embedder.require_dimensions(options.dimensions)
     width = options.dimensions or embedder.width

@@ -12,8 +12,10 @@ import pytest
 from conftest import make_tiny
 
 from cft import encode as encode_command
+from cft.config.schema import Prompts
 from cft.deploy import encode, vectors
 from cft.deploy.load import load_embedder
+from cft.deploy.similar import SimilarOptions, search_file
 from cft.model.embedder import Embedder
 from cft.model.quantize import quantize, ranges_of
 from cft.system.errors import UserError
@@ -65,6 +67,20 @@ def test_another_column_and_prompt(tmp_path, trained):
     embed(trained, source, tmp_path / "v.npy", "column=question", "prompt=query: {text}")
     expected = Embedder.load(trained).with_template("query: {text}").encode(TEXTS)
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("role", "prompt"), [("query", "q: {text}"), ("document", "d: {text}"), ("text", "{text}")])
+def test_texts_have_the_prompt_of_their_role(tmp_path, role, prompt):
+    embedder = make_tiny("llama").with_prompts(Prompts("{text}", "q: {text}", "d: {text}"))
+    embedder.save(tmp_path / "run")
+    source = write(tmp_path, ".txt")
+    embed(tmp_path / "run", source, tmp_path / "v.npy", f"role={role}")
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), embedder.with_template(prompt).encode(TEXTS), atol=1e-6)
+    if role == "document":  # as a search embeds a corpus
+        options = SimilarOptions(
+            run=str(tmp_path / "run"), query="a cat", corpus=source, vectors=str(tmp_path / "v.npy")
+        )
+        assert search_file(options) == ""
 
 
 def test_interrupted_work_goes_on_where_it_was(tmp_path, trained, monkeypatch):
