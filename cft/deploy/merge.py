@@ -148,6 +148,8 @@ def _require_alike(first: Path, one: Contract, second: Path, other: Contract) ->
 
 def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None:
     """Refuse trainings that the method cannot put together."""
+    from peft import PeftType
+
     whole = [adapter.config is None for adapter in adapters]
     if any(whole):
         if not all(whole):
@@ -161,6 +163,8 @@ def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None
             )
         return
     for adapter in adapters:
+        if adapter.config.peft_type != PeftType.LORA:
+            raise UserError(f"{adapter.name} is an adapter of the kind {adapter.config.peft_type}: only LoRA is merged")
         if adapter.config.use_dora:
             raise UserError(f"{adapter.name} was trained with lora.variant=dora, whose lengths are no sum: not merged")
         if adapter.config.bias != "none":

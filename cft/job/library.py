@@ -11,6 +11,7 @@ from cft.config.schema import Config
 from cft.data.records import Triplet
 from cft.data.texts import problem_of
 from cft.job import runner
+from cft.job.plan import InputCache
 from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -68,9 +69,9 @@ def train(
         for callback in callbacks:
             callback(row)
 
-    folder = runner.carry_out(config, on_row=on_row, alone=False).folder
-    assert folder is not None
-    return Embedder.load(folder)
+    inputs = InputCache()
+    runner.run(config, inputs, on_row, alone=False)
+    return Embedder.load(runner.result_of(config, inputs))
 
 
 def _composed(settings: Sequence[str] | Config) -> Config:

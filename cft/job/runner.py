@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,23 +51,9 @@ _ENDLESS = 10**6
 REPORTED = "reported.json"
 
 
-class Outcome(NamedTuple):
-    """What a job left."""
-
-    line: str  # that says what came out
-    folder: Path | None  # of the embedder that was scored; None where nothing was trained
-
-
 def run(
     config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None, *, alone: bool = True
 ) -> str:
-    """Do one job, or what is left of it, as `carry_out` does; returns one line that says what came out."""
-    return carry_out(config, inputs, on_row, alone=alone).line
-
-
-def carry_out(
-    config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None, *, alone: bool = True
-) -> Outcome:
     """Do one job, or what is left of it.
 
     Args:
@@ -76,6 +61,9 @@ def carry_out(
         inputs: data and base models that other jobs have loaded.
         on_row: called with every row of the training's history as it arises.
         alone: whether no other jobs follow, so that it can be said what to do next.
+
+    Returns:
+        One line that says what came out.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -88,14 +76,14 @@ def carry_out(
         plan = make_plan(_after_first_stage(config, inputs, world), inputs)
     with _Models(plan) as models:
         if plan.data is None:
-            return Outcome(_score_base_alone(plan, models) if world.is_main else "", None)
+            return _score_base_alone(plan, models) if world.is_main else ""
         require_enough_triplets(config, world)
         if not world.is_main:
             # The main process scores the base model first and broadcasts below; then all train together.
             if not world.broadcast_object(plan.is_trained):
                 stage = TrainingStage(plan, models.base, world)
                 train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step)
-            return Outcome("", plan.result)
+            return ""
         if not plan.is_trained:
             require_trainable(plan, models.base)
 
@@ -117,7 +105,16 @@ def carry_out(
             if alone:
                 say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
-    return Outcome(result.outcome, plan.result)
+    return result.outcome
+
+
+def result_of(config: Config, inputs: InputCache) -> Path:
+    """The folder of the embedder that a job has left, which trained something.
+
+    Args:
+        config: the job. inputs: as `run` had them.
+    """
+    return make_plan(_after_first_stage(config, inputs, SINGLE_PROCESS), inputs).result
 
 
 def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
