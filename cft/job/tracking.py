@@ -83,6 +83,20 @@ def measures(row: dict, triplets: int) -> dict[str, float]:
     return numbers
 
 
+def _under_event(row: dict, triplets: int) -> dict[str, float]:
+    """A history row's numbers by the names of event and number."""
+    return {f"{row['event']}/{key}": value for key, value in measures(row, triplets).items()}
+
+
+def _over_steps(result: Result) -> list[tuple[int, dict[str, float]]]:
+    """Final scores at the steps whose weights have them: before at 0, after at the one that was scored."""
+    found = []
+    for step, side in ((0, "before"), (result.step, "after")):
+        scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
+        found.append((step, {f"score/{name}": value for name, value in scores.items()}))
+    return found
+
+
 class CsvTracker(Tracker):
     """The history as a spreadsheet; a resumed training writes over what it repeats."""
 
@@ -168,8 +182,7 @@ class WandbTracker(Tracker):
 
     def watch(self, row: dict) -> None:
         """Log a row under its event, at its step."""
-        values = {f"{row['event']}/{key}": value for key, value in measures(row, self._job.triplets).items()}
-        self._run.log(values, step=row["step"])
+        self._run.log(_under_event(row, self._job.triplets), step=row["step"])
 
     def finish(self, result: Result) -> None:
         """Log final scores as summary and over steps, the table, the pictures and, on request, the adapter."""
@@ -177,9 +190,8 @@ class WandbTracker(Tracker):
 
         self._run.define_metric("score/*", step_metric="score/step")
         self._run.summary.update(result.scores)
-        for step, side in ((0, "before"), (result.step, "after")):
-            scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
-            self._run.log({"score/step": step, **{f"score/{name}": value for name, value in scores.items()}})
+        for step, scores in _over_steps(result):
+            self._run.log({"score/step": step, **scores})
         header, *rows = result.table
         images = {name: wandb.Image(str(path)) for name, path in result.pictures.items()}
         self._run.log({"result": wandb.Table(columns=list(header), data=[list(row) for row in rows]), **images})
@@ -202,16 +214,14 @@ class TrackioTracker(Tracker):
 
     def watch(self, row: dict) -> None:
         """Log a row under its event, at its step."""
-        values = {f"{row['event']}/{key}": value for key, value in measures(row, self._job.triplets).items()}
-        self._run.log(values, step=row["step"])
+        self._run.log(_under_event(row, self._job.triplets), step=row["step"])
 
     def finish(self, result: Result) -> None:
         """Log final scores over steps, the table and the pictures."""
         import trackio
 
-        for step, side in ((0, "before"), (result.step, "after")):
-            scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
-            self._run.log({f"score/{name}": value for name, value in scores.items()}, step=step)
+        for step, scores in _over_steps(result):
+            self._run.log(scores, step=step)
         header, *rows = result.table
         images = {name: trackio.Image(str(path)) for name, path in result.pictures.items()}
         table = trackio.Table(columns=list(header), data=[list(row) for row in rows])
