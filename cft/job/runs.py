@@ -18,7 +18,7 @@ from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json
-from cft.system.overrides import overrides
+from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import checkpoint
@@ -126,6 +126,8 @@ def find_run(outputs: Path, name: str) -> Path:
     matches = exact or [folder for folder in candidates if folder.name.endswith(name)]
     if len(matches) == 1:
         return matches[0]
+    if given.is_dir() and given.resolve().parent != outputs.resolve():
+        raise UserError(f"{name} is not under {outputs}: add {override('outputs', str(given.parent))}")
     names = ", ".join(folder.name for folder in matches or candidates) or "none"
     raise UserError(f"{name}: {'several runs end so' if matches else 'no such run'} under {outputs}; there: {names}")
 

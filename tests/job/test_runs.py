@@ -52,7 +52,7 @@ def test_a_run_compared_with_itself_is_not_distinguishable(paper):
     assert "higher" not in text and "lower" not in text
 
 
-def test_a_run_is_found_by_the_end_of_its_name(paper):
+def test_a_run_is_found_by_the_end_of_its_name(paper, tmp_path):
     name = runs.list_runs(paper.outputs, ["lr=5e-3"])[1][0]
     assert (
         runs.find_run(paper.outputs, name[-6:])
@@ -61,6 +61,10 @@ def test_a_run_is_found_by_the_end_of_its_name(paper):
     )
     with pytest.raises(UserError, match="zzz: no such run under .*; there: .*tiny-scenes-"):
         runs.find_run(paper.outputs, "zzz")
+    elsewhere = tmp_path / "elsewhere" / "tiny-scenes-1"
+    elsewhere.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{elsewhere} is not under .*: add outputs={elsewhere.parent}"):
+        runs.find_run(paper.outputs, str(elsewhere))
 
 
 def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, commands, tmp_path):
