@@ -24,6 +24,8 @@ Row = Triplet | Sequence[str] | Mapping[str, str | Sequence[str]]
 # Where rows that were given are kept: a run names the file that it learnt from.
 _ROWS = "rows"
 _ROLES = ("anchor", "positive", "negatives")
+# Settings that say where rows are.
+_OF_ROWS = ("data", "data.source", "data.train", "data.anchor_column", "data.positive_column", "data.negative_columns")
 
 
 def train(
@@ -75,17 +77,22 @@ def train(
 
 
 def _composed(settings: Sequence[str] | Config) -> Config:
-    if isinstance(settings, Config):
-        return settings
+    return settings if isinstance(settings, Config) else compose_config(_words(settings))
+
+
+def _words(settings: Sequence[str]) -> list[str]:
     if isinstance(settings, str) or not all(isinstance(each, str) for each in settings):
         raise UserError(f"settings are a list of texts such as ['lr=1e-3'], not {described(settings)}")
-    return compose_config(list(settings))
+    return list(settings)
 
 
 def _with_rows(settings: Sequence[str] | Config, triplets: Iterable[Row]) -> Config:
     """The settings, trained on these rows."""
     if isinstance(settings, Config):
         raise UserError("triplets go with a list of settings; a whole configuration names its own data")
+    twice = [each for each in _words(settings) if each.partition("=")[0].lstrip("+~") in _OF_ROWS]
+    if twice:
+        raise UserError(f"{twice[0]} names rows, and triplets are rows too; leave one out")
     _composed(settings)  # what is wrong with them is wrong before any row is looked at
     rows = [_row(number, row) for number, row in enumerate(triplets, start=1)]
     if not rows:

@@ -105,6 +105,8 @@ def test_rows_that_are_none_are_named(tmp_path, rows, message):
         (["model=tny"], {}, "model=tny: no such choice"),
         (["model=tny"], {"triplets": PAIRS}, "model=tny: no such choice"),
         (["model=tiny", "train.steps=0"], {}, "train.steps=0: there is nothing to train"),
+        (["data=nli"], {"triplets": PAIRS}, "data=nli names rows, and triplets are rows too"),
+        (["data.train=a.csv"], {"triplets": PAIRS}, "data.train=a.csv names rows, and triplets are rows too"),
     ],
 )
 def test_settings_that_are_none_are_named(given, more, message):
