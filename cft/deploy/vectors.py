@@ -67,7 +67,7 @@ class VectorsRecord:
     dimensions: int | None = None  # so many first numbers alone, of length 1 again; None for whole vectors
     dtype: Dtype = "float32"  # what they were made into
     ranges: list[list[float]] | None = None  # (2, D) least and largest numbers of the columns, of int8 and uint8
-    width: int | None = None  # numbers of a vector; None where each has its own place, as all but single bits
+    width: int | None = None  # numbers of a vector, which single bits do not tell; None for float32
 
     @classmethod
     def of(cls, embedder: "Embedder", texts: TextsDigest, dimensions: int | None = None) -> "VectorsRecord":

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cft.config.schema import Config, Role
+from cft.config.schema import Config, LossSettings, Role
 from cft.data.records import Triplet, noun_of
 from cft.data.retrieval import RetrievalSet
 from cft.data.sampling import batches, count_batches
@@ -34,7 +34,7 @@ from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
 from cft.training.best import BestWeights, is_over
 from cft.training.chunking import Chunking, KillMark, choose_chunking
-from cft.training.contrastive import BatchSetup, Guide, StepStats, Teacher, contrastive_backward, tokens_of
+from cft.training.contrastive import BatchSetup, Guide, StepStats, Teacher, contrastive_backward, texts_of, tokens_of
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -320,7 +320,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         log.warning(
             "the guide finds nearly all texts as near as the positives: of %d candidates it leaves an anchor %.1f, its "
             "positive among them, and there is little to learn; lower loss.guide_margin=%g, or take another guide",
-            *(_candidates_of(batch, settings.accumulation), means["candidates"], run.config.loss.guide_margin),
+            *(_candidates(batch.triplets[:size], run.config.loss), means["candidates"], run.config.loss.guide_margin),
         )
     return {
         "event": "step",
@@ -334,9 +334,9 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     }
 
 
-def _candidates_of(batch: _Batch, micro_batches: int) -> int:
-    """How many texts an anchor chooses from, hard negatives among them."""
-    return sum(1 + len(row.negatives) for row in batch.triplets) // micro_batches
+def _candidates(rows: Sequence[Triplet], loss: LossSettings) -> int:
+    """How many of the texts of a micro-batch are not anchors."""
+    return len(texts_of(rows, loss)) - len(rows)
 
 
 def _update(state: _State, batch: _Batch, *, step: int) -> float:
