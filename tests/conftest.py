@@ -33,9 +33,7 @@ import pytest
 import torch
 from forked import Commands, server
 from jobs import DEV_PAIRS, settings
-from matplotlib import pyplot
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from pictures import draw_small
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
@@ -43,7 +41,7 @@ from cft.data import training_data
 from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.tokenizer import byte_tokenizer
-from cft.system.files import atomic_write, cache_folder, write_text
+from cft.system.files import cache_folder
 
 
 def _private_cache() -> str:
@@ -61,22 +59,8 @@ os.environ["CFT_CACHE"] = _private_cache()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def _draw_small(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Draw all of a figure, but once, small, and not laid out: pictures are a third of a tiny job's time.
-
-    Commands that tests start draw as they always do, and so does whoever asks for `drawn_in_full`.
-    """
-    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-    figure.set_layout_engine("none")
-    figure.set_dpi(20)
-    with atomic_write(png) as part:
-        FigureCanvasAgg(figure).print_png(part, metadata={"Software": None})
-    pyplot.close(figure)
-    write_text(svg, "<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>\n")
-    return [svg, png]
-
-
-_draw_in_full, figures.save = figures.save, _draw_small
+# Commands that tests start draw as they always do, unless they are to draw small; so does `drawn_in_full`.
+_draw_in_full, figures.save = figures.save, draw_small
 
 
 training_data._SCENES_DEV_PAIRS = DEV_PAIRS

@@ -127,6 +127,8 @@ def run_as_child(request: dict) -> None:
 
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
+        if request["small_pictures"]:
+            draw_small_pictures()
         if request["watched"]:
             watch_writes(request)
         random.seed(0)
@@ -151,6 +153,14 @@ def run_as_child(request: dict) -> None:
             with open(f"{folder}/count", "w") as stream:
                 stream.write(str(events[0]))
         os._exit(status)
+
+
+def draw_small_pictures() -> None:
+    from pictures import draw_small
+
+    from cft.job import figures
+
+    figures.save = draw_small
 
 
 def mount_disk(folder: str, options: str) -> None:

@@ -69,6 +69,7 @@ class Commands:
         file_limit: int | None = None,
         disk: tuple[Path, str] | None = None,
         new_session: bool = False,
+        small_pictures: bool = False,
     ) -> "Started":
         """Start a command beside others.
 
@@ -78,6 +79,7 @@ class Commands:
             file_limit: bytes that no file may go above, as on a full disk.
             disk: a folder that is a small disk of its own for this command, and what `mount -o` is told of it.
             new_session: whether it leads a process group of its own.
+            small_pictures: whether it draws as `pictures.draw_small` does, as it is killed again and again.
         """
         folder = self._scratch / str(next(self._started))
         folder.mkdir()
@@ -94,6 +96,7 @@ class Commands:
             "file_limit": file_limit,
             "disk": [str(disk[0]), disk[1]] if disk else None,
             "new_session": new_session,
+            "small_pictures": small_pictures,
         }
         return Started(self, self.ask(request), folder, signal_after, sent)
 

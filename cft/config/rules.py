@@ -58,7 +58,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     if data.source is DataSource.files and data.train is None and train.steps:
         yield "data.train is not set: name your file, as in data.train=triplets.csv"
-    if config.loss.hard_negatives and not data.negative_columns and data.source in (DataSource.hub, DataSource.files):
+    columns = [data.columns_of(entry)[2] for entry in data.entries] or [data.negative_columns]
+    if config.loss.hard_negatives and not any(columns) and data.source in (DataSource.hub, DataSource.files):
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
     if config.first.data is not None and config.adapter is not None:
         yield f"{override('adapter', config.adapter)} has had its first stage: leave it out, or write first=none"
@@ -113,6 +114,9 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list):
         for each in value:
             yield from _leaves(each, key)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves(each, f"{key}.{name}")
     else:
         yield key, value
 

@@ -4,9 +4,10 @@ The comment at a field is the key's explanation; docs/configuration.md is made o
 from these defaults. Other modules take these dataclasses, or plain values out of them, and never see OmegaConf.
 """
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -374,6 +375,70 @@ def _column_problems(key: str, columns: list[str]) -> Iterator[str]:
         yield f"{override(key, columns)}: must name three columns, of a sentence, another sentence and their score"
 
 
+# Settings of the loss that one of several files may have for itself, where batches are of one file each.
+_OWN_LOSS = ("hard_negatives", "temperature", "mask_false_negatives", "both_directions", "anchors_as_negatives")
+
+
+@dataclass
+class TrainFile:
+    """An entry of data.train: a file or a pattern, and what its rows have for themselves.
+
+    What is null is as in the groups data and prompt.
+    """
+
+    file: str
+    share: float | None = None  # of all batches or rows, beside the other entries' shares; above 0
+    anchor_column: str | None = None
+    positive_column: str | None = None
+    negative_columns: list[str] | None = None
+    query: str | None = None  # words around its anchors in training
+    document: str | None = None  # words around its positives and negatives in training
+    loss: dict[str, Any] = field(default_factory=dict)  # settings of conf/loss
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it names a column."""
+        return (self.anchor_column, self.positive_column, self.negative_columns) != (None, None, None)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether its texts have words of their own around them."""
+        return (self.query, self.document) != (None, None)
+
+    def problems(self, key: str) -> Iterator[str]:
+        """What no job could run with; `key` is what users call it, as data.train[0]."""
+        if not isinstance(self.file, str) or not self.file:
+            yield f"{override(f'{key}.file', self.file)}: must be a file or a pattern"
+        number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+        if self.share is not None and not (number and 0 < self.share < math.inf):
+            yield f"{override(f'{key}.share', self.share)}: must be a number above 0"
+        columns = {name: getattr(self, f"{name}_column") for name in ("anchor", "positive")}
+        for name, column in columns.items():
+            if column is not None and (not isinstance(column, str) or not column):
+                yield f"{override(f'{key}.{name}_column', column)}: must be the name of a column"
+        many = self.negative_columns
+        if many is not None and not (isinstance(many, list) and all(isinstance(each, str) and each for each in many)):
+            yield f"{override(f'{key}.negative_columns', many)}: must be a list of columns"
+        for name, template in (("query", self.query), ("document", self.document)):
+            if template is not None and (not isinstance(template, str) or template.count(PLACEHOLDER) != 1):
+                yield f"{override(f'{key}.{name}', template)}: must hold {PLACEHOLDER} exactly once"
+        yield from self._problems_of_loss(key)
+
+    def _problems_of_loss(self, key: str) -> Iterator[str]:
+        if not isinstance(self.loss, dict):
+            yield f"{override(f'{key}.loss', self.loss)}: must be settings, as in {{temperature: 0.02}}"
+            return
+        for name, value in self.loss.items():
+            if name not in _OWN_LOSS:
+                yield f"{override(f'{key}.loss.{name}', value)}: an entry may have its own {', '.join(_OWN_LOSS)}"
+            elif name != "temperature" and not isinstance(value, bool):
+                yield f"{override(f'{key}.loss.{name}', value)}: must be true or false"
+            elif name == "temperature" and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0
+            ):
+                yield f"{override(f'{key}.loss.{name}', value)}: must be a number above 0"
+
+
 @dataclass
 class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
@@ -382,6 +447,9 @@ class DataSettings:
     source: DataSource = DataSource.scenes  # scenes (generated), docstrings, hub or files
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
+    mixing: str = "rows"  # of several entries of data.train: rows (a batch has rows of all), files (of one of them)
+    # above 0: without shares, an entry's is its rows to the power of 1 / this; 1 is as many as it has, larger is evener
+    evenness: float = 1.0
     # installed packages to read, as in [numpy,scipy.stats]; null for two dozen usual ones; only for data=docstrings
     packages: list[str] | None = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
@@ -404,8 +472,24 @@ class DataSettings:
     dev_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
 
     @property
-    def files(self) -> list[Any]:
-        """The names and patterns of `train`, texts if they are right."""
+    def entries(self) -> list[TrainFile]:
+        """What `train` names, without the entries that `problems` finds malformed."""
+        known = [each.name for each in fields(TrainFile)]
+        named = [each if isinstance(each, dict) else {"file": each} for each in self._listed]
+        return [TrainFile(**each) for each in named if "file" in each and all(name in known for name in each)]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether rows of several entries are told apart in training."""
+        entries = self.entries
+        return len(entries) > 1 and (
+            self.mixing != "rows"
+            or self.evenness != 1
+            or any(each.share is not None or each.has_words or each.loss for each in entries)
+        )
+
+    @property
+    def _listed(self) -> list[Any]:
         if self.train is None:
             return []
         return self.train if isinstance(self.train, list) else [self.train]
@@ -414,21 +498,14 @@ class DataSettings:
         """What no job could run with."""
         if self.train is not None and self.source is not DataSource.files:
             yield f"{override('data.train', self.train)} would not be read: add data=files"
-        named = self.files
-        if self.train is not None and (not named or not all(isinstance(each, str) and each for each in named)):
-            yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
+        malformed = list(self._malformed_entries())
+        yield from malformed or self._problems_of_entries()
+        yield from self._problems_of_columns()
         if self.packages is not None:
             if self.source is not DataSource.docstrings:
                 yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
             if not self.packages:
                 yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
-        columns = [self.anchor_column, self.positive_column, *self.negative_columns]
-        twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
-        if twice:
-            yield (
-                f"the column {twice[0]!r} is named more than once by data.anchor_column, data.positive_column and "
-                "data.negative_columns: each role has a column of its own"
-            )
         if self.positives not in ("all", "draw"):
             yield f"{override('data.positives', self.positives)}: must be all or draw"
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
@@ -442,6 +519,71 @@ class DataSettings:
             yield f"data.rows={self.rows}: must be above 0, or null for all"
         if self.holdout < 0:
             yield f"data.holdout={self.holdout}: must be 0 or more"
+
+    def _malformed_entries(self) -> Iterator[str]:
+        """Entries of `train` that are neither names nor settings of a file."""
+        if self.train is not None and not self._listed:
+            yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
+        known = [each.name for each in fields(TrainFile)]
+        for number, entry in enumerate(self._listed):
+            key = f"data.train[{number}]"
+            if isinstance(entry, dict):
+                unknown = [name for name in entry if name not in known]
+                if unknown:
+                    yield f"{key} has no setting {unknown[0]!r}; it may have {', '.join(known)}"
+                elif "file" not in entry:
+                    yield f"{key} names no file, as in {{file: pairs.csv, share: 2}}"
+                else:
+                    yield from TrainFile(**entry).problems(key)
+            elif not isinstance(entry, str) or not entry:
+                given = override(key, entry) if isinstance(self.train, list) else override("data.train", entry)
+                yield f"{given}: must be a file, a pattern, or a list of them"
+
+    def _problems_of_entries(self) -> Iterator[str]:
+        """Entries that do not go together."""
+        entries, mixings = self.entries, ("rows", "files")
+        if self.mixing not in mixings:
+            yield f"{override('data.mixing', self.mixing)}: must be {' or '.join(mixings)}"
+        if not self.evenness > 0:
+            yield f"data.evenness={self.evenness:g}: must be above 0; 1 takes rows as often as there are"
+        if len(entries) < 2:
+            if self.mixing != "rows" or self.evenness != 1:
+                yield "data.mixing and data.evenness are of several entries of data.train, and there are not several"
+            for entry in entries:
+                if entry.share is not None or entry.has_words or entry.loss:
+                    yield (
+                        "data.train has one entry: its share is all, its words are those of the group prompt "
+                        "(prompt.query, prompt.document), and its loss is that of the group loss"
+                    )
+        shares = [entry.share is not None for entry in entries]
+        if any(shares) and not all(shares):
+            yield f"data.train[{shares.index(False)}] has no share, and others have: give all of them one, or none"
+        if all(shares) and shares and self.evenness != 1:
+            yield f"data.evenness={self.evenness:g} would not be read, as the entries of data.train have shares"
+        if self.mixing == "rows" and any(entry.loss for entry in entries):
+            yield "an entry of data.train with a loss of its own needs batches of its own: data.mixing=files"
+
+    def _problems_of_columns(self) -> Iterator[str]:
+        """Roles that name one column."""
+        roles = "data.anchor_column, data.positive_column and data.negative_columns"
+        columns = {roles: (self.anchor_column, self.positive_column, list(self.negative_columns))}
+        if not list(self._malformed_entries()):
+            given = {
+                f"data.train[{number}], where data's own stand for those that it lacks,": self.columns_of(entry)
+                for number, entry in enumerate(self.entries)
+                if entry.has_columns
+            }
+            columns = given | (columns if len(given) < len(self.entries) or not given else {})
+        for keys, (anchor, positive, negatives) in columns.items():
+            named = [anchor, positive, *negatives]
+            twice = [column for column in dict.fromkeys(named) if named.count(column) > 1]
+            if twice:
+                yield f"the column {twice[0]!r} is named more than once by {keys}: each role has a column of its own"
+
+    def columns_of(self, entry: TrainFile) -> tuple[str, str, list[str]]:
+        """The columns of an entry's anchors, positives and negatives."""
+        negatives = self.negative_columns if entry.negative_columns is None else entry.negative_columns
+        return entry.anchor_column or self.anchor_column, entry.positive_column or self.positive_column, list(negatives)
 
 
 @dataclass

@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from cft.config.schema import DataSettings, DataSource
+import numpy as np
+
+from cft.config.schema import DataSettings, DataSource, Prompts, TrainFile
 from cft.data import docstrings, scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
 from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
 from cft.data.formats import log_note
 from cft.data.holdout import halves, hold_out
+from cft.data.mixture import Mixture, plain, shares_of
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
 from cft.data.sampling import shared_texts
@@ -33,6 +37,25 @@ _SCENES_DEV_PAIRS = 200
 
 
 @dataclass(frozen=True)
+class Part:
+    """The rows to train on of one entry of data.train, and what they have for themselves."""
+
+    name: str  # its file or pattern, without folders
+    rows: int  # that are trained on
+    share: float  # of the batches, or of each batch's rows
+    query: str | None = None  # words around its anchors; None: the job's
+    document: str | None = None  # words around its positives and negatives; None: the job's
+    loss: dict[str, Any] = field(default_factory=dict)  # settings of the loss in place of the job's
+
+    def prompts(self, others: Prompts) -> Prompts:
+        """The words around its texts, where `others` are the job's."""
+        query, document = self.query, self.document
+        return Prompts(
+            others.text, others.query if query is None else query, others.document if document is None else document
+        )
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Triplets to train on, and what evaluates the training while it runs."""
 
@@ -42,6 +65,8 @@ class TrainingData:
     content: str  # digest of all three
     skipped: int  # how many bad rows were left out
     portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file; none of scenes
+    parts: tuple[Part, ...] = ()  # entries of data.train that are told apart, in the order of their rows; usually none
+    by_part: bool = False  # whether a batch has rows of one part only
     # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
     watching: list[Triplet] | None = None
 
@@ -49,6 +74,14 @@ class TrainingData:
     def shared(self) -> dict[int, frozenset[int]]:
         """The texts of each row to train on that stand in another one too; see `sampling.shared_texts`."""
         return shared_texts(self.triplets)
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        """Where the rows to train on come from, and how often each source is drawn from."""
+        if not self.parts:
+            return plain(len(self.triplets))
+        shares = tuple(part.share for part in self.parts)
+        return Mixture(tuple(part.rows for part in self.parts), shares, by_source=self.by_part)
 
     @property
     def watched(self) -> list[Triplet]:
@@ -74,6 +107,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     """
     corpora: dict[str, Corpus] = {}
     portraits: dict[str, Portrait] = {}
+    parts: tuple[Part, ...] = ()
     if settings.source is DataSource.scenes:
         rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
         holdout = scenes.triplets("dev", settings.holdout, seed)
@@ -85,13 +119,13 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         dev = _read_dev(settings)
         portraits = {settings.name: _portrait(documented)}
     else:
-        paths = [_hub_file(settings)] if settings.source is DataSource.hub else _named_files(settings.files)
-        corpora = {str(path): _open_triplets(path, settings) for path in paths}
+        corpora, ends = _open_files(settings)
         known = Rows.joined([corpus.rows for corpus in corpora.values()])[: settings.rows]
         numbers, holdout = hold_out(known, settings.holdout, seed)
         rows = known.select(numbers)
         dev = _read_dev(settings)
         portraits = _by_name(corpora)
+        parts = _parts(settings, np.diff(np.searchsorted(numbers, ends), prepend=0).tolist())
     return TrainingData(
         rows,
         holdout,
@@ -99,7 +133,48 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         content=content_digest(rows, holdout, dev),
         skipped=sum(corpus.skipped for corpus in corpora.values()),
         portraits=portraits,
+        parts=parts,
+        by_part=settings.mixing == "files" and bool(parts),
     )
+
+
+def _open_files(settings: DataSettings) -> tuple[dict[str, Corpus], list[int]]:
+    """The rows by file, and how many there are up to the end of each entry of data.train."""
+    if settings.source is DataSource.hub:
+        corpus = _open_triplets(path := _hub_file(settings), settings, TrainFile(str(path)))
+        return {str(path): corpus}, [len(corpus.rows)]
+    corpora: dict[str, Corpus] = {}
+    ends: list[int] = []
+    for number, entry in enumerate(settings.entries):
+        paths = _named_files(entry.file)
+        new = [path for path in paths if str(path) not in corpora]
+        if settings.is_mixed and len(new) < len(paths):
+            twice = next(path for path in paths if path not in new)
+            raise UserError(f"data.train[{number}]: {printable(twice.name)} is of an earlier entry already")
+        corpora |= {str(path): _open_triplets(path, settings, entry) for path in new}
+        ends.append(sum(len(corpus.rows) for corpus in corpora.values()))
+    return corpora, ends
+
+
+def _parts(settings: DataSettings, rows: Sequence[int]) -> tuple[Part, ...]:
+    """The entries of data.train with the rows to train on that each has; none if they are not told apart."""
+    if not settings.is_mixed:
+        return ()
+    entries = settings.entries
+    for number, (entry, count) in enumerate(zip(entries, rows, strict=True)):
+        if not count:
+            raise UserError(f"data.train[{number}]: no row of {printable(Path(entry.file).name)} is left to train on")
+    given = [entry.share for entry in entries if entry.share is not None]
+    shares = [share / sum(given) for share in given] or shares_of(rows, settings.evenness)
+    return tuple(
+        Part(printable(Path(entry.file).name), count, share, entry.query, entry.document, _loss(entry.loss))
+        for entry, count, share in zip(entries, rows, shares, strict=True)
+    )
+
+
+def _loss(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a loss, numbers as they go into names."""
+    return {key: value if isinstance(value, bool) else float(value) for key, value in given.items()}
 
 
 def _portrait(rows: Sequence[Triplet]) -> Portrait:
@@ -120,26 +195,21 @@ def _by_name(corpora: Mapping[str, Corpus]) -> dict[str, Portrait]:
     return portraits
 
 
-def _named_files(names: Sequence[str]) -> list[Path]:
-    """The files of paths and patterns in their order, those of a pattern by name, each of them once."""
-    paths: list[Path] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if path.exists() or not glob.has_magic(str(path)):
-            paths.append(path)
-            continue
-        found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
-        paths += [each for each in found if each.is_file()]
-        if not any(each.is_file() for each in found):
-            raise UserError(f"{override('data.train', name)}: no file fits this pattern")
-    return list(dict.fromkeys(paths))
+def _named_files(name: str) -> list[Path]:
+    """The file of a path, or those of a pattern by name."""
+    path = Path(name).expanduser()
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
+    paths = [each for each in found if each.is_file()]
+    if not paths:
+        raise UserError(f"{override('data.train', name)}: no file fits this pattern")
+    return paths
 
 
-def _open_triplets(path: Path, settings: DataSettings) -> Corpus:
+def _open_triplets(path: Path, settings: DataSettings, entry: TrainFile) -> Corpus:
     columns = TripletColumns(
-        settings.anchor_column,
-        settings.positive_column,
-        list(settings.negative_columns),
+        *settings.columns_of(entry),
         BadRows(settings.on_bad_row),
         draw=settings.positives == "draw",
         delimiter=sign_of(settings.delimiter),

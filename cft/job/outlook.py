@@ -35,10 +35,25 @@ def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: f
         ("  rows", f"{rows:,} {noun} to train on, {len(data.holdout):,} held out"),
         ("  texts that are cut", f"{share} (longer than model.max_length={cut.max_length} tokens{sample})"),
         ("  steps", f"{steps:,} of {batch} {noun}, {steps * batch / rows:.3g} passes"),
+        *_parts(data, steps, batch),
         ("  learning rate", f"{config.lr:g} after {warmup} warm-up steps, then {config.schedule.kind.value}"),
         ("  time", f"about {_duration(steps * seconds)}, {_duration(seconds)} a step, by a trial"),
     ]
     return f"the training\n{as_lines(facts)}"
+
+
+def _parts(data: TrainingData, steps: int, batch: int) -> list[tuple[str, str]]:
+    """For each part of the data, how often it is drawn from."""
+    if not data.parts:
+        return []
+    drawn = "batches" if data.by_part else "each batch"
+    return [
+        (
+            f"  {part.name}",
+            f"{share:.1%} of {drawn}, {part.rows:,} rows, {share * steps * batch / part.rows:.3g} passes",
+        )
+        for part, share in zip(data.parts, data.mixture.normalized, strict=True)
+    ]
 
 
 def _duration(seconds: float) -> str:

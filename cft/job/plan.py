@@ -136,6 +136,7 @@ class Plan:
             },
             "bf16": self.start.bf16,
             "data": self.data.content,
+            **({"mixture": _mixture(self.data)} if self.data.parts else {}),
             **self._teaching,
             **({"guide": _embedding(*self.guide)} if self.guide else {}),
             # Without dropout a training gives what it gave under the first recipe.
@@ -218,6 +219,15 @@ class Plan:
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / RunFolder.EVALUATIONS / f"{name}-{digest(facts)}"
+
+
+def _mixture(data: TrainingData) -> dict:
+    """What several parts of the data, and how they are mixed, add to a name."""
+    parts = [
+        {"rows": part.rows, "share": share, "prompts": [part.query, part.document], "loss": part.loss}
+        for part, share in zip(data.parts, data.mixture.normalized, strict=True)
+    ]
+    return {"by_part": data.by_part, "parts": parts}
 
 
 def _roles(key: str, prompts: Prompts) -> dict:
@@ -361,7 +371,8 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if data and config.train.chooses:
         data = _with_rows_to_choose_by(config, data)
     if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
-        log.info("train.steps=0: nothing is trained, and %s is not read", config.data.train)
+        named = ", ".join(str(entry.file) for entry in config.data.entries)
+        log.info("train.steps=0: nothing is trained, and %s is not read", named)
     config = fitted(config, data, inputs)
     steps = plan_steps(config, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:

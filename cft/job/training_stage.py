@@ -173,7 +173,8 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     write_record(folder.file(RunFolder.ENVIRONMENT), environment)
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     portraits = {"portrait": data.portraits} if data.portraits else {}
-    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits}
+    parts = {"parts": data.parts} if data.parts else {}
+    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits, **parts}
     write_record(folder.file(RunFolder.DATA), facts)
 
 

@@ -21,7 +21,7 @@ def override(key: str, value: Any) -> str:
 
     Args:
         key: a setting, such as `model.eos_token`.
-        value: a text, number, bool, choice, None, or a list of them.
+        value: a text, number, bool, choice, None, or a list or mapping of them.
     """
     return shell_word(f"{key}={_written(value)}")
 
@@ -45,6 +45,8 @@ def _written(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, float):
         return f"{value:g}" if math.isfinite(value) and float(f"{value:g}") == value else repr(value)
     text = str(value)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cft.batching.places import Places
-from cft.config.schema import Batches, DistillSettings, LossSettings, Role
+from cft.config.schema import Batches, DistillSettings, LossSettings, Prompts, Role
 from cft.data.records import Triplet
 from cft.model.dropout import Draw, drawing, drops
 from cft.model.embedder import Embedder
@@ -143,18 +143,34 @@ def contrastive_backward(
 
 
 def tokens_of(
-    embedder: Embedder, batch: Sequence[Triplet], loss: LossSettings, world: World = SINGLE_PROCESS
+    embedder: Embedder,
+    batch: Sequence[Triplet],
+    loss: LossSettings,
+    world: World = SINGLE_PROCESS,
+    *,
+    prompts: Sequence[Prompts] | None = None,
 ) -> list[tuple[int, ...]]:
     """Token ids of this process's texts of a batch, in the order of `texts_of`.
 
-    Anchors have the prompt of queries, positives and negatives that of documents.
+    Anchors have the prompt of queries, positives and negatives that of documents: of the embedder's prompts or,
+    where they are given, of each row's own.
     """
     rows = batch[world.shard(len(batch))]
     texts = texts_of(rows, loss)
-    queries, documents = embedder.in_role(Role.query), embedder.in_role(Role.document)
-    if queries is documents:  # no role has a prompt of its own
-        return embedder.tokenize(texts)
-    return queries.tokenize(texts[: len(rows)]) + documents.tokenize(texts[len(rows) :])
+    if prompts is None:
+        queries, documents = embedder.in_role(Role.query), embedder.in_role(Role.document)
+        if queries is documents:  # no role has a prompt of its own
+            return embedder.tokenize(texts)
+        return queries.tokenize(texts[: len(rows)]) + documents.tokenize(texts[len(rows) :])
+    own = prompts[world.shard(len(batch))]
+    negatives = [each for each, row in zip(own, rows, strict=True) for _ in _hard_negatives([row], loss)]
+    templates = [each.of(Role.query) for each in own] + [each.of(Role.document) for each in (*own, *negatives)]
+    found: dict[int, tuple[int, ...]] = {}
+    for template in dict.fromkeys(templates):
+        places = [place for place, each in enumerate(templates) if each == template]
+        rows_of = embedder.with_template(template).tokenize([texts[place] for place in places])
+        found |= dict(zip(places, rows_of, strict=True))
+    return [found[place] for place in range(len(texts))]
 
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +90,7 @@ class _Batch:
     triplets: list[Triplet]
     sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
     tokens: int  # most tokens of a micro-batch, as they count against the budget
+    loss: LossSettings = field(default_factory=LossSettings)  # of its rows
 
 
 def plan_steps(config: Config, data: TrainingData) -> int:
@@ -109,10 +110,11 @@ def plan_steps(config: Config, data: TrainingData) -> int:
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")
             + held
         )
-    if not train.no_duplicates:
-        return min(train.steps, train.epochs * per_epoch)
+    if data.parts:
+        _require_batches(config, data, per_epoch)
+    shared = data.shared if train.no_duplicates else None
     within = {"epochs": train.epochs, "most": train.steps}
-    found = count_batches(rows, train.batch_size, seed=config.seed, shared=data.shared, **within)
+    found = count_batches(data.mixture, train.batch_size, seed=config.seed, shared=shared, **within)
     if not found:
         raise UserError(
             f"train.no_duplicates=true: no batch of train.batch_size={train.batch_size} rows can be made without a "
@@ -120,6 +122,31 @@ def plan_steps(config: Config, data: TrainingData) -> int:
             "train.batch_size"
         )
     return found
+
+
+def _require_batches(config: Config, data: TrainingData, steps: int) -> None:
+    """Refuse parts of the data that fill no batch, or never have a turn; `steps` is how many an epoch has.
+
+    Raises:
+        UserError: naming the entry of data.train.
+    """
+    size, mixture = config.train.batch_size, data.mixture
+    turns = mixture.counts(steps if mixture.by_source else mixture.count)
+    for number, (part, share, turn) in enumerate(zip(data.parts, mixture.normalized, turns, strict=True)):
+        name = f"data.train[{number}] ({part.name})"
+        if not turn:
+            what = f"none of the {steps} batches of an epoch" if mixture.by_source else "no row"
+            raise UserError(f"{name}: a share of {share:.2g} gives it {what}; raise its share, or leave it out")
+        if mixture.by_source and part.rows < size:
+            raise UserError(
+                f"{name}: its {part.rows} rows do not fill one batch of train.batch_size={size}, and data.mixing=files "
+                "gives it batches of its own; lower train.batch_size, or write data.mixing=rows"
+            )
+        if not mixture.by_source and share * size > part.rows:
+            raise UserError(
+                f"{name}: a share of {share:.2g} is {share * size:.0f} rows of a batch of train.batch_size={size}, and "
+                f"it has {part.rows}: lower its share, or train.batch_size"
+            )
 
 
 def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step: StepCallback) -> list[dict]:
@@ -198,7 +225,7 @@ def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterato
         return iter(())
     shared = run.data.shared if train.no_duplicates else None
     size, seed = train.batch_size, run.config.seed
-    return batches(len(run.data.triplets), size, seed=seed, start=start, stop=run.stop_at, shared=shared)
+    return batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
 
 
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
@@ -235,7 +262,8 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
     kept, killed = world.broadcast_object((kept, killed))
     share = world.shard(train.batch_size // train.accumulation)
     first = itertools.islice(run.data.triplets, _ROWS)
-    negatives = max(len(row.negatives) for row in first) if run.config.loss.hard_negatives else 0
+    counted = run.config.loss.hard_negatives or any(part.loss.get("hard_negatives") for part in run.data.parts)
+    negatives = max(len(row.negatives) for row in first) if counted else 0
     chunking = choose_chunking(
         embedder,
         texts=(share.stop - share.start) * (2 + negatives),
@@ -256,13 +284,18 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
 
 
 def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
-    config = state.run.config
-    triplets = [state.run.data.triplets[row] for row in rows]
+    config, data = state.run.config, state.run.data
+    triplets = [data.triplets[row] for row in rows]
+    parts = [data.parts[data.mixture.source_of(row)] for row in rows] if data.parts else []
+    loss = replace(config.loss, **parts[0].loss) if data.by_part else config.loss
+    own = [part.prompts(state.embedder.contract.prompts) for part in parts] or None
     size = len(triplets) // config.train.accumulation
-    micro_batches = [triplets[start : start + size] for start in range(0, len(triplets), size)]
-    sequences = [tokens_of(state.embedder, each, config.loss, state.run.world) for each in micro_batches]
+    sequences = [
+        tokens_of(state.embedder, triplets[part], loss, state.run.world, prompts=own and own[part])
+        for part in (slice(start, start + size) for start in range(0, len(triplets), size))
+    ]
     batching = state.embedder.backbone.batching
-    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)))
+    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)), loss)
 
 
 def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
@@ -290,7 +323,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
     stats: list[StepStats] = []
     while not stats:
         torch.manual_seed(seed)
-        setup = BatchSetup(run.config.loss, run.teacher, run.guide, run.world, state.chunking.tokens, state.autocast)
+        setup = BatchSetup(batch.loss, run.teacher, run.guide, run.world, state.chunking.tokens, state.autocast)
         with OutOfMemory() as ended:
             for number, sequences in enumerate(batch.sequences):
                 part = slice(number * size, (number + 1) * size)
@@ -320,7 +353,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         log.warning(
             "the guide finds nearly all texts as near as the positives: of %d candidates it leaves an anchor %.1f, its "
             "positive among them, and there is little to learn; lower loss.guide_margin=%g, or take another guide",
-            *(_candidates(batch.triplets[:size], run.config.loss), means["candidates"], run.config.loss.guide_margin),
+            *(_candidates(batch.triplets[:size], batch.loss), means["candidates"], run.config.loss.guide_margin),
         )
     return {
         "event": "step",

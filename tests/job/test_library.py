@@ -65,7 +65,7 @@ def test_settings_alone_train_what_they_name(tmp_path):
 
 
 def test_a_first_stage_and_an_earlier_step_are_found_again(tmp_path):
-    first = ["first=docstrings", "first.steps=2", "first.batch_size=8"]
+    first = ["first=docstrings", "first.data.packages=[omegaconf]", "first.steps=2", "first.batch_size=8"]
     embedder = train(settings(tmp_path, "eval.step=2", "eval=scenes", *first), triplets=TRIPLETS)
     (folder,) = (path.parent for path in (tmp_path / "o").glob("*/steps/000002/contract.json"))
     np.testing.assert_array_equal(embedder.encode(TEXTS), Embedder.load(folder).encode(TEXTS))

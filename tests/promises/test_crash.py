@@ -67,6 +67,7 @@ def run(commands: Commands, root: Path, command: list[str], **how) -> Ended:
     """Run a command whose data, outputs and cache are all in a folder of its own."""
     write_data(root)
     cache = {"CFT_CACHE": str(root / "cache")}
+    how = {"small_pictures": True, **how}
     return commands.run("cft.run", *command, "outputs=outputs", cwd=root, env=cache, watched=root, **how)
 
 
@@ -147,9 +148,11 @@ def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(undisturbed_sweep, tmp_path):
-    run_on_its_own(tmp_path, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
-    assert_same(left(tmp_path), left(undisturbed_sweep[0]))
+def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(commands, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert run(commands, one, SWEEP, small_pictures=False).status == 0
+    run_on_its_own(other, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
+    assert_same(left(other), left(one))
 
 
 def test_a_sweep_by_joblib_in_one_process_leaves_the_same_bytes(commands, undisturbed_sweep, tmp_path):

@@ -22,7 +22,7 @@ from cft.system.errors import UserError
 from cft.training import chunking, contrastive, memory, trainer
 from cft.training.contrastive import texts_of
 
-QUIET = ["train.eval_every=0", "data.holdout=0", "train.steps=4"]
+QUIET = ["train.eval_every=0", "data.holdout=0", "train.steps=4", "eval=none"]
 
 
 def with_free_memory(monkeypatch, size: int) -> None:
@@ -209,17 +209,24 @@ def runs_out_of_memory(monkeypatch, limit: int, error: Exception = ERRORS["CUDA"
     return through
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The outputs of a training with all the memory that it needs."""
+    outputs = tmp_path_factory.mktemp("whole")
+    runner.run(settings(outputs, *QUIET))
+    return outputs
+
+
 @pytest.mark.parametrize("error", ERRORS)
-def test_out_of_memory_leads_to_smaller_chunks_and_the_same_training(tmp_path, monkeypatch, caplog, error):
-    runner.run(settings(tmp_path / "whole", *QUIET))
+def test_out_of_memory_leads_to_smaller_chunks_and_the_same_training(tmp_path, monkeypatch, caplog, error, whole):
     caplog.set_level("INFO", logger="cft")
     through = runs_out_of_memory(monkeypatch, 400, ERRORS[error])
     runner.run(settings(tmp_path / "small", *QUIET, "vector_cache_gb=0"))
     assert "out of memory: from here on at most" in caplog.text
     assert through and max(through) <= 400
-    assert budgets(tmp_path / "small")[0] <= 400 < budgets(tmp_path / "whole")[0]
-    assert losses_of(tmp_path / "small") == pytest.approx(losses_of(tmp_path / "whole"), rel=1e-4)
-    assert_equal_to_rounding(tmp_path / "small", tmp_path / "whole")
+    assert budgets(tmp_path / "small")[0] <= 400 < budgets(whole)[0]
+    assert losses_of(tmp_path / "small") == pytest.approx(losses_of(whole), rel=1e-4)
+    assert_equal_to_rounding(tmp_path / "small", whole)
 
 
 def test_a_lowered_budget_goes_on_with_a_training(tmp_path, monkeypatch):

@@ -1,0 +1,189 @@
+"""Several files in one training: what each has for itself, and what cannot be mixed."""
+
+import json
+import logging
+import re
+
+import pytest
+from jobs import history, run_folder, settings
+
+from cft.config.schema import DataSettings, DataSource, LossSettings, Prompts
+from cft.data.training_data import load_training_data
+from cft.job import runner
+from cft.system.errors import UserError
+from cft.training import trainer
+from cft.training.contrastive import tokens_of
+
+
+def write(folder, name: str, count: int, columns=("sent0", "sent1", "hard_neg")) -> str:
+    rows = [{column: f"{name} {column} {number}" for column in columns} for number in range(count)]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+PAIRS = {"anchor_column": "question", "positive_column": "answer", "negative_columns": []}
+
+
+@pytest.fixture
+def entries(tmp_path) -> list[dict]:
+    pairs = write(tmp_path, "faq.jsonl", 30, ("question", "answer"))
+    return [{"file": write(tmp_path, "nli.jsonl", 60), "share": 3}, {"file": pairs, "share": 1, **PAIRS}]
+
+
+def mixed(entries, **others) -> DataSettings:
+    return DataSettings(name="files", source=DataSource.files, train=entries, **{"holdout": 0, **others})
+
+
+def test_each_entry_is_read_by_its_own_columns_and_keeps_its_rows_together(entries):
+    data = load_training_data(mixed(entries), seed=0)
+    assert [(part.name, part.rows, part.share) for part in data.parts] == [
+        ("nli.jsonl", 60, 0.75),
+        ("faq.jsonl", 30, 0.25),
+    ]
+    assert data.triplets[59].negatives == ("nli.jsonl hard_neg 59",)
+    assert data.triplets[60] == ("faq.jsonl question 0", "faq.jsonl answer 0", ())
+    assert data.mixture.starts == (0, 60)
+
+
+def test_held_out_rows_leave_the_others_with_their_own_entry(entries):
+    data = load_training_data(mixed(entries, holdout=9), seed=0)
+    assert len(data.holdout) == 9 and sum(part.rows for part in data.parts) == 81
+    first = data.parts[0].rows
+    assert all(row.anchor.startswith("nli") for row in data.triplets[:first])
+    assert all(row.anchor.startswith("faq") for row in data.triplets[first:])
+
+
+def test_without_anything_of_their_own_files_are_one_pool_as_before(tmp_path):
+    files = [write(tmp_path, "nli.jsonl", 60), write(tmp_path, "more.jsonl", 20)]
+    one = load_training_data(mixed(files), seed=0)
+    other = load_training_data(mixed([{"file": each} for each in files]), seed=0)
+    assert one.parts == other.parts == () and one.content == other.content and len(one.triplets) == 80
+
+
+def test_evenness_gives_small_files_more_than_their_size(entries):
+    plain = [{key: value for key, value in each.items() if key != "share"} for each in entries]
+    by_size = load_training_data(mixed(plain, mixing="files"), seed=0).mixture.normalized
+    assert by_size == pytest.approx((2 / 3, 1 / 3))
+    evened = load_training_data(mixed(plain, evenness=2.0), seed=0).mixture.normalized
+    assert evened == pytest.approx((2**0.5 / (2**0.5 + 1), 1 / (2**0.5 + 1)))
+
+
+def test_a_file_that_two_entries_name_is_refused(entries):
+    with pytest.raises(UserError, match=r"data.train\[1\]: nli.jsonl is of an earlier entry already"):
+        load_training_data(mixed([entries[0], entries[0]]), seed=0)
+
+
+def test_an_entry_that_holding_out_leaves_without_rows_is_refused(entries):
+    with pytest.raises(UserError, match=r"data.train\[1\]: no row of faq.jsonl is left"):
+        load_training_data(mixed(entries, rows=60), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"share": 0.001}, r"data.train\[1\] \(faq.jsonl\): a share of 0.00033 gives it none of the 11 batches"),
+        ({"file": "few"}, r"data.train\[1\] \(few.jsonl\): its 5 rows do not fill one batch of train.batch_size=8"),
+    ],
+)
+def test_an_entry_that_never_fills_a_batch_is_refused(tmp_path, entries, others, message):
+    if "file" in others:
+        others = {"file": write(tmp_path, "few.jsonl", 5, ("question", "answer"))}
+    config = settings(tmp_path / "out")
+    config.data = mixed([entries[0], {**entries[1], **others}], mixing="files")
+    with pytest.raises(UserError, match=message):
+        trainer.plan_steps(config, load_training_data(config.data, seed=0))
+
+
+def test_an_entry_whose_share_of_a_batch_has_more_rows_than_it_is_refused(tmp_path, entries):
+    few = write(tmp_path, "few.jsonl", 3, ("question", "answer"))
+    config = settings(tmp_path / "out")
+    config.data = mixed([entries[0], {**entries[1], "file": few, "share": 3}])
+    with pytest.raises(UserError, match=r"a share of 0.5 is 4 rows of a batch of train.batch_size=8, and it has 3"):
+        trainer.plan_steps(config, load_training_data(config.data, seed=0))
+
+
+def test_rows_have_the_words_of_their_own_entry(tiny, entries):
+    data = load_training_data(mixed([{**entries[0], "query": "Q {text}", "document": "D {text}"}, entries[1]]), seed=0)
+    embedder = tiny.with_prompts(Prompts(query="others {text}"))
+    rows = [data.triplets[0], data.triplets[60], data.triplets[1]]
+    own = [data.parts[data.mixture.source_of(row)].prompts(embedder.contract.prompts) for row in (0, 60, 1)]
+    expected = ["Q nli.jsonl sent0 0", "others faq.jsonl question 0", "Q nli.jsonl sent0 1"]
+    expected += ["D nli.jsonl sent1 0", "faq.jsonl answer 0", "D nli.jsonl sent1 1"]
+    expected += ["D nli.jsonl hard_neg 0", "D nli.jsonl hard_neg 1"]
+    assert tokens_of(embedder, rows, LossSettings(), prompts=own) == tiny.tokenize(expected)
+
+
+@pytest.mark.parametrize("mixing", ["rows", "files"])
+def test_a_job_takes_batches_by_the_shares_and_says_so(tmp_path, entries, mixing, caplog, monkeypatch):
+    batches: list[list[str]] = []
+    step = trainer._step
+
+    def seen(state, batch, **how):
+        batches.append([row.anchor.partition(".")[0] for row in batch.triplets])
+        own = 0.2 if mixing == "files" and batches[-1][0] == "faq" else 0.05
+        assert batch.loss.temperature == own
+        return step(state, batch, **how)
+
+    monkeypatch.setattr(trainer, "_step", seen)
+    if mixing == "files":
+        entries[1]["loss"] = {"temperature": 0.2}
+    config = settings(tmp_path, "train.steps=8", "train.batch_size=4", "eval=none", "data.holdout=0")
+    config.data = mixed(entries, mixing=mixing)
+    with caplog.at_level(logging.INFO):
+        runner.run(config)
+    flat = [name for batch in batches for name in batch]
+    assert flat.count("nli") == 24 and flat.count("faq") == 8
+    assert all(len(set(batch)) == (1 if mixing == "files" else 2) for batch in batches)
+    drawn = "batches" if mixing == "files" else "each batch"
+    assert f"faq.jsonl           25.0% of {drawn}, 30 rows, 0.267 passes" in caplog.text
+    assert len(history(run_folder(tmp_path))) == 8
+    record = json.loads((run_folder(tmp_path) / "data.json").read_text())
+    assert [part["name"] for part in record["parts"]] == ["nli.jsonl", "faq.jsonl"]
+
+
+def test_shares_words_and_losses_are_part_of_the_name(tmp_path, entries):
+    from cft.job.plan import make_plan
+
+    def name(*given: dict, **others) -> str:
+        config = settings(tmp_path, "train.steps=4", "train.batch_size=4", "eval=none")
+        config.data = mixed(list(given), **others)
+        return make_plan(config).folder.name
+
+    nli, faq = entries
+    names = [
+        name(nli, faq),
+        name(nli, faq, mixing="files"),
+        name({**nli, "share": 2}, faq),
+        name(nli, {**faq, "query": "Q {text}"}),
+        name(nli, {**faq, "loss": {"temperature": 0.1}}, mixing="files"),
+    ]
+    assert len(set(names)) == len(names)
+    assert name({**nli, "share": 6}, {**faq, "share": 2}) == names[0]
+
+
+@pytest.mark.parametrize(
+    ("entries", "others", "message"),
+    [
+        ([{"fil": "a"}], {}, r"data.train\[0\] has no setting 'fil'; it may have file, share"),
+        ([{"share": 1}], {}, r"data.train\[0\] names no file"),
+        ([{"file": "a", "share": 0}, "b"], {}, r"data.train\[0\].share=0'?: must be a number above 0"),
+        ([{"file": "a", "share": 1}, "b"], {}, r"data.train\[1\] has no share, and others have"),
+        ([{"file": "a", "loss": {"temperature": 1}}, "b"], {}, "needs batches of its own: data.mixing=files"),
+        ([{"file": "a", "loss": {"guide": "minilm"}}, "b"], {"mixing": "files"}, "an entry may have its own hard_neg"),
+        ([{"file": "a", "query": "Q"}, "b"], {}, r"must hold \{text\} exactly once"),
+        ([{"file": "a", "share": 1}], {}, "data.train has one entry: its share is all"),
+        (["a"], {"mixing": "files"}, "there are not several"),
+        (["a", "b"], {"mixing": "sometimes"}, "data.mixing=sometimes: must be rows or files"),
+        (["a", "b"], {"evenness": 0.0}, "data.evenness=0: must be above 0"),
+        (
+            [{"file": "a", "share": 1}, {"file": "b", "share": 1}],
+            {"evenness": 2.0},
+            "data.evenness=2 would not be read",
+        ),
+        (["a", {"file": "b", "anchor_column": "sent1"}], {}, r"'sent1' is named more than once by data.train\[1\]"),
+        (["a", 7], {}, r"data.train\[1\]=7'?: must be a file"),
+    ],
+)
+def test_entries_that_cannot_be_are_refused_by_name(entries, others, message):
+    problems = list(mixed(entries, **others).problems())
+    assert any(re.search(message, problem) for problem in problems), problems
