@@ -67,7 +67,7 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free bytes of a GPU, those that torch holds for this process unused among them; on a CPU, what it may still take."""
+    """Free bytes of a GPU, with those that torch keeps for this process; on a CPU, those that it may still take."""
     if device.type == "cuda":
         # The driver counts as taken what torch keeps of tensors that are gone, as after a job before this one.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
