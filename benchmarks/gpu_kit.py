@@ -33,7 +33,7 @@ from cft.system.files import exclusive_lock
 
 # Imported once, here, for all stages; torch may compute nothing before they are forked.
 LATE = (
-    *(f"gpu.{name}" for name in ("compiled", "nine_sets", "paper", "peer", "rates", "steps", "suite")),
+    *(f"gpu.{name}" for name in ("compiled", "growth", "nine_sets", "paper", "peer", "rates", "steps", "suite")),
     *(f"transformers.models.{family}.modeling_{family}" for family in ("granite", "phi", "gemma", "llama")),
     "scipy.stats",
     "sentence_transformers",
@@ -62,6 +62,7 @@ STAGES = [
     stage("peer", "peer", 90, "triplets", *READS),
     stage("compile", "compiled", 80, "triplets"),
     stage("nine_sets", "nine_sets", 60, "sts", *READS),
+    stage("growth", "growth", 60),
     stage("paper", "paper", 900, "triplets", "sts", *READS),
 ]
 # Kept for it whatever the others take.

@@ -61,7 +61,7 @@ def run(kit: Kit, note: Note, shape: str) -> dict[str, Any]:
         "difference": batching.difference,
         "cases": {},
     }
-    reference = _reference(kit)
+    reference = reference_rate(kit)
     facts["bfloat16_tflops"] = reference
     optimizer = torch.optim.AdamW(trainable(embedder.model).values(), lr=5e-5)
     for case in _CASES:
@@ -70,19 +70,19 @@ def run(kit: Kit, note: Note, shape: str) -> dict[str, Any]:
         facts["cases"][f"{case.triplets} triplets, {case.name}"] = _measured(kit, embedder, optimizer, case, reference)
         note(facts)
     if device.type == "cuda":
-        facts["kernels"] = _tried(lambda: _top_kernels(kit, embedder))
-        facts["attention"] = _tried(lambda: _attention_kernels(kit, embedder))
+        facts["kernels"] = tried(lambda: _top_kernels(kit, embedder))
+        facts["attention"] = tried(lambda: _attention_kernels(kit, embedder))
     return facts | {"table": _table(facts["cases"])}
 
 
-def _reference(kit: Kit) -> float | None:
+def reference_rate(kit: Kit) -> float | None:
     """The measured rate of products in bfloat16, TFLOP a second; None if that stage has no result."""
     path = kit.out / "matrix_rate.json"
     found = read_json(path).get("result") if path.exists() else None
     return rates.best(found["rates"])["bfloat16"] if found and found.get("best") else None
 
 
-def _tried(work: Callable[[], Any]) -> Any:
+def tried(work: Callable[[], Any]) -> Any:
     """What it finds, or its error: what is only good to know must not cost what was measured."""
     try:
         return work()
@@ -122,9 +122,24 @@ def _set_dropout(embedder: Embedder, probability: float) -> None:
 def _case(
     kit: Kit, embedder: Embedder, optimizer: torch.optim.Optimizer, case: Case, reference: float | None
 ) -> dict[str, Any]:
-    device = embedder.device
     batches = list(_batches(kit, embedder, case.triplets, case.repeats + 1))
-    budget = _budget(embedder, batches[0][1], case)
+    return timed_steps(embedder, optimizer, batches, _budget(embedder, batches[0][1], case), reference)
+
+
+def timed_steps(
+    embedder: Embedder,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    budget: int | None,
+    reference: float | None,
+) -> dict[str, Any]:
+    """What a step takes, by one on each batch; that on the first warms up.
+
+    Args:
+        embedder: that is trained. optimizer: of its weights. batches: two or more. budget: tokens at once, or None.
+        reference: TFLOP a second that the device does, or None.
+    """
+    device = embedder.device
     setup = BatchSetup(_LOSS, chunk_tokens=budget, autocast=lambda: torch.autocast(device.type, torch.bfloat16))
     stats = []
 

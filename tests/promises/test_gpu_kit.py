@@ -16,7 +16,18 @@ from cft.system.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu_kit.py"
-STAGES = ["matrix_rate", "steps_minicpm", "steps_phi2", "steps_gemma", "tests", "peer", "compile", "nine_sets", "paper"]
+STAGES = [
+    "matrix_rate",
+    "steps_minicpm",
+    "steps_phi2",
+    "steps_gemma",
+    "tests",
+    "peer",
+    "compile",
+    "nine_sets",
+    "growth",
+    "paper",
+]
 
 
 @pytest.fixture
@@ -189,6 +200,7 @@ def test_every_stage_leaves_finite_numbers(tiny):
     assert found["tests"]["result"]["counts"]["failed"] == 0
     assert sum(found["tests"]["result"]["counts"].values()) > 15
     assert found["nine_sets"]["result"]["ways"]["bfloat16"]["least_cosine_with_float32"] > 0.99
+    assert len(found["growth"]["result"]["sizes"]) == 3
     assert found["paper"]["result"]["steps"] == 4
     assert set(found["paper"]["result"]["means"]) == {"before", "after"}
 
