@@ -18,7 +18,7 @@ FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo release test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo release test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench gpu docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -111,6 +111,13 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
+
+TINY ?=
+OUT ?=
+
+gpu: install  ## all that a GPU is asked, in eight minutes: TRIPLETS=FILE STS=FOLDER; TINY=1 only shows that it runs, anywhere
+	$(BIN)/python benchmarks/gpu_kit.py $(if $(TINY),--tiny) $(if $(OUT),--out $(OUT)) \
+		$(if $(TRIPLETS),--triplets $(TRIPLETS)) $(if $(STS),--sts $(STS)) $(ARGS)
 
 # The upload is a person's: .venv-release/bin/python -m twine upload dist/*
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13

@@ -19,7 +19,9 @@ from cft.model.sources import fetch
 PADDED_TO = 150  # the reference code's
 
 
-def sentence_transformer(model: ModelSettings) -> Any:
+def sentence_transformer(
+    model: ModelSettings, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
     """The same weights in sentence-transformers: last token's state, normalised. EOS is the caller's to write.
 
     Raises:
@@ -30,12 +32,13 @@ def sentence_transformer(model: ModelSettings) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         _without_chat_template(fetch(model).folder, Path(folder))
-        transformer = Transformer(folder, max_seq_length=model.max_length)
+        # by transformers' own argument: `.to` would also round the positions' frequencies
+        transformer = Transformer(folder, max_seq_length=model.max_length, model_kwargs={"dtype": dtype})
     tokenizer = transformer.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     width = transformer.get_word_embedding_dimension()
     return SentenceTransformer(
-        modules=[transformer, Pooling(width, pooling_mode="lasttoken"), Normalize()], device="cpu"
+        modules=[transformer, Pooling(width, pooling_mode="lasttoken"), Normalize()], device=str(device)
     )
 
 
@@ -75,14 +78,30 @@ def original_vectors(causal: Any, sequences: list[tuple[int, ...]]) -> torch.Ten
     return out.hidden_states[-1][:, -1]
 
 
-def medians(sides: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True) -> dict[str, float]:
+def timed(work: Callable[[], Any], device: torch.device | str = "cpu") -> float:
+    """Seconds that it takes, until the device has done all of it."""
+    wait(device)
+    began = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - began
+
+
+def wait(device: torch.device | str) -> None:
+    """Until the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def medians(
+    sides: dict[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True, device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """Median seconds of each side, the sides taking turns; the first turn does not count if it is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + warm_up):
         for name, work in sides.items():
-            began = time.perf_counter()
-            work()
+            seconds = timed(work, device)
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(seconds)
         print(f"  turn {turn + 1} of {repeats + warm_up} done", file=sys.stderr)
     return {name: statistics.median(values) for name, values in times.items()}

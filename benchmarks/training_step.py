@@ -13,6 +13,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,29 +45,57 @@ def batch_of(model: str, triplets: str | None) -> tuple[ModelSettings, list]:
     return config.model, list(load_training_data(config.data, seed=0).triplets)
 
 
-def ours(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Embedder]:
+@dataclass(frozen=True)
+class Where:
+    """What a side runs on: the device, and whether in bfloat16, as trainings on GPUs do."""
+
+    device: torch.device = torch.device("cpu")
+    bf16: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen base weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def autocast(self) -> AbstractContextManager:
+        """The precision that models run in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+CPU = Where()
+
+
+def ours(model: ModelSettings, batch: list, where: Where = CPU) -> tuple[Callable[[], float], Embedder]:
     """This package: one prefix tree."""
-    base = Embedder.base(model)
-    embedder = Embedder(add_lora(base.model, LoraSettings(), seed=0), base.backbone, base.contract)
-    return lambda: contrastive_backward(embedder, batch, BatchSetup(LOSS)).loss, embedder
+    base = Embedder.base(model, device=where.device, dtype=where.dtype)
+    tuned = add_lora(base.model, LoraSettings(), seed=0).to(where.device)
+    embedder = Embedder(tuned, base.backbone, base.contract)
+    setup = BatchSetup(LOSS, autocast=where.autocast)
+    return lambda: contrastive_backward(embedder, batch, setup).loss, embedder
 
 
 def _columns(batch: list) -> list[list[str]]:
     return [[row.anchor for row in batch], [row.positive for row in batch], [row.negatives[0] for row in batch]]
 
 
-def theirs(model: ModelSettings, batch: list) -> tuple[Callable[[], float], Any]:
+def theirs(model: ModelSettings, batch: list, where: Where = CPU) -> tuple[Callable[[], float], Any]:
     """Sentence-transformers: its loss in a loop, three padded passes, EOS written behind every text."""
     from sentence_transformers import losses
 
-    whole = sentence_transformer(model)
+    whole = sentence_transformer(model, device=where.device, dtype=where.dtype)
     add_lora(whole[0].auto_model, LoraSettings(), seed=0)
+    whole.to(where.device)
     loss = losses.MultipleNegativesRankingLoss(whole, scale=1 / LOSS.temperature)
     eos = whole.tokenizer.eos_token
 
     def step() -> float:
         features = [whole.preprocess([text + eos for text in column]) for column in _columns(batch)]
-        value = loss(features, torch.empty(0))
+        features = [
+            {name: cell.to(where.device) if torch.is_tensor(cell) else cell for name, cell in one.items()}
+            for one in features
+        ]
+        with where.autocast():
+            value = loss(features, torch.empty(0, device=where.device))
         value.backward()
         return value.item()
 

@@ -24,9 +24,11 @@ def triplets(count: int, negatives: int = 1) -> list[Triplet]:
     return [Triplet(text(), text(), tuple(text() for _ in range(negatives))) for _ in range(count)]
 
 
-def tuned(family: str = "llama", dropout: float = 0.0, variant: LoraVariant = LoraVariant.plain) -> Embedder:
+def tuned(
+    family: str = "llama", dropout: float = 0.0, variant: LoraVariant = LoraVariant.plain, **settings: object
+) -> Embedder:
     """A tiny model whose LoRA does something, in training mode."""
-    base = make_tiny(family)
+    base = make_tiny(family, **settings)
     model = add_lora(base.model, LoraSettings(rank=4, dropout=dropout, targets=["all-linear"], variant=variant), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -67,9 +67,11 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Free bytes of a GPU; on a CPU, those that this process may still take."""
+    """Free bytes of a GPU, with those that torch keeps for this process; on a CPU, those that it may still take."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # The driver counts as taken what torch keeps of tensors that are gone, as after a job before this one.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return available_host_bytes()
 
 

@@ -30,7 +30,7 @@ from cft.system.errors import UserError
 from cft.system.files import read_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = sorted([*ROOT.glob("cft/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/*.py")])
+CODE = sorted([*ROOT.glob("cft/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("docs/*.py")])
 
 
 # What the code may not say

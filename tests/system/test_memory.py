@@ -153,3 +153,6 @@ def test_what_a_failed_work_held_is_free_before_it_is_tried_again():
 def test_on_a_gpu_free_memory_is_the_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
     assert memory.available_bytes(torch.device("cuda")) == 5
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1)
+    assert memory.available_bytes(torch.device("cuda")) == 7, "what torch keeps unused is free"

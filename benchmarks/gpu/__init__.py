@@ -1,0 +1,1 @@
+"""The stages of benchmarks/gpu_kit.py, and what they share."""
