@@ -108,6 +108,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/retrieval_memory.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/long_texts.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))

@@ -99,7 +99,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _collect_only_what_is_new() -> None:
     """Have collections, of which a job makes two, not look at all that was imported: a quarter of a second each."""
     gc.collect()
     gc.freeze()
