@@ -105,7 +105,8 @@ def write(embedder: Embedder, folder: Path, precision: Precision, *, output: Pat
     lines = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
     lines += [_check_vectors(folder, expected, before, max(2 * drift, TOLERANCE))]
     if precision == "int8":
-        lines += [_quantise(folder, expected, before)]
+        quantise(folder)
+        lines += [_check_cosines(folder, expected, before)]
     return [*lines, *_usage(output, contract, before[Role.text])]
 
 
@@ -252,12 +253,8 @@ def _check_vectors(
     return f"onnxruntime gives the same vectors to {difference:.1e}, in batches of several sizes and lengths"
 
 
-def _quantise(folder: Path, expected: Mapping[Role, np.ndarray], before: Mapping[Role, str]) -> str:
-    """Put the matrices of the graph into 8 bits, in its place; returns what that cost.
-
-    Raises:
-        UserError: if the vectors are broken by it.
-    """
+def quantise(folder: Path) -> None:
+    """Put the matrices of a folder's graph into 8 bits, in its place."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     whole, small = folder / FILE_NAME, folder / "int8"
@@ -274,6 +271,14 @@ def _quantise(folder: Path, expected: Mapping[Role, np.ndarray], before: Mapping
     for path in small.iterdir():
         path.rename(folder / path.name)
     small.rmdir()
+
+
+def _check_cosines(folder: Path, expected: Mapping[Role, np.ndarray], before: Mapping[Role, str]) -> str:
+    """How near the vectors in 8 bits are to the embedder's, in words.
+
+    Raises:
+        UserError: if they are broken.
+    """
     cosines = [(made * expected[role][list(rows)]).sum(axis=1).min() for role, rows, made in _batches(folder, before)]
     cosine = float(np.min(cosines))
     if not cosine >= _LEAST_COSINE:
