@@ -8,5 +8,6 @@ __all__ = [
     "mine",  # triplets out of pairs, by hard negatives
     "mteb",  # what the package mteb evaluates
     "push",  # to the Hugging Face hub
+    "served",  # whether a server gives an embedder's vectors
     "similar",  # search: a file's texts nearest to queries
 ]
