@@ -261,7 +261,15 @@ def _vectors(endpoint: str, answered: Any, count: int, width: int) -> np.ndarray
             raise UserError(f"{endpoint} gives text {place + 1} of {count} an `embedding` that is no list of numbers")
         if len(vector) != width:
             raise UserError(f"{endpoint} gives vectors of {len(vector)} numbers, and this embedder's have {width}")
-        if not all(math.isfinite(number) for number in vector) or not any(vector):
+        if not all(map(_is_finite, vector)) or not any(vector):
             raise UserError(f"{endpoint} gives text {place + 1} of {count} a vector with NaN or infinity, or of zeros")
         vectors[place] = vector
     return vectors
+
+
+def _is_finite(number: float) -> bool:
+    """Whether a number of JSON is one in 64 bits too; integers have no end there."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
