@@ -85,6 +85,7 @@ LONGEST = (
     "job/test_runner",
     "model/test_families",
     "study/test_search",
+    "deploy/test_onnx_file",
     "deploy/test_export",
 )
 

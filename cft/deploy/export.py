@@ -1,16 +1,17 @@
-"""A finished embedder as a folder for sentence-transformers, transformers or PEFT, or as a GGUF file."""
+"""A finished embedder as a folder for sentence-transformers, transformers, PEFT or ONNX, or as a GGUF file."""
 
+import importlib.util
 import os
 import shutil
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cft.deploy.load import EmbedderOptions, Source, find_source, load_embedder
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, write_json, write_text
 from cft.system.hub import may_be_repository
-from cft.system.overrides import overrides
+from cft.system.overrides import override
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # Largest change of a coordinate of a unit vector (float32) that merging's rounding explains.
 _TOLERANCE = 1e-5
 
+# Of formats that know several precisions, the first being what `auto` means.
+_PRECISIONS = {"gguf": ("f16", "f32", "q8_0"), "onnx": ("f32", "int8")}
+
 
 @dataclass(frozen=True)
 class ExportOptions(EmbedderOptions):
@@ -31,17 +35,20 @@ class ExportOptions(EmbedderOptions):
     output: Annotated[Path, "a folder, or FILE.gguf for format=gguf, that does not exist yet"]
     _: KW_ONLY
     format: Annotated[
-        Literal["sentence-transformers", "merged", "peft", "gguf"],
+        Literal["sentence-transformers", "merged", "peft", "gguf", "onnx"],
         "sentence-transformers: for SentenceTransformer(FOLDER); merged: for AutoModel, without pooling; peft: the "
-        "adapter alone, for PeftModel on its base model; gguf: one file for llama.cpp and Ollama",
+        "adapter alone, for PeftModel on its base model; gguf: one file for llama.cpp and Ollama; onnx: a graph from "
+        "token ids to vectors, for ONNX Runtime",
     ] = "sentence-transformers"
     adapter: Annotated[
         Literal["merge", "keep"],
         "for sentence-transformers: merge it into the model, or keep it beside the base model's name",
     ] = "merge"
     dtype: Annotated[
-        Literal["f32", "f16", "q8_0"], "for gguf: the precision of its matrices; q8_0 is 8 bits and a scale for 32"
-    ] = "f16"
+        Literal["auto", "f32", "f16", "q8_0", "int8"],
+        "the precision of matrices: of gguf f32, f16 (auto) or q8_0, which is 8 bits and a scale for 32; of onnx f32 "
+        "(auto) or int8",
+    ] = "auto"
     base_gguf: Annotated[
         str, "for gguf: a GGUF file of the base model, where that did not come as one; for settings and tokenizer"
     ] = ""
@@ -49,14 +56,28 @@ class ExportOptions(EmbedderOptions):
     def __post_init__(self) -> None:
         """Refuse settings that this format would not read."""
         super().__post_init__()
-        if self.format == "gguf":
-            if self.output.suffix != ".gguf":
-                raise UserError(f"{self.output}: format=gguf writes one file, whose name ends in .gguf")
-            return
-        given: dict[str, str] = {"dtype": self.dtype} if self.dtype != "f16" else {}
-        given |= {"base_gguf": self.base_gguf} if self.base_gguf else {}
-        if given:
-            raise UserError(f"{overrides(given)} would not be read: add format=gguf")
+        if self.format == "gguf" and self.output.suffix != ".gguf":
+            raise UserError(f"{self.output}: format=gguf writes one file, whose name ends in .gguf")
+        if self.format != "gguf" and self.base_gguf:
+            raise UserError(f"{override('base_gguf', self.base_gguf)} would not be read: add format=gguf")
+        if self.dtype != "auto":
+            self._require_precision()
+        if self.adapter == "keep" and self.format in _PRECISIONS:
+            raise UserError(f"adapter=keep goes with format=sentence-transformers; {self.format} holds merged weights")
+
+    def _require_precision(self) -> None:
+        named = override("dtype", self.dtype)
+        if self.format not in _PRECISIONS:
+            able = [f"format={name}" for name, known in _PRECISIONS.items() if self.dtype in known]
+            raise UserError(f"{named} would not be read: add {' or '.join(able)}")
+        if self.dtype not in _PRECISIONS[self.format]:
+            known = " or ".join(sorted(_PRECISIONS[self.format]))
+            raise UserError(f"{named} is no precision of format={self.format}, which has {known}")
+
+    @property
+    def precision(self) -> str:
+        """`dtype`, decided."""
+        return _PRECISIONS[self.format][0] if self.dtype == "auto" else self.dtype
 
 
 def export(options: ExportOptions) -> str:
@@ -70,6 +91,8 @@ def export(options: ExportOptions) -> str:
     """
     if options.output.exists():
         raise UserError(f"{options.output} exists; name another {'file' if options.format == 'gguf' else 'folder'}")
+    if options.format == "onnx":
+        require_onnx()
     source = find_source(options.run, model=options.model, path=options.path, model_path=options.model_path)
     with staging_folder(options.output) as staging:
         if options.format == "gguf":
@@ -79,7 +102,9 @@ def export(options: ExportOptions) -> str:
             return "\n".join([f"written: {options.output}", *lines])
         scratch = staging / "export"
         scratch.mkdir()
-        if options.format == "peft":
+        if options.format == "onnx":
+            lines = _write_graph(scratch, options)
+        elif options.format == "peft":
             lines = _write_adapter(source, scratch, options)
         else:
             lines = _write_model(source, scratch, options)
@@ -93,19 +118,36 @@ def _write_gguf(scratch: Path, options: ExportOptions) -> list[str]:
     """One file for llama.cpp; returns how it was checked and how it is served."""
     from cft.deploy import gguf_file
 
-    if options.adapter == "keep":
-        raise UserError("adapter=keep goes with format=sentence-transformers; a GGUF file holds the merged weights")
     base = gguf_file.open_base(Path(options.base_gguf).expanduser()) if options.base_gguf else None
     embedder = load_embedder(**options.embedder)
     gguf_file.require_holdable(embedder)
     base = base or gguf_file.open_base(gguf_file.require_base(embedder))
     contract = embedder.contract
-    lines = gguf_file.write(embedder, base, scratch, options.dtype)
+    lines = gguf_file.write(embedder, base, scratch, cast(gguf_file.Precision, options.precision))
     return [
         *lines,
         f"  llama-server --embedding -m {options.output} -c {contract.max_length}  # pooling and EOS are in the file",
         f"texts of more than {contract.max_length} tokens are cut by cft, and refused or cut there",
     ]
+
+
+def _write_graph(scratch: Path, options: ExportOptions) -> list[str]:
+    """A folder for ONNX Runtime; returns how it was checked and how it is loaded."""
+    from cft.deploy import onnx_file
+
+    precision = cast(onnx_file.Precision, options.precision)
+    return onnx_file.write(load_embedder(**options.embedder, device="cpu"), scratch, precision, output=options.output)
+
+
+def require_onnx() -> None:
+    """Refuse to begin without the packages that write and run an ONNX graph.
+
+    Raises:
+        UserError: naming those that are missing.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"format=onnx needs {', '.join(missing)}, not installed here: pip install 'cft[onnx]'")
 
 
 def _copy_card(run: Path, scratch: Path, form: str) -> None:

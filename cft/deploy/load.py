@@ -209,6 +209,8 @@ def _at(path: Any) -> Source:
     name, place = override("path", str(path)), Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{name}: no such folder or file")
+    if (place / "model.onnx").exists() and not (place / "config.json").exists():
+        raise UserError(f"{name}: holds an ONNX export, which cft does not run: name its run, or another export")
     for run in (place, place.parent if place.name == "adapter" else place):
         if (run / CONTRACT).exists():
             return Source(run=run)

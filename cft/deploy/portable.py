@@ -18,6 +18,8 @@ from cft.model.tokenizer import prompted_ids
 from cft.system.errors import UserError, first_line
 from cft.system.files import write_json
 
+PROMPTS_FILE = "config_sentence_transformers.json"
+
 _BEHIND = "behind"  # the words behind a text, in the template of a tokenizer's post-processor
 
 _SHARED_TOKENS = (
@@ -52,8 +54,12 @@ def merge_adapter(embedder: Embedder) -> tuple[Any, float]:
     return trunk, float(np.abs(after - before).max())
 
 
-def check_portable(embedder: Embedder) -> None:
+def check_portable(embedder: Embedder, *, as_graph: bool = False) -> None:
     """Refuse an embedder that other libraries cannot hold.
+
+    Args:
+        embedder: the embedder.
+        as_graph: whether its computation goes along, rather than weights for a class that they have.
 
     Raises:
         UserError: saying why.
@@ -61,12 +67,12 @@ def check_portable(embedder: Embedder) -> None:
     contract, backbone = embedder.contract, embedder.backbone
     if contract.quantization is not Quantization.none:
         raise UserError(f"this embedder's base model is held in {contract.quantization.value}: it cannot be merged")
-    if contract.layer is not None:
+    if contract.layer is not None and not as_graph:
         raise UserError(
             f"this embedder is cut after layer {contract.layer}, without the norm behind the last one: transformers "
             "has no such model"
         )
-    if backbone.batching.made_bidirectional:
+    if backbone.batching.made_bidirectional and not as_graph:
         raise UserError(
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "
             "backwards: other libraries would run it backwards only"
@@ -179,9 +185,14 @@ def write_modules(folder: Path, embedder: Embedder) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
     write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
     (folder / "2_Normalize").mkdir(exist_ok=True)
+    write_prompts(folder, embedder)
+
+
+def write_prompts(folder: Path, embedder: Embedder) -> None:
+    """Write the words before a text, by its role, as sentence-transformers reads them."""
     before = {role.value: words_before(embedder.in_role(role)) for role in Role}
     write_json(
-        folder / "config_sentence_transformers.json",
+        folder / PROMPTS_FILE,
         {
             "prompts": before,
             "default_prompt_name": "text" if before["text"] else None,

@@ -23,7 +23,8 @@ from cft.system.tables import Row, as_markdown
 
 FILE_NAME = "README.md"
 HUB = "hub"  # the source, in an evaluation's record, of sets that came from the hub
-SENTENCE_TRANSFORMERS = "sentence-transformers"
+# Libraries that do without cft.
+SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
 
 # Enough for an interval's ends to a few hundredths; reports of studies take ten times as many.
 _RESAMPLES = 1000
@@ -67,7 +68,7 @@ def for_reader(card: str, *, library: str, place: str | None = None) -> str:
 
     Args:
         card: as it stands beside a run; other sections may have been edited.
-        library: that the example is for, "sentence-transformers" or "cft".
+        library: that the example is for, "sentence-transformers", "onnx" or "cft".
         place: the repository on the hub that it loads from; None for a folder.
 
     Raises:
@@ -79,7 +80,7 @@ def for_reader(card: str, *, library: str, place: str | None = None) -> str:
         template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"))
         usage = template.blocks["use"](template.new_context({"library": library, "place": place}))
         card = f"{before}{''.join(usage)}{after[next_heading + 1 :]}"
-    if library != SENTENCE_TRANSFORMERS:
+    if library not in (SENTENCE_TRANSFORMERS, ONNX):
         return card
     try:
         parsed = RepoCard(card)

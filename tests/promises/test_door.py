@@ -245,7 +245,7 @@ def test_options_refuse_what_no_command_line_could_give(command, value):
     ("command", "field", "value"),
     [
         ("similar", "top", 0), ("similar", "top", -1), ("similar", "top", "x"), ("similar", "vector_cache_gb", -1),
-        ("similar", "device", "gpu"), ("encode", "on_bad_row", "ignore"), ("export", "format", "onnx"),
+        ("similar", "device", "gpu"), ("encode", "on_bad_row", "ignore"), ("export", "format", "tflite"),
         ("mine", "range_min", -1), ("mine", "num_negatives", 0), ("mine", "sampling_strategy", "best"),
         ("encode", "dimensions", 0), ("export", "adapter", "drop"), ("push", "private", "yes"), ("push", "dry_run", 1), ("push", "format", "merged"),
     ],
