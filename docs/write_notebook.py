@@ -8,6 +8,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +24,9 @@ NOTEBOOK = HERE / "find_your_documents.ipynb"
 CELLS = '''
 # Find your own documents
 
-A finished encoder is tuned on forty questions and answers of a library, and asked ten questions that it has not seen. It runs in
-a minute on two CPU cores, with `pip install cft` and nothing from a hub. Put your own CSV file in the place of `faq.csv`.
+A finished encoder is tuned on forty questions and answers of a library, and asked ten questions that it has not seen.
+It runs in a minute on two CPU cores, with `pip install cft` and nothing from a hub. Put your own CSV file in the place
+of `faq.csv`.
 
 This notebook was executed by `docs/write_notebook.py`.
 ---
@@ -51,8 +53,8 @@ questions = {
 ===
 ## Before
 
-Vectors have length 1, so that products are cosines. Queries and documents have methods of their own: an embedder may have learnt
-with a prompt for each.
+Vectors have length 1, so that products are cosines. Queries and documents have methods of their own: an embedder may
+have learnt with a prompt for each.
 ---
 import numpy as np
 
@@ -71,8 +73,8 @@ print("places of the right answers:", before)
 ===
 ## Training
 
-`cft.train` takes what follows `python -m cft.run`, and rows. The file chooses length, steps and learning rate. A tenth of the rows is
-held out, and the run's own score is how well those find their answers.
+`cft.train` takes what follows `python -m cft.run`, and rows. What is not given, such as the texts' length and the
+learning rate, the rows choose. Forty rows are few: batches of half of them leave each question seventeen wrong answers.
 ---
 import logging
 
@@ -80,8 +82,9 @@ import cft
 
 logging.getLogger("cft").setLevel(logging.ERROR)  # leave this out to see what a run says
 history = []
+settings = ["model=MODEL", "logger=none", "baseline=none", "outputs=OUTPUTS"]
 embedder = cft.train(
-    ["model=MODEL", "logger=none", "baseline=none", "train.steps=20", "outputs=OUTPUTS"],
+    [*settings, "train.batch_size=18", "train.steps=20", "train.epochs=10"],
     triplets=rows,
     callbacks=[history.append],
 )
@@ -95,8 +98,8 @@ for question, old, new in zip(questions, before, after):
     print(f"{question:52}{old:4}{new:4}")
 print(f"{'mean place':52}{np.mean(before):4.1f}{np.mean(after):4.1f}")
 ===
-Ten questions are an example, no measurement: a run's own table has intervals, and says where a change is not distinguishable from
-none.
+Ten questions are an example, no measurement: a run's own table has intervals, and says where a change is not
+distinguishable from none.
 ---
 import matplotlib.pyplot as plt
 
@@ -124,8 +127,9 @@ def search(question, top=3):
 
 search("somewhere to eat my sandwich")
 ===
-From here: the embedder's folder works with every command (`python -m cft.similar run=FOLDER "a question" faq.csv column=answer`),
-`python -m cft.export` writes it for other libraries, and `Embedder.load(FOLDER)` loads it again.
+From here: the embedder's folder, in `outputs`, works with every command (`python -m cft.similar run=FOLDER
+"a question" faq.csv column=answer`), `python -m cft.export` writes it for other libraries, and `Embedder.load(FOLDER)`
+loads it again.
 '''
 
 
@@ -145,7 +149,7 @@ def execute(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
     body, _, last = source.rpartition("\n")
     shown = last if last.isidentifier() else ""
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-        exec(compile(body if shown else source, "cell", "exec"), names)  # noqa: S102  our own cells
+        exec(compile(body if shown else source, "cell", "exec"), names)
     outputs: list[dict[str, Any]] = []
     if printed.getvalue():
         outputs.append({"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(True)})
@@ -163,7 +167,8 @@ def write(path: Path, model: str) -> None:
     """Run all cells in one namespace, in the folder of the documentation, and write the notebook (nbformat 4)."""
     names: dict[str, Any] = {"__name__": "__main__"}
     done, number = [], 0
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(HERE):
+    os.chdir(HERE)  # the cells name files beside them
+    with tempfile.TemporaryDirectory() as scratch:
         shown = cells(model, "outputs")
         run = cells(model, scratch)
         for place, ((kind, source), (_, executed)) in enumerate(zip(shown, run, strict=True)):

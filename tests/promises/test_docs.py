@@ -1,5 +1,6 @@
 """What the documentation says of models is what the tests check."""
 
+import json
 import re
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
     assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
     assert any(line.startswith("mean rank of the right answer, of 40") for line in table)
+
+
+def test_the_notebook_is_what_its_script_writes_and_every_cell_ran(commands, tmp_path):
+    kept = json.loads((ROOT / "docs" / "find_your_documents.ipynb").read_text())
+    done = commands.run(str(ROOT / "docs" / "write_notebook.py"), "tiny", str(tmp_path / "again.ipynb"), cwd=tmp_path)
+    assert done.status == 0, done.err
+    again = json.loads((tmp_path / "again.ipynb").read_text())
+    assert not list(tmp_path.rglob("outputs")), "it leaves nothing else"
+    for one, other in zip(kept["cells"], again["cells"], strict=True):
+        assert "".join(one["source"]).replace("minilm", "tiny") == "".join(other["source"])
+        assert [each["output_type"] for each in one.get("outputs", [])] == [
+            each["output_type"] for each in other.get("outputs", [])
+        ]
+    code = [cell for cell in kept["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert any("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
+    assert "mean place" in "".join(code[-3]["outputs"][0]["text"])
 
 
 def test_lower_bounds_are_the_versions_that_the_lowest_environment_has():
