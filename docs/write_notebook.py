@@ -9,16 +9,17 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot
-from matplotlib.figure import Figure
-
 HERE = Path(__file__).parent
 NOTEBOOK = HERE / "find_your_documents.ipynb"
+
+# Printed between what two cells print.
+BETWEEN = "\x1e"
 
 # Text in Markdown, and code behind a line of its own.
 CELLS = '''
@@ -143,41 +144,45 @@ def cells(model: str, outputs: str) -> list[tuple[str, str]]:
     return found
 
 
-def execute(source: str, names: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run a cell of code; returns what it printed, and the figure that its last line names."""
+def execute(sources: list[str], scratch: Path) -> list[list[dict[str, Any]]]:
+    """Run the cells of code one after the other; returns what each printed, and the figure that its last line names."""
+    drawn = [scratch / f"figure-{number}.png" for number in range(len(sources))]
+    parts = []
+    for source, path in zip(sources, drawn, strict=True):
+        body, _, last = source.rpartition("\n")
+        if last.isidentifier():  # a notebook shows it
+            source = f"{body}\n{last}.savefig({str(path)!r}, dpi=80, metadata={{'Software': None}})"
+        parts.append(source)
+    script = scratch / "cells.py"
+    script.write_text(f"\nprint({BETWEEN!r}, end='')\n".join(parts), encoding="utf-8")
     printed = io.StringIO()
-    body, _, last = source.rpartition("\n")
-    shown = last if last.isidentifier() else ""
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
-        exec(compile(body if shown else source, "cell", "exec"), names)
-    outputs: list[dict[str, Any]] = []
-    if printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": printed.getvalue().splitlines(True)})
-    figure = names.get(shown)
-    if isinstance(figure, Figure):
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=80, metadata={"Software": None})
-        pyplot.close(figure)
-        data = {"image/png": base64.b64encode(drawn.getvalue()).decode(), "text/plain": ["<Figure>"]}
-        outputs.append({"output_type": "display_data", "metadata": {}, "data": data})
+        runpy.run_path(str(script))
+    outputs: list[list[dict[str, Any]]] = []
+    for text, path in zip(printed.getvalue().split(BETWEEN), drawn, strict=True):
+        of_cell = [{"output_type": "stream", "name": "stdout", "text": text.splitlines(True)}] if text else []
+        if path.exists():
+            data = {"image/png": base64.b64encode(path.read_bytes()).decode(), "text/plain": ["<Figure>"]}
+            of_cell.append({"output_type": "display_data", "metadata": {}, "data": data})
+        outputs.append(of_cell)
     return outputs
 
 
 def write(path: Path, model: str) -> None:
-    """Run all cells in one namespace, in the folder of the documentation, and write the notebook (nbformat 4)."""
-    names: dict[str, Any] = {"__name__": "__main__"}
-    done, number = [], 0
+    """Run all cells, in the folder of the documentation, and write the notebook (nbformat 4)."""
     os.chdir(HERE)  # the cells name files beside them
     with tempfile.TemporaryDirectory() as scratch:
-        shown = cells(model, "outputs")
-        run = cells(model, scratch)
-        for place, ((kind, source), (_, executed)) in enumerate(zip(shown, run, strict=True)):
-            cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{place}", "metadata": {}}
-            cell["source"] = source.splitlines(True)
-            if kind == "code":
-                number += 1
-                cell |= {"execution_count": number, "outputs": execute(executed, names)}
-            done.append(cell)
+        code = [source for kind, source in cells(model, scratch) if kind == "code"]
+        outputs = execute(code, Path(scratch))
+    done: list[dict[str, Any]] = []
+    number = 0
+    for place, (kind, source) in enumerate(cells(model, "outputs")):
+        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{place}", "metadata": {}}
+        cell["source"] = source.splitlines(True)
+        if kind == "code":
+            number += 1
+            cell |= {"execution_count": number, "outputs": outputs[number - 1]}
+        done.append(cell)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": done, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

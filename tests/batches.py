@@ -4,7 +4,7 @@ import torch
 from conftest import make_tiny
 
 from cft.config.schema import Attention, DistillSettings, LoraSettings, LoraVariant, Pooling
-from cft.data.records import Triplet
+from cft.data.records import ScoredPair, Triplet
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, trainable
 from cft.training.contrastive import Teacher
@@ -22,6 +22,10 @@ def triplets(count: int, negatives: int = 1) -> list[Triplet]:
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (4,), generator=generator))
 
     return [Triplet(text(), text(), tuple(text() for _ in range(negatives))) for _ in range(count)]
+
+
+def scored_pairs(count: int) -> list[ScoredPair]:
+    return [ScoredPair(row.anchor, row.positive, float(n % 3)) for n, row in enumerate(triplets(count))]
 
 
 def tuned(

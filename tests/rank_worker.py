@@ -7,7 +7,7 @@ import json
 import sys
 
 import torch
-from batches import a_teacher, triplets, tuned
+from batches import a_teacher, scored_pairs, triplets, tuned
 from safetensors.torch import save_file
 
 from cft.config.schema import LossSettings
@@ -16,6 +16,7 @@ from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
 
 TAUGHT = "taught, both ways, uneven, in chunks"
+SCORED = "scored pairs, uneven, in chunks"
 GUIDED = "guided, all candidates, uneven, in chunks"
 
 # Loss, hard negatives a triplet, rows of the batch, tokens of a chunk.
@@ -32,6 +33,8 @@ CASES = {
         60,
     ),
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
+    SCORED: (LossSettings(scored="cosent", scored_weight=2.0), 1, 7, 60),
+    "angle, uneven": (LossSettings(scored="angle", dimensions=[16]), 1, 7, None),
     GUIDED: (LossSettings(both_directions=True, anchors_as_negatives=True, guide="tiny", guide_margin=0.05), 2, 7, 60),
 }
 
@@ -46,12 +49,12 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
         guide = Guide(a_teacher().embedder) if name == GUIDED else None
         setup = BatchSetup(loss, teacher=teacher, guide=guide, chunk_tokens=chunk_tokens, world=world)
-        part = contrastive_backward(embedder, batch, setup)
+        part = contrastive_backward(embedder, batch, setup, pairs=scored_pairs(5) if loss.scored else ())
         weights = trainable(embedder.model)
         unused = torch.nn.Parameter(torch.ones(2))  # a weight that no process has a gradient for
         world.all_reduce_gradients([*weights.values(), unused])
         assert unused.grad is None
-        found[name] = (part.loss, {key: weight.grad for key, weight in weights.items()})
+        found[name] = (part.loss + part.scored, {key: weight.grad for key, weight in weights.items()})
     return found
 
 

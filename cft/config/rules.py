@@ -61,6 +61,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     columns = [data.columns_of(entry)[2] for entry in data.entries] or [data.negative_columns]
     if config.loss.hard_negatives and not any(columns) and data.source in (DataSource.hub, DataSource.files):
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
+    if (data.scored is None) != (config.loss.scored is None):
+        missing = "loss.scored=cosent (or angle)" if config.loss.scored is None else "data.scored=pairs.csv"
+        given = ("data.scored", data.scored) if data.scored is not None else ("loss.scored", config.loss.scored)
+        yield f"{override(*given)} would not be read without {missing}: data.scored and loss.scored go together"
     if config.first.data is not None and config.adapter is not None:
         yield f"{override('adapter', config.adapter)} has had its first stage: leave it out, or write first=none"
     if evaluation.source is EvalSource.none and not train.steps:

@@ -7,7 +7,7 @@ from these defaults. Other modules take these dataclasses, or plain values out o
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -241,12 +241,20 @@ class LossSettings:
     guide: str | None = None
     guide_margin: float = 0.0  # how much nearer the positive must be, of a cosine; -1 to 1; only with loss.guide
     guide_relative: bool = False  # true: the margin is a share of the positive's cosine
+    # of data.scored: cosent (pairs scored higher must be nearer), angle (the same by AnglE's similarity), null for none
+    scored: str | None = None
+    scored_weight: float = 1.0  # what the loss of the scored pairs is multiplied by, above 0, before it is added
+    scored_temperature: float = 0.05  # of the scored pairs' similarities, above 0; 0.05 is 1 / 20, its source's scale
     # Matryoshka: so many first numbers of vectors must do alone too, as in [64,128]; the loss is the mean of all widths
     dimensions: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self._odd_dimensions:
             self.dimensions = sorted(set(self.dimensions))  # two orders would make two runs of one
+
+    def without_scored(self) -> "LossSettings":
+        """The same for triplets alone."""
+        return replace(self, scored=None, scored_weight=1.0, scored_temperature=0.05)
 
     @property
     def _odd_dimensions(self) -> bool:
@@ -262,6 +270,13 @@ class LossSettings:
             yield "loss.guide_margin and loss.guide_relative would not be read: name a guide, as in loss.guide=minilm"
         if self.temperature <= 0:
             yield f"loss.temperature={self.temperature}: must be above 0 (the paper uses 0.05)"
+        if self.scored not in (None, "cosent", "angle"):
+            yield f"{override('loss.scored', self.scored)}: must be cosent, angle, or null for none"
+        if self.scored is None and (self.scored_weight != 1 or self.scored_temperature != 0.05):
+            yield "loss.scored_weight and loss.scored_temperature would not be read: choose loss.scored=cosent or angle"
+        for key in ("scored_weight", "scored_temperature"):
+            if not getattr(self, key) > 0:
+                yield f"loss.{key}={getattr(self, key):g}: must be above 0"
 
 
 @dataclass
@@ -448,8 +463,8 @@ class DataSettings:
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
     mixing: str = "rows"  # of several entries of data.train: rows (a batch has rows of all), files (of one of them)
-    # above 0: without shares, an entry's is its rows to the power of 1 / this; 1 is as many as it has, larger is evener
-    evenness: float = 1.0
+    # 1 or more: without shares, an entry's is its rows to the power of 1 / this; 1 takes all alike, larger is evener
+    evenness: int = 1
     # installed packages to read, as in [numpy,scipy.stats]; null for two dozen usual ones; only for data=docstrings
     packages: list[str] | None = None
     # a commit of princeton-nlp/datasets-for-simcse; null takes the newest; only for data=nli
@@ -470,6 +485,10 @@ class DataSettings:
     dev: str | None = None
     # columns of the scored pairs: two sentences and the score
     dev_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
+    # scored pairs to train on beside the triplets: a file with scores or NLI labels; null for none; needs loss.scored
+    scored: str | None = None
+    # columns of the scored pairs to train on: two sentences, and a score or entailment, neutral, contradiction
+    scored_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
 
     @property
     def entries(self) -> list[TrainFile]:
@@ -511,6 +530,7 @@ class DataSettings:
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
             yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)
+        yield from _column_problems("data.scored_columns", self.scored_columns)
         if self.dev is not None and self.source is DataSource.scenes:
             yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"
         if self.on_bad_row not in ("raise", "skip"):
@@ -526,26 +546,22 @@ class DataSettings:
             yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
         known = [each.name for each in fields(TrainFile)]
         for number, entry in enumerate(self._listed):
-            key = f"data.train[{number}]"
-            if isinstance(entry, dict):
-                unknown = [name for name in entry if name not in known]
-                if unknown:
-                    yield f"{key} has no setting {unknown[0]!r}; it may have {', '.join(known)}"
-                elif "file" not in entry:
-                    yield f"{key} names no file, as in {{file: pairs.csv, share: 2}}"
-                else:
-                    yield from TrainFile(**entry).problems(key)
+            unknown = [name for name in entry if name not in known] if isinstance(entry, dict) else []
+            if unknown or (isinstance(entry, dict) and "file" not in entry):
+                what = f"has no setting {unknown[0]!r}; it may have {', '.join(known)}" if unknown else "names no file"
+                yield f"{override('data.train', self.train)}: entry {number} {what}"
+            elif isinstance(entry, dict):
+                yield from TrainFile(**entry).problems(f"data.train[{number}]")
             elif not isinstance(entry, str) or not entry:
-                given = override(key, entry) if isinstance(self.train, list) else override("data.train", entry)
-                yield f"{given}: must be a file, a pattern, or a list of them"
+                yield f"{override('data.train', self.train)}: must be a file, a pattern, or a list of them"
 
     def _problems_of_entries(self) -> Iterator[str]:
         """Entries that do not go together."""
         entries, mixings = self.entries, ("rows", "files")
         if self.mixing not in mixings:
             yield f"{override('data.mixing', self.mixing)}: must be {' or '.join(mixings)}"
-        if not self.evenness > 0:
-            yield f"data.evenness={self.evenness:g}: must be above 0; 1 takes rows as often as there are"
+        if self.evenness < 1:
+            yield f"data.evenness={self.evenness}: must be 1 (rows as often as there are) or more"
         if len(entries) < 2:
             if self.mixing != "rows" or self.evenness != 1:
                 yield "data.mixing and data.evenness are of several entries of data.train, and there are not several"
@@ -559,7 +575,7 @@ class DataSettings:
         if any(shares) and not all(shares):
             yield f"data.train[{shares.index(False)}] has no share, and others have: give all of them one, or none"
         if all(shares) and shares and self.evenness != 1:
-            yield f"data.evenness={self.evenness:g} would not be read, as the entries of data.train have shares"
+            yield f"data.evenness={self.evenness} would not be read, as the entries of data.train have shares"
         if self.mixing == "rows" and any(entry.loss for entry in entries):
             yield "an entry of data.train with a loss of its own needs batches of its own: data.mixing=files"
 
@@ -602,6 +618,8 @@ class FirstSettings:
             yield from (re.sub(r"\bdata([.=])", r"first.data\1", problem, count=1) for problem in self.data.problems())
             if self.data.source is DataSource.files and self.data.train is None:
                 yield f"{FIRST}.train is not set: name the file, as in first.data.train=general.csv"
+            if self.data.scored is not None:
+                yield f"{override(f'{FIRST}.scored', self.data.scored)}: a first stage has triplets alone; leave it out"
         if self.steps < 1:
             yield f"first.steps={self.steps}: must be 1 or more (first=none: no first stage)"
         if self.batch_size < 2:
@@ -707,6 +725,7 @@ class TrainSettings:
     # end when so many looks at the development data, one after the other, were no better; null never
     patience: int | None = None
     no_duplicates: bool = False  # true: no text stands twice in a batch; rows that would bring it wait for the next
+    scored_batch: int = 32  # scored pairs an update, over all micro-batches, 2 or more; only with data.scored
     # settings that the data choose, of those that were not given: model.max_length, train.batch_size, train.epochs,
     # train.steps, train.eval_every, lr
     fitted: list[str] = field(default_factory=list)
@@ -731,6 +750,12 @@ class TrainSettings:
             yield (
                 f"train.batch_size={self.batch_size} with train.accumulation={self.accumulation} leaves {micro_batch} "
                 "triplets to choose among: in-batch negatives need at least 2"
+            )
+        pairs = self.scored_batch // max(self.accumulation, 1)
+        if pairs < 2 or pairs * max(self.accumulation, 1) != self.scored_batch:
+            yield (
+                f"train.scored_batch={self.scored_batch}: must be a multiple of "
+                f"train.accumulation={self.accumulation}, with 2 pairs or more for each micro-batch"
             )
         if self.weight_decay < 0:
             yield f"train.weight_decay={self.weight_decay}: must be 0 or more"

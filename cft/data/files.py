@@ -118,6 +118,7 @@ def read_scored_pairs(
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
     columns_key: str = "eval.columns",
+    score_of: Callable[[dict[str, Any], str, str], float] = number_of,
 ) -> tuple[list[ScoredPair], list[Skipped]]:
     """Read pairs of sentences, texts verbatim, with scores on any scale; returned with the rows that were left out.
 
@@ -126,6 +127,7 @@ def read_scored_pairs(
         columns: of the two sentences and of the score, a finite number.
         on_bad_row: stop at a bad row, or leave it out.
         key, columns_key: the config keys that named the file and its columns, for messages.
+        score_of: reads a score out of a row's cells, given its column and what messages call it.
 
     Raises:
         UserError: naming the file, row, column and remedy.
@@ -144,7 +146,7 @@ def read_scored_pairs(
         return ScoredPair(
             text_of(cells, sentence1, PAIR_COLUMNS[0]),
             text_of(cells, sentence2, PAIR_COLUMNS[1]),
-            number_of(cells, score, PAIR_COLUMNS[2]),
+            score_of(cells, score, PAIR_COLUMNS[2]),
         )
 
     rows = list(stream_rows(source, pair, on_bad_row))

@@ -2,7 +2,7 @@
 
 import glob
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from cft.data.mixture import Mixture, plain, shares_of
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
 from cft.data.sampling import shared_texts
+from cft.data.scored import read_scored
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
@@ -66,6 +67,7 @@ class TrainingData:
     skipped: int  # how many bad rows were left out
     portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file; none of scenes
     parts: tuple[Part, ...] = ()  # entries of data.train that are told apart, in the order of their rows; usually none
+    scored: tuple[ScoredPair, ...] = ()  # pairs to train on beside the triplets
     by_part: bool = False  # whether a batch has rows of one part only
     # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
     watching: list[Triplet] | None = None
@@ -74,6 +76,13 @@ class TrainingData:
     def shared(self) -> dict[int, frozenset[int]]:
         """The texts of each row to train on that stand in another one too; see `sampling.shared_texts`."""
         return shared_texts(self.triplets)
+
+    def texts(self) -> Iterator[str]:
+        """Every text that is trained on, as often as it stands there."""
+        for row in self.triplets:
+            yield from (row.anchor, row.positive, *row.negatives)
+        for pair in self.scored:
+            yield from (pair.sentence1, pair.sentence2)
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -135,6 +144,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         portraits=portraits,
         parts=parts,
         by_part=settings.mixing == "files" and bool(parts),
+        scored=tuple(read_scored(settings)),
     )
 
 

@@ -58,8 +58,7 @@ def report(folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data
 
 def count_retrieval(sets: dict[str, RetrievalSet], data: TrainingData) -> Counts:
     """Queries and documents that are anchors, positives or negatives of a training, by eight bytes a text."""
-    texts = (text for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
-    trained = np.unique(_digests(texts))
+    trained = np.unique(_digests(data.texts()))
     return {
         name: {
             "queries": len(of_set.queries),

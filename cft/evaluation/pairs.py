@@ -33,14 +33,14 @@ class Pairs:
     seen: Arrays | None  # how many of a pair's sentences are in the training data; None without training
 
 
-def _key(pair: ScoredPair) -> tuple[str, ...]:
+def key_of(pair: ScoredPair) -> tuple[str, ...]:
     """Equal for pairs of the same sentences in either order."""
     return tuple(sorted((normalized(pair.sentence1), normalized(pair.sentence2))))
 
 
 def describe(sets: Sets, data: TrainingData | None) -> Pairs:
     """Number the pairs of all sets, and look their sentences up in the training data (holdout excepted)."""
-    keys = {name: [_key(pair) for pair in pairs] for name, pairs in sets.items()}
+    keys = {name: [key_of(pair) for pair in pairs] for name, pairs in sets.items()}
     numbers: dict[tuple[str, ...], int] = {}
     identity = {
         name: np.array([numbers.setdefault(key, len(numbers)) for key in of_set], dtype=np.int32)
@@ -49,8 +49,7 @@ def describe(sets: Sets, data: TrainingData | None) -> Pairs:
     seen = None
     if data is not None:
         sentences = {sentence for key in numbers for sentence in key}
-        training = (normalized(text) for row in data.triplets for text in (row.anchor, row.positive, *row.negatives))
-        trained = sentences.intersection(training)
+        trained = sentences.intersection(map(normalized, data.texts()))
         seen = {
             name: np.array([sum(sentence in trained for sentence in key) for key in of_set], dtype=np.uint8)
             for name, of_set in keys.items()
@@ -61,8 +60,8 @@ def describe(sets: Sets, data: TrainingData | None) -> Pairs:
 
 def overlapping(pairs: list[ScoredPair], sets: Sets) -> list[str]:
     """For every pair that is also in a set, in either order of its sentences, the set's name."""
-    set_of = {_key(pair): name for name, of_set in sets.items() for pair in of_set}
-    return [set_of[key] for key in map(_key, pairs) if key in set_of]
+    set_of = {key_of(pair): name for name, of_set in sets.items() for pair in of_set}
+    return [set_of[key] for key in map(key_of, pairs) if key in set_of]
 
 
 def write_once(folder: Path, sets: Sets, data: TrainingData | None) -> None:

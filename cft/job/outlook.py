@@ -84,7 +84,14 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
         if embedder.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    return _FORWARD_PASSES * seconds * whole / tried
+    scored = 2 * config.train.scored_batch / processes if data.scored else 0  # texts, taken to be as long as the others
+    return (
+        _FORWARD_PASSES
+        * seconds
+        * whole
+        / tried
+        * (1 + scored / (batch * len(texts_of(rows, config.loss)) / len(rows)))
+    )
 
 
 def _nodes(embedder: Embedder, texts: list[str]) -> int:

@@ -30,7 +30,7 @@ from cft.config.schema import (
     Prompts,
     Role,
 )
-from cft.data.records import ScoredPair, Triplet
+from cft.data.records import ScoredPair, Triplet, content_digest
 from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
@@ -64,6 +64,9 @@ _SINCE = {
     "guide": None,
     "guide_margin": 0.0,
     "guide_relative": False,
+    "scored": None,
+    "scored_weight": 1.0,
+    "scored_temperature": 0.05,
     "variant": "plain",
     "lr_ratio": 1.0,
 }
@@ -137,6 +140,7 @@ class Plan:
             "bf16": self.start.bf16,
             "data": self.data.content,
             **({"mixture": _mixture(self.data)} if self.data.parts else {}),
+            **({"scored_pairs": _scored(self.data, config)} if self.data.scored else {}),
             **self._teaching,
             **({"guide": _embedding(*self.guide)} if self.guide else {}),
             # Without dropout a training gives what it gave under the first recipe.
@@ -219,6 +223,11 @@ class Plan:
             **({"measures": ["order", "uniformity"]} if triplets else {}),
         }
         return owner / RunFolder.EVALUATIONS / f"{name}-{digest(facts)}"
+
+
+def _scored(data: TrainingData, config: Config) -> dict:
+    """What scored pairs to train on add to a name."""
+    return {"content": content_digest(data.scored), "batch_size": config.train.scored_batch}
 
 
 def _mixture(data: TrainingData) -> dict:

@@ -150,6 +150,7 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
     stage = replace(
         config,
         data=first.data,
+        loss=config.loss.without_scored(),
         train=replace(train, keep=[], eval_every=0),
         lr=first.lr,
         first=FirstSettings(),

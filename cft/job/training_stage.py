@@ -52,6 +52,12 @@ def require_enough_triplets(config: Config, world: World) -> None:
             f"train.batch_size={config.train.batch_size} with train.accumulation={config.train.accumulation} gives "
             f"{size} triplets to {world.size} processes: raise it, or start fewer"
         )
+    pairs = config.train.scored_batch // config.train.accumulation
+    if config.data.scored is not None and pairs < world.size:
+        raise UserError(
+            f"train.scored_batch={config.train.scored_batch} with train.accumulation={config.train.accumulation} gives "
+            f"{pairs} scored pairs to {world.size} processes: raise it, or start fewer"
+        )
 
 
 class TrainingStage:
@@ -174,6 +180,7 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     portraits = {"portrait": data.portraits} if data.portraits else {}
     parts = {"parts": data.parts} if data.parts else {}
+    counts |= {"scored_pairs": len(data.scored)} if data.scored else {}
     facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits, **parts}
     write_record(folder.file(RunFolder.DATA), facts)
 
@@ -266,6 +273,8 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             "data.dev=FILE gives one",
             noun,
         )
+    if set(map(pairs.key_of, data.scored)) & set(map(pairs.key_of, data.dev)):
+        log.warning("development pairs stand among the scored pairs that are trained on: choose no settings by them")
     overlap = pairs.overlapping(data.dev, plan.sets)
     if overlap:
         log.warning(
@@ -280,6 +289,11 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         micro_batch - 1,
         hard,
     )
+    if data.scored:
+        log.info(
+            "and %d of %s scored pairs a step, whose loss (%s) counts %g times",
+            *(config.train.scored_batch, f"{len(data.scored):,}", config.loss.scored, config.loss.scored_weight),
+        )
     if config.loss.guide:
         log.info("candidates that %s finds as near as the positive do not count", config.loss.guide)
     if config.distill.model:

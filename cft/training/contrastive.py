@@ -17,12 +17,19 @@ import torch
 
 from cft.batching.places import Places
 from cft.config.schema import Batches, DistillSettings, LossSettings, Prompts, Role
-from cft.data.records import Triplet
+from cft.data.records import ScoredPair, Triplet
 from cft.model.dropout import Draw, drawing, drops
 from cft.model.embedder import Embedder
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
-from cft.training.losses import ContrastiveLoss, distillation_targets, false_negative_mask, guided_mask, info_nce
+from cft.training.losses import (
+    ContrastiveLoss,
+    distillation_targets,
+    false_negative_mask,
+    guided_mask,
+    info_nce,
+    scored_loss,
+)
 
 # Anchors per block of the loss: the similarities of a large batch would take more memory than a chunk of the model.
 _ANCHORS = 256
@@ -35,12 +42,13 @@ _GUIDE_BYTES = 500_000_000
 class StepStats:
     """Statistics of one batch, over all processes but for `chunks`."""
 
-    loss: float  # mean over the anchors, in nats
+    loss: float  # of the triplets: mean over the anchors, in nats
     accuracy: float  # share of anchors whose own positive scored highest
     candidates: float  # mean number of texts that an anchor chose from
     tokens: int  # of all texts
     nodes: int  # that went through the model in place of the tokens
     chunks: int  # in which this process's texts went through the model
+    scored: float = 0.0  # loss of the scored pairs, before its weight; 0 without any
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def contrastive_backward(
     batch: Sequence[Triplet],
     setup: BatchSetup,
     *,
+    pairs: Sequence[ScoredPair] = (),
     sequences: Sequence[tuple[int, ...]] | None = None,
     scale: float = 1.0,
     seed: int = 0,
@@ -98,7 +107,8 @@ def contrastive_backward(
         embedder: with trainable weights.
         batch: B triplets, the same on every process.
         setup: loss, teacher, processes, memory and precision.
-        sequences: what `tokens_of` gives for the batch, if it is tokenized already.
+        pairs: scored pairs whose loss (`loss.scored`) is added, the same on every process.
+        sequences: what `tokens_of` gives for the batch, then `tokens_of_pairs`, if they are tokenized already.
         scale: what the loss is multiplied by.
         seed: of LoRA's dropout, whose masks are the same in chunks and as a whole. What else a model draws at random
             comes from torch's generator: as it stands, or seeded anew for each of several chunks.
@@ -106,9 +116,10 @@ def contrastive_backward(
     Raises:
         UserError: if the batch needs chunks, and the model mixes the texts that go through it together.
     """
+    # So many parameters because a batch has rows of two kinds, and may be one of several whose gradients add up.
     loss, world = setup.loss, setup.world
     if sequences is None:
-        sequences = tokens_of(embedder, batch, loss, world)
+        sequences = tokens_of(embedder, batch, loss, world) + tokens_of_pairs(embedder, pairs, world)
 
     # 1. Embed all chunks; without gradient, if there are several.
     chunks = _Chunks(embedder, sequences, setup, seed)
@@ -116,7 +127,8 @@ def contrastive_backward(
 
     # 2. Take the loss and its gradient with respect to the embeddings, in blocks of anchors.
     leaf = embeddings.detach().requires_grad_(True)
-    student = _Pool(leaf, batch, setup)
+    of_pairs = len(leaf) - 2 * _local_count(len(pairs), world)
+    student = _Pool(leaf[:of_pairs], batch, setup)
     teacher = _pool_of(setup.teacher.embedder, batch, setup, leaf.device) if setup.teacher else None
     guide = _pool_of(setup.guide, batch, setup, leaf.device) if setup.guide else None
     directions = _directions(_Pools(student, teacher, guide), batch, setup)
@@ -130,6 +142,7 @@ def contrastive_backward(
         (block_loss * ((end - start) / len(batch) * scale)).backward()
         blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
     student.backward()
+    scored = _scored_backward(leaf[of_pairs:], pairs, setup, scale) if pairs else 0.0
 
     # 3. Run each chunk once more, with gradient, and backpropagate its part.
     assert leaf.grad is not None
@@ -139,7 +152,34 @@ def contrastive_backward(
     local = _mean_over_blocks(blocks)
     values = [local.loss.item() * share, local.accuracy * share, local.candidates * share, chunks.tokens, chunks.nodes]
     total_loss, accuracy, candidates, tokens, nodes = world.all_reduce_sum(values, leaf.device)
-    return StepStats(total_loss, accuracy, candidates, int(tokens), int(nodes), len(chunks.rows))
+    return StepStats(total_loss, accuracy, candidates, int(tokens), int(nodes), len(chunks.rows), scored)
+
+
+def _local_count(count: int, world: World) -> int:
+    """How many of so many rows are this process's."""
+    own = world.shard(count)
+    return own.stop - own.start
+
+
+def _scored_backward(vectors: torch.Tensor, pairs: Sequence[ScoredPair], setup: BatchSetup, scale: float) -> float:
+    """Add the gradient of the scored pairs' loss; returns that loss, of all processes' pairs.
+
+    Args:
+        vectors: (2 * own pairs, D) this process's first sentences, then its second ones. pairs: of all processes.
+        setup: loss and processes. scale: what the loss is multiplied by.
+    """
+    loss, world = setup.loss, setup.world
+    counts = [_local_count(len(pairs), World(rank, world.size)) for rank in range(world.size)]
+    own = counts[world.rank]
+    gathered = world.all_gather(torch.cat([vectors[:own], vectors[own:]], dim=1), counts)
+    one, other = gathered.chunk(2, dim=1)
+    scores = torch.tensor([pair.score for pair in pairs], dtype=torch.float64, device=vectors.device)
+    how = {"temperature": loss.scored_temperature, "kind": str(loss.scored)}
+    widths = [None, *loss.dimensions]
+    found = torch.stack([scored_loss(one[:, :width], other[:, :width], scores, **how) for width in widths]).mean()
+    # Every process has the whole of this loss, and their gradients are added up.
+    (found * (loss.scored_weight * scale / world.size)).backward()
+    return float(found.detach())
 
 
 def tokens_of(
@@ -171,6 +211,15 @@ def tokens_of(
         rows_of = embedder.with_template(template).tokenize([texts[place] for place in places])
         found |= dict(zip(places, rows_of, strict=True))
     return [found[place] for place in range(len(texts))]
+
+
+def tokens_of_pairs(
+    embedder: Embedder, pairs: Sequence[ScoredPair], world: World = SINGLE_PROCESS
+) -> list[tuple[int, ...]]:
+    """Token ids of this process's scored pairs: their first sentences, then their second ones."""
+    own = pairs[world.shard(len(pairs))]
+    texts = [pair.sentence1 for pair in own] + [pair.sentence2 for pair in own]
+    return embedder.in_role(Role.text).tokenize(texts) if texts else []
 
 
 def texts_of(rows: Sequence[Triplet], loss: LossSettings) -> list[str]:

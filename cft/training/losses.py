@@ -141,3 +141,58 @@ def false_negative_mask(positives: list[str], negatives: list[str]) -> torch.Ten
     same = own[:, None] == candidates[None, :]
     same[torch.arange(len(own)), torch.arange(len(own))] = False
     return same
+
+
+def cosent(similarities: torch.Tensor, scores: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """CoSENT: of two pairs of sentences, the one that is scored higher must have the higher similarity.
+
+    Only the order of the scores counts; pairs with equal scores are not compared.
+
+    Args:
+        similarities: (P,) of the pairs. scores: (P,) by people, on any scale.
+        temperature: > 0, no unit; smaller is sharper. 0.05 is 1 / 20, the scale of its source.
+
+    Returns:
+        log(1 + sum of exp((similarity of the lower - similarity of the higher) / temperature)), a scalar.
+
+    Source: Su 2022, CoSENT (kexue.fm/archives/8847); sentence-transformers' CoSENTLoss.
+    """
+    logits = similarities.float() / temperature
+    gaps = logits[None, :] - logits[:, None]  # of the lower over the higher, where row is scored above column
+    wrong = gaps[scores[:, None] > scores[None, :]]
+    return torch.cat([wrong.new_zeros(1), wrong]).logsumexp(dim=0)
+
+
+def angle_similarity(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The similarity of AnglE: both halves of a vector as real and imaginary parts, divided number by number.
+
+    Angles between complex numbers still change where cosines are near 1 or -1 and hardly have a gradient.
+
+    Args:
+        one, other: (P, D), D even.
+
+    Returns:
+        (P,), 0 or more.
+
+    Raises:
+        ValueError: if D is odd.
+
+    Source: Li and Li 2023 (AnglE), arXiv 2309.12871; without its angle's mean, as in sentence-transformers' AnglELoss.
+    """
+    if one.shape[1] % 2:
+        raise ValueError(f"vectors of {one.shape[1]} numbers have no two halves")
+    (a, b), (c, d) = (F.normalize(each.float(), dim=-1).chunk(2, dim=1) for each in (one, other))
+    real, imaginary = a * c + b * d, b * c - a * d
+    return (real + imaginary).sum(dim=1).abs()
+
+
+def scored_loss(
+    one: torch.Tensor, other: torch.Tensor, scores: torch.Tensor, *, temperature: float, kind: str
+) -> torch.Tensor:
+    """CoSENT of scored pairs by their cosines (kind "cosent") or by AnglE's similarity ("angle").
+
+    Args:
+        one, other: (P, D) embeddings of both sentences. scores: (P,). temperature: > 0. kind: which similarity.
+    """
+    similarity = angle_similarity(one, other) if kind == "angle" else F.cosine_similarity(one.float(), other.float())
+    return cosent(similarity, scores, temperature=temperature)

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from cft.config.schema import Config, LossSettings, Role
-from cft.data.records import Triplet, noun_of
+from cft.data.records import ScoredPair, Triplet, noun_of
 from cft.data.retrieval import RetrievalSet
 from cft.data.sampling import batches, count_batches
 from cft.data.training_data import TrainingData
@@ -34,13 +34,26 @@ from cft.system.memory import OutOfMemory, unless_out_of_memory
 from cft.training import checkpoint
 from cft.training.best import BestWeights, is_over
 from cft.training.chunking import Chunking, KillMark, choose_chunking
-from cft.training.contrastive import BatchSetup, Guide, StepStats, Teacher, contrastive_backward, texts_of, tokens_of
+from cft.training.contrastive import (
+    BatchSetup,
+    Guide,
+    StepStats,
+    Teacher,
+    contrastive_backward,
+    texts_of,
+    tokens_of,
+    tokens_of_pairs,
+)
 from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 
 # Rows of the data whose negatives are counted before the first step.
 _ROWS = 10_000
+
+# Row numbers of a step's triplets, and of its scored pairs.
+_Rows = tuple[np.ndarray, np.ndarray]
+_NO_PAIRS = np.empty(0, dtype=np.int64)
 
 RowCallback = Callable[[dict], None]
 StepCallback = Callable[[int], None]
@@ -91,6 +104,7 @@ class _Batch:
     sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
     tokens: int  # most tokens of a micro-batch, as they count against the budget
     loss: LossSettings = field(default_factory=LossSettings)  # of its rows
+    pairs: list[ScoredPair] = field(default_factory=list)  # that are trained on beside the triplets
 
 
 def plan_steps(config: Config, data: TrainingData) -> int:
@@ -112,6 +126,11 @@ def plan_steps(config: Config, data: TrainingData) -> int:
         )
     if data.parts:
         _require_batches(config, data, per_epoch)
+    if data.scored and len(data.scored) < train.scored_batch:
+        raise UserError(
+            f"{len(data.scored)} pairs of data.scored do not fill one batch of "
+            f"train.scored_batch={train.scored_batch}; lower it, or bring more"
+        )
     shared = data.shared if train.no_duplicates else None
     within = {"epochs": train.epochs, "most": train.steps}
     found = count_batches(data.mixture, train.batch_size, seed=config.seed, shared=shared, **within)
@@ -218,14 +237,18 @@ def _save(state: _State, step: int, best: BestWeights | None) -> None:
     checkpoint.save(state.run.folder, step=step, history=history, weights=weights, optimizer=optimizer, best=kept)
 
 
-def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterator[np.ndarray]:
+def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterator[_Rows]:
     """The rows of every step to come; none where the training has given up already."""
     train, world = run.config.train, run.world
     if train.patience and world.broadcast_object(is_over(history, train.patience)):
         return iter(())
     shared = run.data.shared if train.no_duplicates else None
     size, seed = train.batch_size, run.config.seed
-    return batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
+    within = {"seed": seed, "start": start, "stop": run.stop_at}
+    rows = batches(run.data.mixture, size, shared=shared, **within)
+    if not run.data.scored:
+        return ((of_step, _NO_PAIRS) for of_step in rows)
+    return zip(rows, batches(len(run.data.scored), train.scored_batch, **within), strict=True)
 
 
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
@@ -261,12 +284,13 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
     killed = KillMark(run.folder).killed_at() if world.is_main else None
     kept, killed = world.broadcast_object((kept, killed))
     share = world.shard(train.batch_size // train.accumulation)
+    pairs = world.shard(train.scored_batch // train.accumulation if run.data.scored else 0)
     first = itertools.islice(run.data.triplets, _ROWS)
     counted = run.config.loss.hard_negatives or any(part.loss.get("hard_negatives") for part in run.data.parts)
     negatives = max(len(row.negatives) for row in first) if counted else 0
     chunking = choose_chunking(
         embedder,
-        texts=(share.stop - share.start) * (2 + negatives),
+        texts=(share.stop - share.start) * (2 + negatives) + 2 * (pairs.stop - pairs.start),
         bf16=run.bf16,
         chunk_tokens=train.chunk_tokens,
         kept=kept,
@@ -283,22 +307,29 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
     return chunking
 
 
-def _load_batch(state: _State, rows: np.ndarray) -> _Batch:
-    config, data = state.run.config, state.run.data
+def _load_batch(state: _State, numbers: _Rows) -> _Batch:
+    config, data, (rows, chosen) = state.run.config, state.run.data, numbers
+    pairs = [data.scored[number] for number in chosen]
     triplets = [data.triplets[row] for row in rows]
     parts = [data.parts[data.mixture.source_of(row)] for row in rows] if data.parts else []
     loss = replace(config.loss, **parts[0].loss) if data.by_part else config.loss
     own = [part.prompts(state.embedder.contract.prompts) for part in parts] or None
-    size = len(triplets) // config.train.accumulation
-    sequences = [
-        tokens_of(state.embedder, triplets[part], loss, state.run.world, prompts=own and own[part])
-        for part in (slice(start, start + size) for start in range(0, len(triplets), size))
-    ]
+    world, sequences = state.run.world, []
+    for number in range(config.train.accumulation):
+        part, of_pairs = (_micro_batch(each, number, config.train.accumulation) for each in (triplets, pairs))
+        of_part = tokens_of(state.embedder, triplets[part], loss, world, prompts=own and own[part])
+        sequences.append(of_part + tokens_of_pairs(state.embedder, pairs[of_pairs], world))
     batching = state.embedder.backbone.batching
-    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)), loss)
+    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)), loss, pairs)
 
 
-def _prefetch(steps: Iterable[np.ndarray], load: Callable[[np.ndarray], _Batch]) -> Iterator[_Batch]:
+def _micro_batch(rows: Sequence[Any], number: int, count: int) -> slice:
+    """One of `count` parts of equal sizes."""
+    size = len(rows) // count
+    return slice(number * size, (number + 1) * size)
+
+
+def _prefetch(steps: Iterable[_Rows], load: Callable[[_Rows], _Batch]) -> Iterator[_Batch]:
     """Read and tokenize the next batch while this one is trained on: a GPU would wait for it."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         pending: deque[Future[_Batch]] = deque()
@@ -326,14 +357,12 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         setup = BatchSetup(batch.loss, run.teacher, run.guide, run.world, state.chunking.tokens, state.autocast)
         with OutOfMemory() as ended:
             for number, sequences in enumerate(batch.sequences):
-                part = slice(number * size, (number + 1) * size)
+                part = _micro_batch(batch.triplets, number, settings.accumulation)
                 triplets, scale = batch.triplets[part], 1 / settings.accumulation
-                stats.append(
-                    contrastive_backward(
-                        state.embedder, triplets, setup, sequences=sequences, scale=scale, seed=seed + part.start
-                    )
-                )
-                _require_finite(stats[-1].loss, "loss", step, batch.rows[part], triplets)
+                more = {"pairs": batch.pairs[_micro_batch(batch.pairs, number, settings.accumulation)]}
+                more |= {"sequences": sequences, "scale": scale, "seed": seed + part.start}
+                stats.append(contrastive_backward(state.embedder, triplets, setup, **more))
+                _require_finite(stats[-1].loss + stats[-1].scored, "loss", step, batch.rows[part], triplets)
         if ended:
             stats.clear()
             optimizer.zero_grad(set_to_none=True)
@@ -359,6 +388,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         "event": "step",
         "step": step + 1,
         **means,
+        **({"scored_loss": sum(part.scored for part in stats) / len(stats)} if batch.pairs else {}),
         "lr": rate,
         "gradient_norm": norm,
         **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},

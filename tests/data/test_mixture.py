@@ -64,7 +64,7 @@ def test_evenness_gives_small_files_more_than_their_size(entries):
     plain = [{key: value for key, value in each.items() if key != "share"} for each in entries]
     by_size = load_training_data(mixed(plain, mixing="files"), seed=0).mixture.normalized
     assert by_size == pytest.approx((2 / 3, 1 / 3))
-    evened = load_training_data(mixed(plain, evenness=2.0), seed=0).mixture.normalized
+    evened = load_training_data(mixed(plain, evenness=2), seed=0).mixture.normalized
     assert evened == pytest.approx((2**0.5 / (2**0.5 + 1), 1 / (2**0.5 + 1)))
 
 
@@ -164,8 +164,8 @@ def test_shares_words_and_losses_are_part_of_the_name(tmp_path, entries):
 @pytest.mark.parametrize(
     ("entries", "others", "message"),
     [
-        ([{"fil": "a"}], {}, r"data.train\[0\] has no setting 'fil'; it may have file, share"),
-        ([{"share": 1}], {}, r"data.train\[0\] names no file"),
+        ([{"fil": "a"}], {}, r"data.train=\[\{fil:a\}\]'?: entry 0 has no setting 'fil'; it may have file, share"),
+        ([{"share": 1}], {}, r"data.train=\[\{share:1\}\]'?: entry 0 names no file"),
         ([{"file": "a", "share": 0}, "b"], {}, r"data.train\[0\].share=0'?: must be a number above 0"),
         ([{"file": "a", "share": 1}, "b"], {}, r"data.train\[1\] has no share, and others have"),
         ([{"file": "a", "loss": {"temperature": 1}}, "b"], {}, "needs batches of its own: data.mixing=files"),
@@ -174,14 +174,14 @@ def test_shares_words_and_losses_are_part_of_the_name(tmp_path, entries):
         ([{"file": "a", "share": 1}], {}, "data.train has one entry: its share is all"),
         (["a"], {"mixing": "files"}, "there are not several"),
         (["a", "b"], {"mixing": "sometimes"}, "data.mixing=sometimes: must be rows or files"),
-        (["a", "b"], {"evenness": 0.0}, "data.evenness=0: must be above 0"),
+        (["a", "b"], {"evenness": 0}, r"data.evenness=0: must be 1 \(rows as often"),
         (
             [{"file": "a", "share": 1}, {"file": "b", "share": 1}],
-            {"evenness": 2.0},
+            {"evenness": 2},
             "data.evenness=2 would not be read",
         ),
         (["a", {"file": "b", "anchor_column": "sent1"}], {}, r"'sent1' is named more than once by data.train\[1\]"),
-        (["a", 7], {}, r"data.train\[1\]=7'?: must be a file"),
+        (["a", 7], {}, r"data.train=\[a,7\]'?: must be a file"),
     ],
 )
 def test_entries_that_cannot_be_are_refused_by_name(entries, others, message):
