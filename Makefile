@@ -18,7 +18,7 @@ FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo release test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench gpu docs clean study verdicts paper table1 table2 table3 table4 table5 table6 figure1
+.PHONY: help install demo release test test-lowest test-slow test-load fuzz audit check fix sts retrieval bench gpu docs clean study choices verdicts paper table1 table2 table3 table4 table5 table6 figure1
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -99,6 +99,9 @@ STUDY_SEEDS ?= 1,2,3
 study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE STS=FOLDER
 	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
 	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
+
+choices: install  ## docs/choices.md's trainings on docstrings, seven minutes each on two cores; needs no file, and resumes
+	$(BIN)/python -m cft.study run study/choices --scale choices --seeds $(or $(SEEDS),1) $(ARGS)
 
 verdicts: install  ## docs/study_tables.md again, from the records beside it: TRIPLETS=FILE STS=FOLDER
 	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study_tables.md outputs=docs/records $(FILES)

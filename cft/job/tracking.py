@@ -30,7 +30,7 @@ _PATIENCE = 60
 
 _COLUMNS = (
     "event step loss accuracy candidates lr gradient_norm tokens nodes seconds triplets_per_second tokens_per_second "
-    "tokens_saved spearman ndcg@10"
+    "tokens_saved spearman ndcg@10 scored_loss"
 ).split()
 
 

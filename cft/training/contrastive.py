@@ -174,9 +174,10 @@ def _scored_backward(vectors: torch.Tensor, pairs: Sequence[ScoredPair], setup: 
     gathered = world.all_gather(torch.cat([vectors[:own], vectors[own:]], dim=1), counts)
     one, other = gathered.chunk(2, dim=1)
     scores = torch.tensor([pair.score for pair in pairs], dtype=torch.float64, device=vectors.device)
-    how = {"temperature": loss.scored_temperature, "kind": str(loss.scored)}
-    widths = [None, *loss.dimensions]
-    found = torch.stack([scored_loss(one[:, :width], other[:, :width], scores, **how) for width in widths]).mean()
+    temperature, kind, widths = loss.scored_temperature, str(loss.scored), [None, *loss.dimensions]
+    found = torch.stack(
+        [scored_loss(one[:, :width], other[:, :width], scores, temperature=temperature, kind=kind) for width in widths]
+    ).mean()
     # Every process has the whole of this loss, and their gradients are added up.
     (found * (loss.scored_weight * scale / world.size)).backward()
     return float(found.detach())

@@ -244,11 +244,11 @@ def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterato
         return iter(())
     shared = run.data.shared if train.no_duplicates else None
     size, seed = train.batch_size, run.config.seed
-    within = {"seed": seed, "start": start, "stop": run.stop_at}
-    rows = batches(run.data.mixture, size, shared=shared, **within)
+    rows = batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
     if not run.data.scored:
         return ((of_step, _NO_PAIRS) for of_step in rows)
-    return zip(rows, batches(len(run.data.scored), train.scored_batch, **within), strict=True)
+    pairs = batches(len(run.data.scored), train.scored_batch, seed=seed, start=start, stop=run.stop_at)
+    return zip(rows, pairs, strict=True)
 
 
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
@@ -359,9 +359,9 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
             for number, sequences in enumerate(batch.sequences):
                 part = _micro_batch(batch.triplets, number, settings.accumulation)
                 triplets, scale = batch.triplets[part], 1 / settings.accumulation
-                more = {"pairs": batch.pairs[_micro_batch(batch.pairs, number, settings.accumulation)]}
-                more |= {"sequences": sequences, "scale": scale, "seed": seed + part.start}
-                stats.append(contrastive_backward(state.embedder, triplets, setup, **more))
+                pairs = batch.pairs[_micro_batch(batch.pairs, number, settings.accumulation)]
+                more: dict[str, Any] = {"sequences": sequences, "scale": scale, "seed": seed + part.start}
+                stats.append(contrastive_backward(state.embedder, triplets, setup, pairs=pairs, **more))
                 _require_finite(stats[-1].loss + stats[-1].scored, "loss", step, batch.rows[part], triplets)
         if ended:
             stats.clear()
