@@ -283,16 +283,21 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             len(data.dev),
             ", ".join(sorted(set(overlap))),
         )
+    _log_loss(config, micro_batch, hard, len(data.scored))
+
+
+def _log_loss(config: Config, micro_batch: int, hard: int, scored: int) -> None:
+    """Report what the loss chooses among and what else it has, for so many hard negatives and scored pairs."""
     log.info(
         "each anchor chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives",
         micro_batch + hard,
         micro_batch - 1,
         hard,
     )
-    if data.scored:
+    if scored:
         log.info(
             "and %d of %s scored pairs a step, whose loss (%s) counts %g times",
-            *(config.train.scored_batch, f"{len(data.scored):,}", config.loss.scored, config.loss.scored_weight),
+            *(config.train.scored_batch, f"{scored:,}", config.loss.scored, config.loss.scored_weight),
         )
     if config.loss.guide:
         log.info("candidates that %s finds as near as the positive do not count", config.loss.guide)
