@@ -276,7 +276,7 @@ class LossSettings:
             yield "loss.scored_weight and loss.scored_temperature would not be read: choose loss.scored=cosent or angle"
         for key in ("scored_weight", "scored_temperature"):
             if not getattr(self, key) > 0:
-                yield f"loss.{key}={getattr(self, key):g}: must be above 0"
+                yield f"{override(f'loss.{key}', getattr(self, key))}: must be above 0"
 
 
 @dataclass
