@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import exported
 import numpy as np
 
 from cft.data.files import read_scored_pairs
@@ -21,7 +22,6 @@ from cft.deploy.export import export
 from cft.deploy.load import load_embedder
 from cft.evaluation.scores import spearman
 from cft.export import COMMAND
-from cft.system.errors import UserError
 from cft.system.tables import Row, as_markdown, as_text
 
 LEAST_COSINE, MOST_POINTS = 0.9999, 0.1
@@ -52,18 +52,8 @@ def in_llama_cpp(node: Path, model: Path, texts: list[str]) -> np.ndarray:
 
 def main() -> int:
     """Print the table; the status says whether llama.cpp gives what cft gives."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--node", required=True, type=Path, help="folder where node-llama-cpp was installed")
-    parser.add_argument("--pairs", required=True, type=Path, help="scored pairs: sentence1, sentence2, score")
-    parser.add_argument("--most", type=int, default=500, help="so many pairs, the first ones (500)")
-    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    parser.add_argument("options", nargs="+", help="the embedder, as cft.export takes it: run=NAME")
-    arguments = parser.parse_args()
-    try:
-        return compare(arguments)
-    except UserError as error:
-        print(f"cft: {error}", file=sys.stderr)
-        return 2
+    node = {"required": True, "type": Path, "help": "folder where node-llama-cpp was installed"}
+    return exported.run(__doc__.splitlines()[0], compare, node=node)
 
 
 def compare(arguments: argparse.Namespace) -> int:

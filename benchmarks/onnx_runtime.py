@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import exported
 import numpy as np
 import torch
 from transformers import AutoTokenizer
@@ -29,7 +30,6 @@ from cft.deploy.export import export
 from cft.deploy.load import load_embedder
 from cft.evaluation.scores import spearman
 from cft.export import COMMAND
-from cft.system.errors import UserError
 from cft.system.tables import Row, as_markdown, as_text
 
 BATCH = 32
@@ -129,18 +129,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Print the table; the status says whether onnxruntime gives what cft gives."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", required=True, type=Path, help="scored pairs: sentence1, sentence2, score")
-    parser.add_argument("--most", type=int, default=500, help="so many pairs, the first ones (500)")
-    parser.add_argument("--rounds", type=int, default=3, help="so many times each side embeds them (3)")
-    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
-    parser.add_argument("options", nargs="+", help="the embedder, as cft.export takes it: run=NAME")
-    arguments = parser.parse_args()
-    try:
-        return compare(arguments)
-    except UserError as error:
-        print(f"cft: {error}", file=sys.stderr)
-        return 2
+    rounds = {"type": int, "default": 3, "help": "so many times each side embeds them (3)"}
+    return exported.run(__doc__.splitlines()[0], compare, rounds=rounds)
 
 
 if __name__ == "__main__":
