@@ -5,6 +5,7 @@ Bad rows can be skipped; problems of the whole file cannot.
 """
 
 import gzip
+import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from cft.data.records import ScoredPair, Triplet
 from cft.system.errors import UserError
 from cft.system.files import LFS_POINTER, is_lfs_pointer
 from cft.system.text import did_you_mean, printable
+
+log = logging.getLogger(__name__)
 
 _MAX_REASONS = 3
 
@@ -151,6 +154,14 @@ def read_scored_pairs(
 
     rows = list(stream_rows(source, pair, on_bad_row))
     return [row for row in rows if isinstance(row, ScoredPair)], [row for row in rows if isinstance(row, Skipped)]
+
+
+def warn_of_skipped(listed: Sequence[Skipped], count: int) -> None:
+    """Say which rows were left out: those that are listed, and how many of all `count` are not."""
+    for row in listed:
+        log.warning("skipped %s: %s", row.where, row.reason)
+    if count > len(listed):
+        log.warning("skipped %d more bad rows", count - len(listed))
 
 
 def stream_texts(

@@ -1,18 +1,15 @@
 """Scored pairs to train on: sentences with scores by people, or with the labels of NLI."""
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cft.config.schema import DataSettings
 from cft.data.cells import BadRow, number_of
-from cft.data.files import BadRows, read_scored_pairs
+from cft.data.files import BadRows, read_scored_pairs, warn_of_skipped
 from cft.data.records import ScoredPair
 from cft.system.errors import UserError
 from cft.system.overrides import override
-
-log = logging.getLogger(__name__)
 
 # How alike NLI calls a premise and a hypothesis. Only the order counts.
 NLI_LABELS = {"entailment": 2.0, "neutral": 1.0, "contradiction": 0.0}
@@ -63,10 +60,7 @@ def read_scored(settings: DataSettings) -> list[ScoredPair]:
         columns_key="data.scored_columns",
         score_of=scores.read,
     )
-    for row in skipped[:3]:
-        log.warning("skipped %s: %s", row.where, row.reason)
-    if len(skipped) > 3:
-        log.warning("skipped %d more bad rows", len(skipped) - 3)
+    warn_of_skipped(skipped[:3], len(skipped))
     column = settings.scored_columns[2]
     if scores.words and scores.numbers:
         raise UserError(f"{named}: the column {column!r} has labels of NLI in some rows and numbers in others")

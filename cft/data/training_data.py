@@ -14,7 +14,7 @@ from cft.config.schema import DataSettings, DataSource, Prompts, TrainFile
 from cft.data import docstrings, scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
-from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets
+from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets, warn_of_skipped
 from cft.data.formats import log_note
 from cft.data.holdout import halves, hold_out
 from cft.data.mixture import Mixture, plain, shares_of
@@ -228,10 +228,7 @@ def _open_triplets(path: Path, settings: DataSettings, entry: TrainFile) -> Corp
     corpus = open_corpus(path, [path.name, columns], lambda note: stream_triplets(path, columns, note=note))
     for note in corpus.notes:
         log_note(note)
-    for row in corpus.reasons:
-        log.warning("skipped %s: %s", row.where, row.reason)
-    if corpus.skipped > len(corpus.reasons):
-        log.warning("skipped %d more bad rows", corpus.skipped - len(corpus.reasons))
+    warn_of_skipped(corpus.reasons, corpus.skipped)
     name = printable(path.name)
     corpus.portrait.require_sound(override("data.train", path))
     log.info("%s: %s", name, next(corpus.portrait.lines()))
