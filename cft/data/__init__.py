@@ -1,6 +1,7 @@
 """Texts in: training triplets and scored pairs, from files, the hub, docstrings or generated scenes."""
 
 __all__ = [
+    "docstrings",  # what installed packages say of their functions
     "files",  # a user's file as triplets, scored pairs or texts
     "records",  # a triplet, a scored pair
     "retrieval",  # queries, documents and judgements

@@ -1,11 +1,13 @@
 """Triplets out of pairs: each anchor gets hard negatives out of a file of documents, found by an embedder."""
 
 import contextlib
+import itertools
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +16,26 @@ from tqdm import tqdm
 
 from cft.config.command_line import Rules
 from cft.config.schema import Role
+from cft.data.docstrings import training_rows
 from cft.data.files import Skipped, TripletColumns, stream_triplets
 from cft.data.records import Triplet
 from cft.deploy import corpora
 from cft.deploy.load import TextFileOptions, load_embedder
 from cft.deploy.mining import Mined, MiningRules, Sampling, choose_negatives
+from cft.job.plan import DATA_SEED
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, require_output
 from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import counted, shorten
+
+
+class PairSource(str, Enum):
+    """Where pairs come from."""
+
+    files = "files"
+    docstrings = "docstrings"
+
 
 _QUERIES = 1_024  # that are searched at a time: their nearest documents are in memory
 _EXAMPLES, _EXAMPLE_LENGTH = 5, 90
@@ -37,7 +49,11 @@ class MineOptions(TextFileOptions):
     The rules are those of sentence-transformers' mine_hard_negatives. OUT is a file for cft.run: data.train=OUT.
     """
 
-    train: Annotated[str, "a file of pairs: anchors (queries) and their positives", Rules(called="data.train")]
+    data: Annotated[PairSource, "where pairs are: in data.train, or in the docstrings of installed packages"] = (
+        PairSource.files
+    )
+    train: Annotated[str, "a file of pairs: anchors (queries) and their positives", Rules(called="data.train")] = ""
+    rows: Annotated[int | None, "the first so many rows", Rules(called="data.rows")] = None
     out: Annotated[str, "a .jsonl for sent0, sent1 and hard_neg, the list of the negatives"]
     corpus: Annotated[
         str, "the documents: a .txt of one text a line, .csv, .tsv, .jsonl or .parquet; none: positives"
@@ -61,6 +77,12 @@ class MineOptions(TextFileOptions):
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         super().__post_init__()
+        if self.data is PairSource.files and not self.train:
+            raise UserError("data.train= is missing: a file of pairs; data=docstrings needs none")
+        if self.data is PairSource.docstrings and self.train:
+            raise UserError(
+                f"{override('data.train', self.train)} would not be read with data=docstrings; leave one out"
+            )
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise UserError(
                 f"num_negatives={self.num_negatives}: between range_min={self.range_min} and "
@@ -118,13 +140,7 @@ def mine_file(options: MineOptions) -> str:
 
 
 def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
-    columns = TripletColumns(options.anchor_column, options.positive_column, (), options.on_bad_row)
-    rows: list[Triplet] = []
-    for row in stream_triplets(options.train, columns):
-        if isinstance(row, Skipped):
-            sys.stderr.write(f"skipped {row.where}: {row.reason}\n")
-        else:
-            rows.append(row)
+    rows = list(itertools.islice(_pairs(options), options.rows))
     positives: dict[str, dict[str, None]] = {}
     for row in rows:
         positives.setdefault(row.anchor, {})[row.positive] = None
@@ -144,6 +160,19 @@ def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
     stack.callback(others.close)
     every = {anchor: list(found) for anchor, found in positives.items()}
     return _Pairs(rows, every, corpus, others, numbers, inside + len(missing))
+
+
+def _pairs(options: MineOptions) -> Iterator[Triplet]:
+    """The rows, in the order in which `cft.run` takes the first data.rows of them."""
+    if options.data is PairSource.docstrings:
+        yield from training_rows(None, DATA_SEED)
+        return
+    columns = TripletColumns(options.anchor_column, options.positive_column, (), options.on_bad_row)
+    for row in stream_triplets(options.train, columns):
+        if isinstance(row, Skipped):
+            sys.stderr.write(f"skipped {row.where}: {row.reason}\n")
+        else:
+            yield row
 
 
 def _of_texts(texts: Sequence[str]) -> corpora.Corpus:

@@ -11,9 +11,13 @@ from conftest import make_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cft.config.schema import DataSettings, DataSource
 from cft.data.files import TripletColumns, stream_triplets
+from cft.data.records import Triplet
+from cft.data.training_data import load_training_data
 from cft.deploy.mine import MineOptions, mine_file
 from cft.deploy.mining import MiningRules, Sampling, choose_negatives
+from cft.job.plan import DATA_SEED
 from cft.mine import COMMAND
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -149,6 +153,17 @@ def test_the_report_counts_rows_and_shows_some_and_the_file_is_one_to_train_on(f
     assert len(read) == len(rows) and all(len(row.negatives) <= 2 for row in read)
 
 
+def test_docstrings_are_the_rows_that_a_run_takes_first(files, monkeypatch):
+    rows = [Triplet(f"{sentence(random.Random(n))}, {n}", f"call {n}", ("sibling",)) for n in range(40)]
+    monkeypatch.setattr("cft.deploy.mine.training_rows", lambda packages, seed: rows)
+    monkeypatch.setattr("cft.data.docstrings.training_rows", lambda packages, seed: rows)
+    ours = mined(files, data="docstrings", train="", corpus="", rows=25)
+    settings = DataSettings(name="docstrings", source=DataSource.docstrings, rows=25, holdout=0)
+    taken = load_training_data(settings, seed=DATA_SEED).triplets
+    assert [(row["sent0"], row["sent1"]) for row in ours] == [(row.anchor, row.positive) for row in taken]
+    assert {text for row in ours for text in row["hard_neg"]} <= {row.positive for row in rows[:25]}
+
+
 def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
     first = mined(files)
     whole = Embedder.encode
@@ -171,6 +186,8 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
         ({"absolute_margin": -0.5}, "absolute_margin=-0.5: must be 0 to 2"),
         ({"min_score": 0.9, "max_score": 0.1}, "min_score=0.9 is above max_score=0.1"),
         ({"corpus": "nothing.txt"}, "nothing.txt"),
+        ({"data": "docstrings"}, "would not be read with data=docstrings"),
+        ({"train": ""}, "data.train= is missing"),
         ({"anchor_column": "query"}, "data.anchor_column"),
         ({"out": "t.csv"}, ".jsonl"),
         ({"max_score": -2.0}, "no document passes the rules for any row (max_score"),
