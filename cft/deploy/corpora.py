@@ -1,6 +1,7 @@
 """Texts that are searched, and their vectors, which are embedded once and kept by embedder and content."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import cache_folder
+from cft.system.files import atomic_write, cache_folder, read_record
 from cft.system.text import counted
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _IN_MEMORY = 64_000_000  # bytes of a corpus; the texts of a larger one are on disk
 _KEY_BYTES = 16  # of a text's hash
+_KEY = f"S{_KEY_BYTES}"  # which numpy can search; that it drops zeros at the end makes no two of one length equal
+_INDEX = "index.npy"
 _ROWS = 65_536  # vectors that are copied at a time where some are left out
 
 
@@ -46,8 +50,10 @@ class Corpus:
             end += self._file.write(text.encode())
             self._ends.append(end)
             self._rows.append(number)
-        hashes = np.frombuffer(bytes(keys), dtype=f"V{_KEY_BYTES}")
-        self.distinct = np.sort(np.unique(hashes, return_index=True)[1])  # numbers of texts that stand nowhere before
+        self.keys = np.frombuffer(bytes(keys), dtype=_KEY)  # (texts,) hashes
+        self.distinct = np.sort(
+            np.unique(self.keys, return_index=True)[1]
+        )  # numbers of texts that stand nowhere before
 
     def close(self) -> None:
         """Remove the copy of the texts."""
@@ -109,7 +115,7 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
             gigabytes = 0
     if not gigabytes:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    target = folder / "index.npy"
+    target = folder / _INDEX
     if target.exists():
         with contextlib.suppress(OSError):  # a shared cache may be read-only
             os.utime(folder)  # by which `make_room` knows when it was used
@@ -118,15 +124,67 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
         except UserError:
             log.warning("%s is damaged: its vectors are computed again", target)
             shutil.rmtree(folder, ignore_errors=True)
+    earlier = _earlier_version(root, record, corpus, embedder.device.type) if gigabytes else None
     with vectors.in_blocks(target, record) as blocks:
-        blocks.embed(embedder, corpus.texts())
+        blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
         blocks.write_npy()
     if embedder.texts_cut:
         sys.stderr.write(vectors.cut_message(embedder))
+    with atomic_write(folder / _keys_file(embedder.device.type)) as scratch, scratch.open("wb") as stream:
+        np.save(stream, corpus.keys, allow_pickle=False)
     found = np.asarray(vectors.open_vectors(target, record, ""))
     if gigabytes:
         make_room(root, int(gigabytes * 1e9))  # what is open stays readable
     return found
+
+
+def _keys_file(device: str) -> str:
+    """Name of the file of the hashes of texts whose vectors are beside it."""
+    return f"texts-{device}.npy"
+
+
+def _earlier_version(
+    root: Path, record: vectors.VectorsRecord, corpus: Corpus, device: str
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Hashes and vectors of the kept corpus of this embedder that has the most texts of this one; None without any."""
+    most, best = 0, None
+    for keys_file in root.glob(f"*/{_keys_file(device)}"):
+        with contextlib.suppress(OSError, ValueError, UserError):  # damaged, or removed by another process
+            path = keys_file.with_name(_INDEX)
+            theirs = read_record(vectors.record_of(path), vectors.VectorsRecord)
+            if (theirs.contract, theirs.recipe) != (record.contract, record.recipe):
+                continue
+            keys = np.load(keys_file, allow_pickle=False)
+            known = int(np.isin(corpus.keys, keys).sum())
+            if known > most:
+                found = np.asarray(vectors.open_vectors(path, replace(record, texts=theirs.texts), ""))
+                if len(found) == len(keys):
+                    most, best = known, (keys, found)
+    if best:
+        sys.stderr.write(f"{most:,} of {counted(len(corpus.keys), 'text')} were embedded in an earlier version\n")
+    return best
+
+
+class _Knowing:
+    """An embedder that takes the vectors of some texts out of an earlier corpus."""
+
+    def __init__(self, embedder: "Embedder", keys: np.ndarray, known: np.ndarray) -> None:
+        """Keep (n,) hashes of texts and their vectors (n, D), which may be on disk."""
+        self._embedder, self._known = embedder, known
+        self._order = np.argsort(keys)
+        self._keys = keys[self._order]
+
+    def encode(self, texts: list[str], *, dimensions: int | None = None) -> np.ndarray:
+        """As `Embedder.encode`; the last bits of a vector may be those of another batch."""
+        keys = np.array([hashlib.sha256(text.encode()).digest()[:_KEY_BYTES] for text in texts], dtype=_KEY)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        is_known = self._keys[places] == keys
+        new = [text for text, known in zip(texts, is_known, strict=True) if not known]
+        found = np.empty((len(texts), self._known.shape[1]), dtype=np.float32)
+        found[is_known] = self._known[self._order[places[is_known]]]
+        if new:
+            found[~is_known] = self._embedder.encode(new, dimensions=dimensions)
+        return found
 
 
 def distinct_vectors(corpus: Corpus, stored: "np.ndarray | vectors.Restored") -> Iterator[np.ndarray]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cft.model.quantize import Dtype, quantize, ranges_of, restore
 from cft.system.digest import digest, sha256_of_file, to_plain
@@ -129,6 +129,13 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
+class Encoder(Protocol):
+    """What makes vectors (n, D) of texts, as `Embedder.encode` does."""
+
+    def encode(self, texts: list[str], *, dimensions: int | None = None) -> "np.ndarray":
+        """Their unit vectors."""
+
+
 class Blocks:
     """The vectors of a file to come, in blocks on disk."""
 
@@ -140,7 +147,7 @@ class Blocks:
     def _files(self) -> list[Path]:
         return [self._folder / f"{number:06}.npy" for number in range(-(-self._count // _BLOCK))]
 
-    def embed(self, embedder: "Embedder", texts: Iterator[str]) -> None:
+    def embed(self, embedder: Encoder, texts: Iterator[str]) -> None:
         """Embed what is not embedded yet, block by block; progress goes to stderr.
 
         Args:

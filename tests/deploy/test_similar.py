@@ -110,6 +110,32 @@ def test_a_second_command_embeds_only_its_query(corpus, embedded, cache):
     assert embedded[:-1] == TEXTS and len(list(cache.iterdir())) == 3
 
 
+def test_of_a_changed_file_only_new_texts_are_embedded(tmp_path, embedded, cache, monkeypatch, capfd):
+    monkeypatch.setattr(vectors, "_BLOCK", 9)
+    texts = [f"text {number % 40}" for number in range(50)]
+    path = tmp_path / "many.txt"
+    path.write_text("\n".join(texts))
+    hits(path, "text 7")
+    texts[3:5] = ["one of its own"]
+    path.write_text("\n".join([*texts, "another of its own", "text 7"]))
+    embedded.clear()
+    (found,) = hits(path, "text 7", top=60)
+    assert embedded == ["one of its own", "another of its own", "text 7"], "the last of them is the query"
+    assert "50 of 51 texts" not in (told := capfd.readouterr().err) and "49 of 51 texts were embedded in" in told
+    (whole,) = hits(path, "text 7", top=60, vector_cache_gb=0)
+    assert [hit.row for hit in found] == [hit.row for hit in whole] and len(found) == 42
+    np.testing.assert_allclose([hit.cosine for hit in found], [hit.cosine for hit in whole], atol=1e-6)
+    # neither another embedder's vectors are taken, nor damaged ones
+    embedded.clear()
+    hits(path, "text 7", prompt="q: {text}")
+    assert len(embedded) == 52
+    for keys in cache.glob("*/texts-cpu.npy"):
+        keys.write_bytes(b"damaged")
+    path.write_text("\n".join(texts))
+    embedded.clear()
+    assert hits(path, "text 7", top=60)[0][0].row == whole[0].row and len(embedded) == 50
+
+
 def test_kept_vectors_that_were_damaged_are_made_anew(corpus, cache):
     first = hits(corpus, "birds")
     (path,) = cache.glob("*/index.npy")
