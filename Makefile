@@ -100,10 +100,11 @@ study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE S
 	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
 	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
 
-choices: install  ## docs/choices.md's trainings, minutes each on two cores; resumes; TRIPLETS=FILE STS=FOLDER for those on NLI
+choices: install  ## docs/choices.md's trainings, minutes each on two cores; resumes; TRIPLETS=FILE DEV=FILE for those on NLI
 	$(BIN)/python benchmarks/choices.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
-	$(BIN)/python -m cft.study run study/choices --scale choices --seeds $(or $(SEEDS),1) $(ARGS)
-	$(if $(TRIPLETS),$(BIN)/python -m cft.study run study/scored --scale nli --seeds $(or $(SEEDS),1) $(FILES))
+	$(BIN)/python -m cft.study run study/choices study/lora --scale choices --seeds $(or $(SEEDS),1) $(ARGS)
+	$(if $(TRIPLETS),$(BIN)/python -m cft.study run study/scored --scale nli --seeds $(or $(SEEDS),1) \
+		data.train=$(TRIPLETS) eval.file=$(DEV) $(ARGS))
 
 verdicts: install  ## docs/study_tables.md again, from the records beside it: TRIPLETS=FILE STS=FOLDER
 	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study_tables.md outputs=docs/records $(FILES)
