@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 # A training that ends above this share of the loss of guessing has learned next to nothing.
 _GUESSED = 0.95
 
+_NOT_SCORED = "nothing was scored (eval=none)"
+
 # Queries that are shown, and characters of each text.
 _EXAMPLES, _EXAMPLE_LENGTH = 3, 100
 
@@ -55,11 +57,15 @@ def report_training(
     data = pairs.read(folder)
     compared = compare(before, after, data, plan.retrieval, baseline)
     title = f"{config.model.name} on {config.data.name}, before and after {_steps(plan)} steps"
-    _log_table(plan, compared.table, title)
+    scored = len(compared.table) > 1
+    if scored:
+        _log_table(plan, compared.table, title)
+    else:
+        log.info("\n%s: %s\n", title, _NOT_SCORED)
     sentences = [*compared.sentences, *_loss_at_chance(plan)]
     for sentence in sentences:
         log.info("%s\n", sentence)
-    parts = [f"# {title}", as_markdown(compared.table), *sentences]
+    parts = [f"# {title}", as_markdown(compared.table) if scored else _NOT_SCORED, *sentences]
     if plan.retrieval:
         shown = examples(plan.retrieval, before, after)
         log.info("%s\n", shown)

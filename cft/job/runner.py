@@ -79,7 +79,7 @@ def run(
             return _score_base_alone(plan, models) if world.is_main else ""
         require_enough_triplets(config, world)
         if not world.is_main:
-            # The main process scores the base model first and broadcasts below; then all train together.
+            # The main process broadcasts below whether there is a result already; else all train together.
             if not world.broadcast_object(plan.is_trained):
                 stage = TrainingStage(plan, models.base, world)
                 train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step)
@@ -87,8 +87,6 @@ def run(
         if not plan.is_trained:
             require_trainable(plan, models.base)
 
-        before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
-        first_before = score_dimensions(plan, plan.base_folder, lambda: models.base, plan.start_name)
         with _exclusive_work(plan) as tracker:
             if world.broadcast_object(plan.is_trained):
                 log.info("already trained: %s holds the result of this very configuration", plan.result)
@@ -96,6 +94,10 @@ def run(
                 stage = TrainingStage(plan, models.base, world, [tracker.watch, on_row])
                 stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
                 del stage  # it holds the base model and the teacher
+            models.release()
+            # What training starts from is scored behind it: the first step need not wait for minutes of embedding.
+            before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
+            first_before = score_dimensions(plan, plan.base_folder, lambda: models.base, plan.start_name)
             models.release()
             after = score(plan, plan.result, lambda: models.tuned, "the result")
             _require_effect(plan, before, after)
