@@ -1,16 +1,20 @@
 """One of several processes that take a batch's gradient together; run by tests/test_ranks.py.
 
-rank_worker.py OUT: saves, from the first process, the loss and gradients of every case in CASES.
+rank_worker.py OUT: saves, from the first process, the loss and gradients of every case in CASES, vectors that all
+processes embedded together, and how many texts went through the model of each.
 """
 
 import json
 import sys
 
+import numpy as np
 import torch
 from batches import a_teacher, scored_pairs, triplets, tuned
 from safetensors.torch import save_file
 
-from cft.config.schema import LossSettings
+from cft.config.schema import LossSettings, Prompts, Role
+from cft.job.sharing import help_out, helped, shared
+from cft.model.embedder import Embedder
 from cft.model.lora import trainable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
@@ -58,16 +62,40 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
     return found
 
 
+TEXTS = [f"{number % 17} birds in {word}" for number in range(40) for word in ("a tree", "trees")] + ["one"]
+PROMPTS = Prompts("q: {text}", document="d: {text}")
+
+
+def embed(world: World) -> tuple[np.ndarray, list[int]]:
+    """Vectors of TEXTS, of some of them as documents, and of one alone; and the texts that each process embedded."""
+    embedded: list[str] = []
+    whole = Embedder.encode
+    Embedder.encode = lambda self, texts, **options: embedded.extend(texts) or whole(self, texts, **options)
+    found = np.empty(0)
+    if world.is_main:
+        with helped(world):
+            embedder = shared(tuned(), "tuned", world).with_prompts(PROMPTS)
+            parts = [embedder.encode(TEXTS), embedder.in_role(Role.document).encode(TEXTS[:9]), embedder.encode(["x"])]
+            found = np.concatenate(parts)
+    else:
+        help_out({"tuned": tuned}, world)
+    Embedder.encode = whole
+    counts = [world.all_reduce_max(len(embedded) if rank == world.rank else 0) for rank in range(world.size)]
+    return found, counts
+
+
 def main() -> None:
     """Measure as one of several and save what the first process finds."""
     world = join_world(torch.device("cpu"))
     assert world != SINGLE_PROCESS
     found = measure(world)
+    vectors, counts = embed(world)
     with world.main_process_first():
         if world.is_main:
             tensors = {f"{name}/{key}": grad for name, (_, grads) in found.items() for key, grad in grads.items()}
             losses = {name: loss for name, (loss, _) in found.items()}
-            save_file(tensors, sys.argv[1], metadata={"losses": json.dumps(losses)})
+            tensors["vectors"] = torch.from_numpy(vectors)
+            save_file(tensors, sys.argv[1], metadata={"losses": json.dumps(losses), "counts": json.dumps(counts)})
 
 
 if __name__ == "__main__":

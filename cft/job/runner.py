@@ -1,11 +1,11 @@
 """One job, carried out: score the base model, train it, score the result, and leave a complete record."""
 
+import functools
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.report import report_base, report_training, say_next
 from cft.job.run_folder import RunFolder
 from cft.job.scoring import score, score_dimensions
+from cft.job.sharing import all_see, help_out, helped, shared
 from cft.job.start import choose_device
 from cft.job.tracking import Job, Tracker, tracking
 from cft.job.training_stage import TrainingStage, require_enough_triplets, require_trainable
@@ -76,13 +77,17 @@ def run(
         plan = make_plan(_after_first_stage(config, inputs, world), inputs)
     with _Models(plan) as models:
         if plan.data is None:
-            return _score_base_alone(plan, models) if world.is_main else ""
+            return _score_base_alone(plan, models, world)
         require_enough_triplets(config, world)
         if not world.is_main:
             # The main process broadcasts below whether there is a result already; else all train together.
             if not world.broadcast_object(plan.is_trained):
                 stage = TrainingStage(plan, models.base, world)
                 train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step)
+                del stage
+            if all_see(lambda: plan.is_trained, world):
+                models.release()
+                help_out(models.by_name, world)
             return ""
         if not plan.is_trained:
             require_trainable(plan, models.base)
@@ -96,12 +101,13 @@ def run(
                 del stage  # it holds the base model and the teacher
             models.release()
             # What training starts from is scored behind it: the first step need not wait for minutes of embedding.
-            before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
-            first_before = score_dimensions(plan, plan.base_folder, lambda: models.base, plan.start_name)
-            models.release()
-            after = score(plan, plan.result, lambda: models.tuned, "the result")
-            _require_effect(plan, before, after)
-            shortened = Shortened(first_before, score_dimensions(plan, plan.result, lambda: models.tuned, "the result"))
+            with helped(world if all_see(lambda: plan.is_trained, world) else SINGLE_PROCESS) as scorers:
+                base, tuned = (functools.partial(models.shared, which, scorers) for which in ("base", "tuned"))
+                before = score(plan, plan.base_folder, base, plan.start_name)
+                first_before = score_dimensions(plan, plan.base_folder, base, plan.start_name)
+                after = score(plan, plan.result, tuned, "the result")
+                _require_effect(plan, before, after)
+                shortened = Shortened(first_before, score_dimensions(plan, plan.result, tuned, "the result"))
             result = report_training(plan, before, after, score_baseline(plan, inputs), shortened)
             tracker.finish(result)
             if alone:
@@ -171,16 +177,26 @@ class _Models:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    @cached_property
+    @functools.cached_property
     def base(self) -> Embedder:
         """What the job starts from; training changes it in place, so it is released then."""
         plan = self._plan
         return plan.start.load(plan.config, trainable=plan.data is not None and not plan.is_trained)
 
-    @cached_property
+    @functools.cached_property
     def tuned(self) -> Embedder:
         """The trained model as any user would load it: out of its folder, held to its contract."""
+        self.release()  # of the base model, for which there may be no room beside it
         return Embedder.load(self._plan.result, device=self._plan.start.device)
+
+    @property
+    def by_name(self) -> dict[str, Callable[[], Embedder]]:
+        """What each of them is loaded by."""
+        return {"base": lambda: self.base, "tuned": lambda: self.tuned}
+
+    def shared(self, which: str, world: World) -> Embedder:
+        """One of them by its name, as all processes embed with it."""
+        return shared(self.by_name[which](), which, world)
 
     def release(self) -> None:
         """Let go of both: what comes next needs the memory."""
@@ -223,8 +239,12 @@ def score_baseline(plan: Plan, inputs: InputCache) -> Baseline | None:
         return None
 
 
-def _score_base_alone(plan: Plan, models: _Models) -> str:
-    before = score(plan, plan.base_folder, lambda: models.base, plan.start_name)
+def _score_base_alone(plan: Plan, models: _Models, world: World) -> str:
+    if not world.is_main:
+        help_out(models.by_name, world)
+        return ""
+    with helped(world):
+        before = score(plan, plan.base_folder, lambda: models.shared("base", world), plan.start_name)
     report_base(plan, before)
     return f"mean {before.headline:.2f}"
 

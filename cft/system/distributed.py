@@ -19,7 +19,7 @@ import torch.distributed as dist
 from cft.system.errors import UserError, first_line
 from cft.system.memory import is_out_of_memory
 
-# The others wait this long for the main process, which alone evaluates.
+# The others wait this long for the main process, which alone draws, resamples and scores a baseline.
 _PATIENCE = timedelta(hours=12)
 # Values in one all-reduce of gradients: small ones go together.
 _BUCKET = 1 << 24

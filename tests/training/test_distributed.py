@@ -6,6 +6,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rank_worker
 import torch
@@ -14,6 +15,7 @@ from jobs import QUICK, run_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from cft.config.schema import Role
 from cft.system.distributed import SINGLE_PROCESS, World, device_of_rank
 from cft.system.errors import UserError
 from cft.training import checkpoint
@@ -66,6 +68,17 @@ def test_the_split_over_processes_changes_neither_loss_nor_gradients(alone, toge
         assert (found[name] - gradient).norm() < 1e-5 * whole, name
 
 
+def test_texts_that_all_processes_embed_have_the_vectors_of_one(together):
+    with safe_open(together, framework="pt") as stream:
+        found, counts = stream.get_tensor("vectors").numpy(), json.loads(stream.metadata()["counts"])
+    embedder = rank_worker.tuned().with_prompts(rank_worker.PROMPTS)
+    documents = embedder.in_role(Role.document).encode(rank_worker.TEXTS[:9])
+    expected = [embedder.encode(rank_worker.TEXTS), documents, embedder.encode(["x"])]
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
+    assert sum(counts) == len(set(rank_worker.TEXTS)) + len(set(rank_worker.TEXTS[:9])) + 1
+    assert max(counts) - min(counts) <= 3, "the shares are equal, but for the text that is alone"
+
+
 JOB = [*(entry for entry in QUICK if not entry.startswith("lora.dropout")), "lora.dropout=0"]
 
 
@@ -94,6 +107,13 @@ def test_a_job_of_two_processes_has_the_result_of_one(trained):
     weights = [load_file(run_folder(outputs) / "adapter" / "adapter_model.safetensors") for outputs in (one, two)]
     for name, tensor in weights[0].items():
         assert torch.allclose(weights[1][name], tensor, atol=1e-4), name
+    scores = [sorted(outputs.glob("*/evaluations/*/cosines.npz")) for outputs in (one, two)]
+    assert len(scores[0]) == 4
+    for alone, shared in zip(*scores, strict=True):
+        atol = 1e-6 if alone.parts[-4].startswith("base") else 1e-3
+        with np.load(alone) as of_one, np.load(shared) as of_two:
+            for name in [name for name in of_one.files if of_one[name].dtype.kind == "f"]:
+                np.testing.assert_allclose(of_two[name], of_one[name], atol=atol, err_msg=name)
     assert json.loads((run_folder(two) / "environment.json").read_text())["processes"] == 2
 
 
