@@ -100,20 +100,27 @@ def run(
                 stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
                 del stage  # it holds the base model and the teacher
             models.release()
-            # What training starts from is scored behind it: the first step need not wait for minutes of embedding.
-            with helped(world if all_see(lambda: plan.is_trained, world) else SINGLE_PROCESS) as scorers:
-                base, tuned = (functools.partial(models.shared, which, scorers) for which in ("base", "tuned"))
-                before = score(plan, plan.base_folder, base, plan.start_name)
-                first_before = score_dimensions(plan, plan.base_folder, base, plan.start_name)
-                after = score(plan, plan.result, tuned, "the result")
-                _require_effect(plan, before, after)
-                shortened = Shortened(first_before, score_dimensions(plan, plan.result, tuned, "the result"))
+            before, after, shortened = _score_both(plan, models, world)
             result = report_training(plan, before, after, score_baseline(plan, inputs), shortened)
             tracker.finish(result)
             if alone:
                 say_next(plan)
         write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
     return result.outcome
+
+
+def _score_both(plan: Plan, models: "_Models", world: World) -> tuple[Evaluation, Evaluation, Shortened]:
+    """Scores of what the training started from and of its result, and those of first numbers alone.
+
+    The start is scored behind the training too: the first step need not wait for minutes of embedding.
+    """
+    with helped(world if all_see(lambda: plan.is_trained, world) else SINGLE_PROCESS) as scorers:
+        base, tuned = (functools.partial(models.shared, which, scorers) for which in ("base", "tuned"))
+        before = score(plan, plan.base_folder, base, plan.start_name)
+        first_before = score_dimensions(plan, plan.base_folder, base, plan.start_name)
+        after = score(plan, plan.result, tuned, "the result")
+        _require_effect(plan, before, after)
+        return before, after, Shortened(first_before, score_dimensions(plan, plan.result, tuned, "the result"))
 
 
 def result_of(config: Config, inputs: InputCache) -> Path:
