@@ -473,7 +473,7 @@ class DataSettings:
     positive_column: str = "sent1"  # column of its positive (entailment, answer)
     # columns of its hard negatives (contradictions), any number; [] with loss=in_batch
     negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
-    # of a row with a list of positives: all (a triplet for each of them), or draw (one of them, always the same)
+    # of a list of positives: all (a triplet each), draw (one, always the same), redraw (one, drawn anew each epoch)
     positives: str = "all"
     delimiter: str | None = None  # of CSV and TSV: comma, semicolon, tab, pipe or a sign; null finds it out
     on_bad_row: str = "raise"  # raise, or skip, which counts and lists what it skips
@@ -525,8 +525,10 @@ class DataSettings:
                 yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
             if not self.packages:
                 yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
-        if self.positives not in ("all", "draw"):
-            yield f"{override('data.positives', self.positives)}: must be all or draw"
+        if self.positives not in ("all", "draw", "redraw"):
+            yield f"{override('data.positives', self.positives)}: must be all, draw or redraw"
+        if self.positives == "redraw" and self.source not in (DataSource.files, DataSource.hub):
+            yield f"{override('data.positives', self.positives)} would not be read: add data=files"
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
             yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)

@@ -118,7 +118,7 @@ def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
     batch = config.train.batch_size // config.train.accumulation
     for name, portrait in data.portraits.items():
         lines += [(f"  {name}", line) for line in portrait.lines()]
-        warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch))
+        warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch, redrawn=data.starts is not None))
         lines += [("  suspicious", warning) for warning in warnings]
     cut = find_cut(embedder, data.triplets)
     seconds = seconds_a_step(embedder, config, data)

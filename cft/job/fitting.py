@@ -68,7 +68,7 @@ def fit(
         config, reason = _with_length(config, data, files())
         reasons.append(reason)
     if trains and left - {"model.max_length"}:
-        config, reason = _with_steps(config, len(data.triplets), left)
+        config, reason = _with_steps(config, data.rows, left)
         reasons.append(reason)
     if trains and "lr" in left:
         config, reason = _with_rate(config, files())

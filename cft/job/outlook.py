@@ -26,13 +26,14 @@ def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: f
     Args:
         config: the job. data: its data. steps: of the whole training. cut: texts that are too long. seconds: of a step.
     """
-    rows, batch = len(data.triplets), config.train.batch_size
+    rows, batch = data.rows, config.train.batch_size
     noun = noun_of(data.triplets[:_COUNTED])
-    sample = "" if cut.triplets == rows else f", by {cut.triplets:,} {noun}"
+    sample = "" if cut.triplets == len(data.triplets) else f", by {cut.triplets:,} {noun}"
+    drawn = f", each with one of its positives ({len(data.triplets):,} in all)" if data.starts is not None else ""
     share = f"{cut.texts / cut.of:.1%}" if cut.texts else "none"
     warmup = warmup_steps(config.schedule, steps)
     facts = [
-        ("  rows", f"{rows:,} {noun} to train on, {len(data.holdout):,} held out"),
+        ("  rows", f"{rows:,} {noun} to train on{drawn}, {len(data.holdout):,} held out"),
         ("  texts that are cut", f"{share} (longer than model.max_length={cut.max_length} tokens{sample})"),
         ("  steps", f"{steps:,} of {batch} {noun}, {steps * batch / rows:.3g} passes"),
         *_parts(data, steps, batch),

@@ -139,6 +139,7 @@ class Plan:
             },
             "bf16": self.start.bf16,
             "data": self.data.content,
+            **({"redrawn": digest(self.data.starts.tolist())} if self.data.starts is not None else {}),
             **({"mixture": _mixture(self.data)} if self.data.parts else {}),
             **({"scored_pairs": _scored(self.data, config)} if self.data.scored else {}),
             **self._teaching,

@@ -91,7 +91,8 @@ def _planned_steps(run: RunFolder, settings: dict[str, str]) -> str:
     if not path.exists() or not all(settings.get(name, "").isdigit() for name in names):
         return settings.get("train.steps", "?")
     steps, epochs, batch = (int(settings[name]) for name in names)
-    return str(min(steps, epochs * (int(read_json(path)["triplets"]) // batch)))
+    data = read_json(path)
+    return str(min(steps, epochs * (int(data.get("rows", data["triplets"])) // batch)))
 
 
 def _parse_filter(entry: str) -> tuple[str, str]:

@@ -180,6 +180,7 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     portraits = {"portrait": data.portraits} if data.portraits else {}
     parts = {"parts": data.parts} if data.parts else {}
+    counts |= {"rows": data.rows} if data.starts is not None else {}
     counts |= {"scored_pairs": len(data.scored)} if data.scored else {}
     facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits, **parts}
     write_record(folder.file(RunFolder.DATA), facts)
@@ -251,7 +252,7 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         steps if plan.stop_at == steps else f"the first {plan.stop_at} of {steps}",
         config.train.batch_size,
         noun,
-        len(data.triplets),
+        data.rows,
         f", {data.skipped} bad rows skipped" if data.skipped else "",
         config.lr,
         warmup_steps(config.schedule, steps),
@@ -259,7 +260,7 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         f", on {world.size} processes" if world.size > 1 else "",
     )
     for portrait in data.portraits.values():
-        for warning in portrait.warnings_of_batches(micro_batch):
+        for warning in portrait.warnings_of_batches(micro_batch, redrawn=data.starts is not None):
             log.warning("%s", warning)
     if steps < config.train.steps:
         log.info(

@@ -114,7 +114,7 @@ def plan_steps(config: Config, data: TrainingData) -> int:
         UserError: if the data does not fill one batch.
     """
     train = config.train
-    rows = len(data.triplets)
+    rows = data.rows
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
         # Held-out scenes were made beside those to train on.
@@ -244,7 +244,8 @@ def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterato
         return iter(())
     shared = run.data.shared if train.no_duplicates else None
     size, seed = train.batch_size, run.config.seed
-    rows = batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
+    chosen = batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
+    rows = (run.data.triplets_of(of_step, seed=seed, step=step) for step, of_step in enumerate(chosen, start))
     if not run.data.scored:
         return ((of_step, _NO_PAIRS) for of_step in rows)
     pairs = batches(len(run.data.scored), train.scored_batch, seed=seed, start=start, stop=run.stop_at)
@@ -311,7 +312,7 @@ def _load_batch(state: _State, numbers: _Rows) -> _Batch:
     config, data, (rows, chosen) = state.run.config, state.run.data, numbers
     pairs = [data.scored[number] for number in chosen]
     triplets = [data.triplets[row] for row in rows]
-    parts = [data.parts[data.mixture.source_of(row)] for row in rows] if data.parts else []
+    parts = [data.part_of(row) for row in rows] if data.parts else []
     loss = replace(config.loss, **parts[0].loss) if data.by_part else config.loss
     own = [part.prompts(state.embedder.contract.prompts) for part in parts] or None
     world, sequences = state.run.world, []
