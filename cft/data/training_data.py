@@ -1,6 +1,7 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
 import glob
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from cft.data.formats import log_note
 from cft.data.holdout import halves, hold_out
 from cft.data.mixture import Mixture, plain, shares_of
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
-from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
+from cft.data.records import ScoredPair, Triplet, content_digest, noun_of, require_rankable
 from cft.data.sampling import draw_positives, shared_texts
 from cft.data.scored import read_scored
 from cft.data.sts import DEV_SET, load_hub_set
@@ -35,6 +36,9 @@ NLI_FILE = "nli_for_simcse.csv"
 
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
+
+# Rows by which it is said whether rows have hard negatives.
+_TOLD_BY = 10_000
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,28 @@ class TrainingData:
     starts: np.ndarray | None = field(default=None, compare=False)
 
     @property
+    def is_scored_alone(self) -> bool:
+        """Whether there are scored pairs alone, and no triplets."""
+        return bool(self.scored) and not self.triplets
+
+    @property
     def rows(self) -> int:
         """Rows that batches are made of."""
+        if self.is_scored_alone:
+            return len(self.scored)
         return len(self.triplets) if self.starts is None else len(self.starts)
+
+    @cached_property
+    def measured(self) -> Sequence[Triplet]:
+        """Rows whose texts are measured before a training: triplets or, where there are none, scored pairs as such."""
+        if not self.is_scored_alone:
+            return self.triplets
+        return [Triplet(pair.sentence1, pair.sentence2, ()) for pair in self.scored]
+
+    @property
+    def noun(self) -> str:
+        """What the rows are called."""
+        return "scored pairs" if self.is_scored_alone else noun_of(itertools.islice(self.triplets, _TOLD_BY))
 
     def triplets_of(self, chosen: np.ndarray, *, seed: int, step: int) -> np.ndarray:
         """(b,) numbers of the triplets that a step has of these rows (b,)."""
@@ -137,8 +160,12 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     portraits: dict[str, Portrait] = {}
     parts: tuple[Part, ...] = ()
     starts: np.ndarray | None = None
-    if settings.source is DataSource.scenes:
-        rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
+    if settings.is_scored_alone:
+        rows: Sequence[Triplet] = []
+        holdout: list[Triplet] = []
+        dev = _read_dev(settings)
+    elif settings.source is DataSource.scenes:
+        rows = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     elif settings.source is DataSource.docstrings:
