@@ -39,6 +39,8 @@ CASES = {
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
     SCORED: (LossSettings(scored="cosent", scored_weight=2.0), 1, 7, 60),
     "angle, uneven": (LossSettings(scored="angle", dimensions=[16]), 1, 7, None),
+    "scored pairs alone, uneven, in chunks": (LossSettings(scored="cosent", hard_negatives=False), 0, 0, 40),
+    "angle alone, uneven": (LossSettings(scored="angle", hard_negatives=False, dimensions=[16]), 0, 0, None),
     GUIDED: (LossSettings(both_directions=True, anchors_as_negatives=True, guide="tiny", guide_margin=0.05), 2, 7, 60),
 }
 
@@ -48,7 +50,8 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
     found = {}
     for name, (loss, negatives, rows, chunk_tokens) in CASES.items():
         batch = triplets(rows, negatives)
-        batch[3] = batch[3]._replace(positive=batch[1].positive)
+        if batch:  # or scored pairs alone
+            batch[3] = batch[3]._replace(positive=batch[1].positive)
         embedder = tuned()
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
         guide = Guide(a_teacher().embedder) if name == GUIDED else None

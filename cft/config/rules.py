@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from cft.config.schema import Config, DataSource, EvalSource, Quantization
+from cft.config.schema import Config, DataSource, EvalSource, LossSettings, Quantization
 from cft.system.errors import UserError
 from cft.system.overrides import override
 from cft.system.text import shorten_words
@@ -57,11 +57,15 @@ def _contradictions(config: Config) -> Iterator[str]:
             "lora=paper"
         )
     if data.source is DataSource.files and data.train is None and train.steps:
-        yield "data.train is not set: name your file, as in data.train=triplets.csv"
+        alone = "; for scored pairs without triplets write data=scored" if data.scored is not None else ""
+        yield f"data.train is not set: name your file, as in data.train=triplets.csv{alone}"
     columns = [data.columns_of(entry)[2] for entry in data.entries] or [data.negative_columns]
     if config.loss.hard_negatives and not any(columns) and data.source in (DataSource.hub, DataSource.files):
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
-    if (data.scored is None) != (config.loss.scored is None):
+    yield from train.problems_of_batches(triplets=not data.is_scored_alone, pairs=data.scored is not None)
+    if data.is_scored_alone:
+        yield from _problems_without_triplets(config)
+    elif (data.scored is None) != (config.loss.scored is None):
         missing = "loss.scored=cosent (or angle)" if config.loss.scored is None else "data.scored=pairs.csv"
         given = ("data.scored", data.scored) if data.scored is not None else ("loss.scored", config.loss.scored)
         yield f"{override(*given)} would not be read without {missing}: data.scored and loss.scored go together"
@@ -81,6 +85,32 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "
             "or be null for as many as memory holds"
         )
+
+
+def _problems_without_triplets(config: Config) -> Iterator[str]:
+    """What is missing where scored pairs alone are trained on, and what would not be read."""
+    loss, usual = config.loss, LossSettings(hard_negatives=False)
+    if config.data.scored is None and config.train.steps:
+        yield "data.scored is not set: name your file, as in data.scored=pairs.csv"
+    if loss.scored is None:
+        yield f"{override('data.source', 'scored')} has no other loss than loss.scored: choose cosent or angle"
+    of_triplets = {
+        f"loss.{key}": getattr(loss, key)
+        for key in (
+            *("hard_negatives", "temperature", "mask_false_negatives", "both_directions", "anchors_as_negatives"),
+            *("guide", "guide_margin", "guide_relative", "scored_weight"),
+        )
+        if getattr(loss, key) != getattr(usual, key)
+    }
+    if config.distill.model is not None:
+        of_triplets["distill"] = config.distill.model.name
+    if config.train.no_duplicates:
+        of_triplets["train.no_duplicates"] = True
+    for key, value in of_triplets.items():
+        instead = "; loss.scored_temperature is that of scored pairs" if key == "loss.temperature" else ""
+        yield f"{override(key, value)} would not be read: there are no triplets with data=scored{instead}"
+    if config.eval.source is EvalSource.rows:
+        yield "eval=rows scores held-out triplets, and data=scored has none: add eval=pairs eval.file=test.csv"
 
 
 def _malformed_values(config: Config) -> Iterator[str]:

@@ -119,12 +119,13 @@ class Precision(str, Enum):
 
 
 class DataSource(str, Enum):
-    """Where training triplets come from."""
+    """Where training triplets come from; or that there are none, and scored pairs alone."""
 
     scenes = "scenes"
     docstrings = "docstrings"
     hub = "hub"
     files = "files"
+    scored = "scored"
 
 
 class EvalSource(str, Enum):
@@ -459,7 +460,8 @@ class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
     name: str = "???"  # what folders and tables call it
-    source: DataSource = DataSource.scenes  # scenes (generated), docstrings, hub or files
+    # scenes (generated), docstrings, hub or files; or scored: no triplets, and the pairs of data.scored alone
+    source: DataSource = DataSource.scenes
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
     mixing: str = "rows"  # of several entries of data.train: rows (a batch has rows of all), files (of one of them)
@@ -473,7 +475,7 @@ class DataSettings:
     positive_column: str = "sent1"  # column of its positive (entailment, answer)
     # columns of its hard negatives (contradictions), any number; [] with loss=in_batch
     negative_columns: list[str] = field(default_factory=lambda: ["hard_neg"])
-    # of a row with a list of positives: all (a triplet for each of them), or draw (one of them, always the same)
+    # of a list of positives: all (a triplet each), draw (one, always the same), redraw (one, drawn anew each epoch)
     positives: str = "all"
     delimiter: str | None = None  # of CSV and TSV: comma, semicolon, tab, pipe or a sign; null finds it out
     on_bad_row: str = "raise"  # raise, or skip, which counts and lists what it skips
@@ -485,7 +487,7 @@ class DataSettings:
     dev: str | None = None
     # columns of the scored pairs: two sentences and the score
     dev_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
-    # scored pairs to train on beside the triplets: a file with scores or NLI labels; null for none; needs loss.scored
+    # scored pairs to train on, beside triplets or alone (data=scored): a file with scores or NLI labels; null for none
     scored: str | None = None
     # columns of the scored pairs to train on: two sentences, and a score or entailment, neutral, contradiction
     scored_columns: list[str] = field(default_factory=lambda: ["sentence1", "sentence2", "score"])
@@ -513,6 +515,11 @@ class DataSettings:
             return []
         return self.train if isinstance(self.train, list) else [self.train]
 
+    @property
+    def is_scored_alone(self) -> bool:
+        """Whether there are scored pairs alone, and no triplets."""
+        return self.source is DataSource.scored
+
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
         if self.train is not None and self.source is not DataSource.files:
@@ -525,8 +532,10 @@ class DataSettings:
                 yield f"{override('data.packages', self.packages)} would not be read: add data=docstrings"
             if not self.packages:
                 yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
-        if self.positives not in ("all", "draw"):
-            yield f"{override('data.positives', self.positives)}: must be all or draw"
+        if self.positives not in ("all", "draw", "redraw"):
+            yield f"{override('data.positives', self.positives)}: must be all, draw or redraw"
+        if self.positives == "redraw" and self.source not in (DataSource.files, DataSource.hub):
+            yield f"{override('data.positives', self.positives)} would not be read: add data=files"
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
             yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)
@@ -535,6 +544,13 @@ class DataSettings:
             yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"
         if self.on_bad_row not in ("raise", "skip"):
             yield f"data.on_bad_row={self.on_bad_row}: must be raise or skip"
+        if self.is_scored_alone and self.rows is not None:
+            yield f"{override('data.rows', self.rows)} would not be read: data=scored takes all pairs of its file"
+        if self.is_scored_alone and self.holdout:
+            yield (
+                f"{override('data.holdout', self.holdout)} would not be read: triplets alone are held out; "
+                "data.dev=FILE watches a training by other pairs"
+            )
         if self.rows is not None and self.rows <= 0:
             yield f"data.rows={self.rows}: must be above 0, or null for all"
         if self.holdout < 0:
@@ -618,7 +634,9 @@ class FirstSettings:
             yield from (re.sub(r"\bdata([.=])", r"first.data\1", problem, count=1) for problem in self.data.problems())
             if self.data.source is DataSource.files and self.data.train is None:
                 yield f"{FIRST}.train is not set: name the file, as in first.data.train=general.csv"
-            if self.data.scored is not None:
+            if self.data.source is DataSource.scored:
+                yield f"{override(f'{FIRST}.source', 'scored')}: a first stage has triplets, as in first=docstrings"
+            elif self.data.scored is not None:
                 yield f"{override(f'{FIRST}.scored', self.data.scored)}: a first stage has triplets alone; leave it out"
         if self.steps < 1:
             yield f"first.steps={self.steps}: must be 1 or more (first=none: no first stage)"
@@ -709,7 +727,7 @@ class TrainSettings:
 
     steps: int = 1000  # updates at most; 0 only evaluates the base model
     epochs: int = 1  # passes over the data at most; whichever of the two ends first
-    batch_size: int = 60  # triplets an update, over all micro-batches
+    batch_size: int = 60  # triplets an update, over all micro-batches; of data=scored, see scored_batch
     accumulation: int = 1  # micro-batches an update; negatives are drawn from one's own micro-batch only
     weight_decay: float = 1e-4  # AdamW's, 0 or more
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
@@ -735,28 +753,31 @@ class TrainSettings:
         """The override by which a development score chooses among steps; empty if none does."""
         return "train.best=true" if self.best else f"train.patience={self.patience}" if self.patience else ""
 
+    def problems_of_batches(self, *, triplets: bool, pairs: bool) -> Iterator[str]:
+        """Batches that cannot be divided; `triplets` and `pairs` say which of the two are trained on."""
+        micro_batch = self.batch_size // max(self.accumulation, 1)
+        if triplets and micro_batch * max(self.accumulation, 1) != self.batch_size:
+            yield f"train.batch_size={self.batch_size} is not a multiple of train.accumulation={self.accumulation}"
+        if triplets and micro_batch < 2:
+            yield (
+                f"train.batch_size={self.batch_size} with train.accumulation={self.accumulation} leaves {micro_batch} "
+                "triplets to choose among: in-batch negatives need at least 2"
+            )
+        of_pairs = self.scored_batch // max(self.accumulation, 1)
+        if pairs and (of_pairs < 2 or of_pairs * max(self.accumulation, 1) != self.scored_batch):
+            yield (
+                f"train.scored_batch={self.scored_batch}: must be a multiple of "
+                f"train.accumulation={self.accumulation}, with 2 pairs or more for each micro-batch"
+            )
+
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
-        micro_batch = self.batch_size // max(self.accumulation, 1)
         if self.steps < 0:
             yield f"train.steps={self.steps}: must be 0 (evaluate only) or more"
         if self.epochs < 1:
             yield f"train.epochs={self.epochs}: must be 1 or more"
         if self.accumulation < 1:
             yield f"train.accumulation={self.accumulation}: must be 1 or more"
-        if micro_batch * max(self.accumulation, 1) != self.batch_size:
-            yield f"train.batch_size={self.batch_size} is not a multiple of train.accumulation={self.accumulation}"
-        if micro_batch < 2:
-            yield (
-                f"train.batch_size={self.batch_size} with train.accumulation={self.accumulation} leaves {micro_batch} "
-                "triplets to choose among: in-batch negatives need at least 2"
-            )
-        pairs = self.scored_batch // max(self.accumulation, 1)
-        if pairs < 2 or pairs * max(self.accumulation, 1) != self.scored_batch:
-            yield (
-                f"train.scored_batch={self.scored_batch}: must be a multiple of "
-                f"train.accumulation={self.accumulation}, with 2 pairs or more for each micro-batch"
-            )
         if self.weight_decay < 0:
             yield f"train.weight_decay={self.weight_decay}: must be 0 or more"
         if not self.max_grad_norm > 0:
@@ -806,3 +827,8 @@ class Config:
     outputs: str = "outputs"  # folder for everything a run makes, relative to where the command is given
     # gigabytes on disk for vectors of evaluated texts, not to embed them again; 0 keeps none
     vector_cache_gb: float = 2.0
+
+    @property
+    def rows_a_step(self) -> int:
+        """Triplets of an update or, where there are none, scored pairs."""
+        return self.train.scored_batch if self.data.is_scored_alone else self.train.batch_size

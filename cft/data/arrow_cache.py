@@ -1,6 +1,7 @@
 """Training triplets as an Arrow file that is mapped into memory: read row by row, whatever their number.
 
-    CACHE/triplets/DIGEST.arrow    columns anchor, positive, negatives; the digest is of the user's file and its columns
+    CACHE/triplets/DIGEST.arrow    columns anchor, positive, negatives, again; the digest is of the user's file and of
+                                   how it is read
     CACHE/triplets/DIGEST.json     what was noticed when the file was read: its portrait, and the rows that were skipped
 
 A user's file is converted once, in blocks; later only its content is hashed.
@@ -28,16 +29,19 @@ from cft.system.files import atomic_write, cache_folder, write_json
 log = logging.getLogger(__name__)
 
 # Raise when the same file would be read as other rows.
-_FORMAT = 2
+_FORMAT = 3
 
 # Rows of one Arrow batch, and of what is held as Python objects at one time.
 _BLOCK = 10_000
+
+# Columns of a triplet; behind them stands whether it is another positive of the row before.
+_COLUMNS = 3
 
 _MAX_REASONS = 10
 _UNUSED_DAYS = 30
 
 
-_Stream = Iterator[Triplet | Skipped]
+_Stream = Iterator[list[Triplet] | Skipped]
 
 
 class Rows(Sequence[Triplet]):
@@ -61,14 +65,14 @@ class Rows(Sequence[Triplet]):
         number = int(self._selection[index])
         block = int(np.searchsorted(self._starts, number, side="right")) - 1
         row = number - int(self._starts[block])
-        return _triplet(*(column[row].as_py() for column in self._blocks[block].columns))
+        return _triplet(*(column[row].as_py() for column in self._blocks[block].columns[:_COLUMNS]))
 
     def __iter__(self) -> Iterator[Triplet]:
         """All rows in order, block by block: many times faster than one by one."""
         ends = np.searchsorted(self._selection, self._starts[1:-1])
         for number, rows in enumerate(np.split(self._selection, ends)):
             block = self._blocks[number].take(rows - self._starts[number])
-            yield from map(_triplet, *(column.to_pylist() for column in block.columns))
+            yield from map(_triplet, *(column.to_pylist() for column in block.columns[:_COLUMNS]))
 
     def select(self, indices: np.ndarray) -> "Rows":
         """The rows of these indices, (n,) ascending, without a copy."""
@@ -78,6 +82,12 @@ class Rows(Sequence[Triplet]):
     def joined(parts: "Sequence[Rows]") -> "Rows":
         """The rows of several files, one file after the other."""
         return Rows([block for part in parts for block in part._blocks])
+
+    def starts(self) -> np.ndarray:
+        """(rows of the file,) the first triplet of each of the file's rows, which gave one for each positive."""
+        again = [block.columns[_COLUMNS].to_numpy(zero_copy_only=False) for block in self._blocks]
+        rows = np.cumsum(~np.concatenate(again))[self._selection]
+        return np.flatnonzero(np.diff(rows, prepend=0))
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def open_corpus(path: Path, facts: Any, read: Callable[[Callable[[Note], None]],
     Args:
         path: the user's file.
         facts: plain data that says how it is read.
-        read: reads it, and hands what is worth saying about that to its argument.
+        read: reads it row by row, and hands what is worth saying about that to its argument.
 
     Raises:
         UserError: by `read`, about the file; or if the cache cannot be written.
@@ -160,23 +170,26 @@ def _convert(read: Callable[[Callable[[Note], None]], _Stream], table: Path) -> 
     import pyarrow as arrow
 
     text = arrow.large_string()  # plain strings hold at most 2 GB a block
-    schema = arrow.schema([("anchor", text), ("positive", text), ("negatives", arrow.list_(text))])
+    schema = arrow.schema(
+        [("anchor", text), ("positive", text), ("negatives", arrow.list_(text)), ("again", arrow.bool_())]
+    )
     skipped, reasons, noted, painter = 0, [], list[Note](), Painter()
 
-    def triplets() -> Iterator[Triplet]:
+    def triplets() -> Iterator[dict[str, Any]]:
         nonlocal skipped
         for row in read(noted.append):
-            if isinstance(row, Triplet):
-                painter.add(row)
-                yield row
-            else:
+            if isinstance(row, Skipped):
                 skipped += 1
                 reasons.extend([asdict(row)] if skipped <= _MAX_REASONS else [])
+                continue
+            for number, triplet in enumerate(row):
+                painter.add(triplet, again=number > 0)
+                yield {**triplet._asdict(), "again": number > 0}
 
     with atomic_write(table) as part:
         with arrow.OSFile(str(part), "wb") as sink, arrow.ipc.new_file(sink, schema) as writer:
             for block in in_blocks(triplets(), _BLOCK):
-                writer.write(arrow.RecordBatch.from_pylist([row._asdict() for row in block], schema))
+                writer.write(arrow.RecordBatch.from_pylist(block, schema))
         notes = {"notes": [note._asdict() for note in noted], "portrait": asdict(painter.portrait())}
         write_json(_notes(table), {"skipped": skipped, "reasons": reasons, **notes})
 

@@ -73,7 +73,17 @@ class TripletColumns:
 def stream_triplets(
     path: str | Path, columns: TripletColumns, *, note: Callable[[Note], None] = log_note
 ) -> Iterator[Triplet | Skipped]:
-    """Read training triplets, texts verbatim, one after the other, with the rows that were left out.
+    """What `stream_triplet_rows` reads, one triplet after the other."""
+    for row in stream_triplet_rows(path, columns, note=note):
+        yield from [row] if isinstance(row, Skipped) else row
+
+
+def stream_triplet_rows(
+    path: str | Path, columns: TripletColumns, *, note: Callable[[Note], None] = log_note
+) -> Iterator[list[Triplet] | Skipped]:
+    """Read training triplets, texts verbatim, row by row, with the rows that were left out.
+
+    A row has a triplet for each of its positives.
 
     Args:
         path: the file.
@@ -110,8 +120,7 @@ def stream_triplets(
             positives = [positives[zlib.crc32(text.encode()) % len(positives)]]
         return [Triplet(text, each, others) for each in positives]
 
-    for row in stream_rows(source, triplets, columns.on_bad_row):
-        yield from [row] if isinstance(row, Skipped) else row
+    return stream_rows(source, triplets, columns.on_bad_row)
 
 
 def read_scored_pairs(

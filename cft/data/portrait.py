@@ -53,6 +53,7 @@ class Portrait:
     negative_is_anchor: int
     same_positive: float  # probability that the positives of two rows are equal
     same_anchor: float  # probability that their anchors are, whose positives are not
+    same_anchor_apart: float  # the same where one positive alone of each row of the file is in a batch
     first: dict[str, int] = field(default_factory=dict)  # the first row of each of the three kinds above, from 1
 
     def lines(self) -> Iterator[str]:
@@ -83,9 +84,14 @@ class Portrait:
                     "Parquet has them"
                 )
 
-    def warnings_of_batches(self, batch: int) -> Iterator[str]:
-        """What repeated texts do to batches of this size, a line each; nothing where it is next to nothing."""
-        own, other = self.same_positive * (batch - 1), self.same_anchor * (batch - 1)
+    def warnings_of_batches(self, batch: int, *, redrawn: bool = False) -> Iterator[str]:
+        """What repeated texts do to batches of this size, a line each; nothing where it is next to nothing.
+
+        Args:
+            batch: rows. redrawn: whether a batch has one positive alone of a row with a list of them.
+        """
+        own = self.same_positive * (batch - 1)
+        other = (self.same_anchor_apart if redrawn else self.same_anchor) * (batch - 1)
         of = f"of an anchor's {batch - 1} in-batch negatives"
         if own >= _OWN_POSITIVES:
             yield (
@@ -95,7 +101,8 @@ class Portrait:
         if other >= _OWN_POSITIVES:
             yield (
                 f"anchors stand in several rows: {of} {other:.2g} are another positive of its own on average; a "
-                "smaller train.batch_size has fewer of them, and data.positives=draw takes one positive of a list"
+                "smaller train.batch_size has fewer of them"
+                + ("" if redrawn else ", and data.positives=redraw takes one positive of a list at a time")
             )
 
     def require_sound(self, key: str) -> None:
@@ -123,7 +130,7 @@ class Painter:
 
     def __init__(self) -> None:
         self._hashes: dict[str, array] = {
-            name: array("q") for name in ("anchors", "positives", "negatives", "pairs", "rows")
+            name: array("q") for name in ("anchors", "positives", "negatives", "pairs", "rows", "apart")
         }
         self._lengths: dict[str, array] = {name: array("l") for name in _ROLES}
         self._lists = dict.fromkeys(self._lengths, 0)
@@ -131,9 +138,11 @@ class Painter:
         self._first: dict[str, int] = {}
         self._count = 0
 
-    def add(self, row: Triplet) -> None:
-        """Look at a row."""
+    def add(self, row: Triplet, *, again: bool = False) -> None:
+        """Look at a row; `again` if it is another positive of the row before."""
         self._count += 1
+        if not again:
+            self._hashes["apart"].append(hash(row.anchor))
         for name, texts in (("anchors", (row.anchor,)), ("positives", (row.positive,)), ("negatives", row.negatives)):
             for text in texts:
                 self._hashes[name].append(hash(text))
@@ -171,6 +180,7 @@ class Painter:
             duplicate_rows=self._count - len(counts["rows"]),
             same_positive=same["positives"],
             same_anchor=max(0.0, same["anchors"] - same["pairs"]),
+            same_anchor_apart=max(0.0, same["apart"] - same["pairs"]),
             first=self._first,
             **self._odd,
         )

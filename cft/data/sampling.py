@@ -150,14 +150,18 @@ def _epoch_without_repeats(order: Sequence[int], batch_size: int, owned: _Owned)
         yield np.array(batch, dtype=np.int64)
 
 
-def shared_texts(rows: Sequence[Triplet]) -> dict[int, frozenset[int]]:
+def shared_texts(rows: Sequence[Triplet], starts: np.ndarray | None = None) -> dict[int, frozenset[int]]:
     """The texts of each row that stand in another row too, whatever their role; rows without any are left out.
 
     Memory holds 8 bytes a text, and the texts that are shared.
+
+    Args:
+        rows: of the data.
+        starts: (r,) where several triplets count as one row, the first one of each; None where each is a row.
     """
     owners, keys = array("q"), array("Q")
-    for number, row in enumerate(rows):
-        own = {_key(text) for text in (row.anchor, row.positive, *row.negatives)}
+    for number, of_row in _grouped(rows, starts):
+        own = {_key(text) for row in of_row for text in (row.anchor, row.positive, *row.negatives)}
         keys.extend(own)
         owners.extend(repeat(number, len(own)))
     _, number_of, counts = np.unique(np.frombuffer(keys, dtype=np.uint64), return_inverse=True, return_counts=True)
@@ -165,6 +169,33 @@ def shared_texts(rows: Sequence[Triplet]) -> dict[int, frozenset[int]]:
     for place in np.flatnonzero(counts[number_of] > 1).tolist():
         found.setdefault(owners[place], set()).add(int(number_of[place]))
     return {row: frozenset(texts) for row, texts in found.items()}
+
+
+def _grouped(rows: Sequence[Triplet], starts: np.ndarray | None) -> Iterator[tuple[int, list[Triplet]]]:
+    """Numbered rows, each with its triplets."""
+    remaining = iter(rows)
+    if starts is None:
+        yield from ((number, [row]) for number, row in enumerate(remaining))
+        return
+    for number, size in enumerate(np.diff(starts, append=len(rows)).tolist()):
+        yield number, list(islice(remaining, size))
+
+
+def draw_positives(starts: np.ndarray, count: int, chosen: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+    """One triplet of each row of a batch, which depends on the seed and the step alone.
+
+    Args:
+        starts: (r,) the first triplet of each row of the data; the others follow it. count: of all triplets.
+        chosen: (b,) row numbers of the batch. seed: of the draws. step: that the batch is of.
+
+    Returns:
+        (b,) numbers of triplets.
+
+    Source: FlagEmbedding's training data, of whose positives one is drawn whenever a row's turn comes.
+    """
+    sizes = np.append(starts, count)[chosen + 1] - starts[chosen]
+    places = np.random.default_rng([seed, 4, step]).random(len(chosen)) * sizes
+    return starts[chosen] + places.astype(np.int64)
 
 
 def _key(text: str) -> int:

@@ -1,6 +1,7 @@
 """Training triplets and development data: loaded, shuffled, split and named by content."""
 
 import glob
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +15,13 @@ from cft.config.schema import DataSettings, DataSource, Prompts, TrainFile
 from cft.data import docstrings, scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
-from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplets, warn_of_skipped
+from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplet_rows, warn_of_skipped
 from cft.data.formats import log_note
 from cft.data.holdout import halves, hold_out
 from cft.data.mixture import Mixture, plain, shares_of
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
-from cft.data.records import ScoredPair, Triplet, content_digest, require_rankable
-from cft.data.sampling import shared_texts
+from cft.data.records import ScoredPair, Triplet, content_digest, noun_of, require_rankable
+from cft.data.sampling import draw_positives, shared_texts
 from cft.data.scored import read_scored
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
@@ -35,6 +36,9 @@ NLI_FILE = "nli_for_simcse.csv"
 
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
+
+# Rows by which it is said whether rows have hard negatives.
+_TOLD_BY = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,49 @@ class TrainingData:
     by_part: bool = False  # whether a batch has rows of one part only
     # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
     watching: list[Triplet] | None = None
+    # (rows,) where one positive of each row is drawn at a time, the row's first triplet, which the others follow; None
+    # where each triplet is a row
+    starts: np.ndarray | None = field(default=None, compare=False)
+
+    @property
+    def is_scored_alone(self) -> bool:
+        """Whether there are scored pairs alone, and no triplets."""
+        return bool(self.scored) and not self.triplets
+
+    @property
+    def rows(self) -> int:
+        """Rows that batches are made of."""
+        if self.is_scored_alone:
+            return len(self.scored)
+        return len(self.triplets) if self.starts is None else len(self.starts)
+
+    @cached_property
+    def measured(self) -> Sequence[Triplet]:
+        """Rows whose texts are measured before a training: triplets or, where there are none, scored pairs as such."""
+        if not self.is_scored_alone:
+            return self.triplets
+        return [Triplet(pair.sentence1, pair.sentence2, ()) for pair in self.scored]
+
+    @property
+    def noun(self) -> str:
+        """What the rows are called."""
+        return "scored pairs" if self.is_scored_alone else noun_of(itertools.islice(self.triplets, _TOLD_BY))
+
+    def triplets_of(self, chosen: np.ndarray, *, seed: int, step: int) -> np.ndarray:
+        """(b,) numbers of the triplets that a step has of these rows (b,)."""
+        if self.starts is None:
+            return chosen
+        return draw_positives(self.starts, len(self.triplets), chosen, seed=seed, step=step)
+
+    def part_of(self, triplet: int) -> Part:
+        """The part of the data that a triplet is of, where parts are told apart."""
+        row = triplet if self.starts is None else int(np.searchsorted(self.starts, triplet, side="right")) - 1
+        return self.parts[self.mixture.source_of(row)]
 
     @cached_property
     def shared(self) -> dict[int, frozenset[int]]:
         """The texts of each row to train on that stand in another one too; see `sampling.shared_texts`."""
-        return shared_texts(self.triplets)
+        return shared_texts(self.triplets, self.starts)
 
     def texts(self) -> Iterator[str]:
         """Every text that is trained on, as often as it stands there."""
@@ -88,7 +130,7 @@ class TrainingData:
     def mixture(self) -> Mixture:
         """Where the rows to train on come from, and how often each source is drawn from."""
         if not self.parts:
-            return plain(len(self.triplets))
+            return plain(self.rows)
         shares = tuple(part.share for part in self.parts)
         return Mixture(tuple(part.rows for part in self.parts), shares, by_source=self.by_part)
 
@@ -117,8 +159,13 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     corpora: dict[str, Corpus] = {}
     portraits: dict[str, Portrait] = {}
     parts: tuple[Part, ...] = ()
-    if settings.source is DataSource.scenes:
-        rows: Sequence[Triplet] = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
+    starts: np.ndarray | None = None
+    if settings.is_scored_alone:
+        rows: Sequence[Triplet] = []
+        holdout: list[Triplet] = []
+        dev = _read_dev(settings)
+    elif settings.source is DataSource.scenes:
+        rows = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
         holdout = scenes.triplets("dev", settings.holdout, seed)
         dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     elif settings.source is DataSource.docstrings:
@@ -129,12 +176,14 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         portraits = {settings.name: _portrait(documented)}
     else:
         corpora, ends = _open_files(settings)
-        known = Rows.joined([corpus.rows for corpus in corpora.values()])[: settings.rows]
+        known = _first_rows(Rows.joined([corpus.rows for corpus in corpora.values()]), settings)
         numbers, holdout = hold_out(known, settings.holdout, seed)
         rows = known.select(numbers)
+        starts = _starts(rows, settings)
         dev = _read_dev(settings)
         portraits = _by_name(corpora)
-        parts = _parts(settings, np.diff(np.searchsorted(numbers, ends), prepend=0).tolist())
+        own = numbers if starts is None else numbers[starts]
+        parts = _parts(settings, np.diff(np.searchsorted(own, ends), prepend=0).tolist())
     return TrainingData(
         rows,
         holdout,
@@ -145,7 +194,27 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         parts=parts,
         by_part=settings.mixing == "files" and bool(parts),
         scored=tuple(read_scored(settings)),
+        starts=starts,
     )
+
+
+def _first_rows(known: Rows, settings: DataSettings) -> Rows:
+    """As many rows as `data.rows` says, each with all of its positives where one of them is drawn at a time."""
+    if settings.positives != "redraw" or settings.rows is None:
+        return known[: settings.rows]
+    starts = known.starts()
+    return known[: int(starts[settings.rows])] if settings.rows < len(starts) else known
+
+
+def _starts(rows: Rows, settings: DataSettings) -> np.ndarray | None:
+    """The first triplet of each row, where one positive is drawn at a time; None where each triplet is a row."""
+    if settings.positives != "redraw":
+        return None
+    starts = rows.starts()
+    if len(starts) < len(rows):
+        return starts
+    log.warning("data.positives=redraw: no row to train on has a list of several positives, and there is none to draw")
+    return None
 
 
 def _open_files(settings: DataSettings) -> tuple[dict[str, Corpus], list[int]]:
@@ -225,7 +294,7 @@ def _open_triplets(path: Path, settings: DataSettings, entry: TrainFile) -> Corp
         delimiter=sign_of(settings.delimiter),
     )
     # the file's name is in messages, and its ending says how it is read
-    corpus = open_corpus(path, [path.name, columns], lambda note: stream_triplets(path, columns, note=note))
+    corpus = open_corpus(path, [path.name, columns], lambda note: stream_triplet_rows(path, columns, note=note))
     for note in corpus.notes:
         log_note(note)
     warn_of_skipped(corpus.reasons, corpus.skipped)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cft.config.command_line import Rules
 from cft.config.schema import Role
 from cft.data.docstrings import training_rows
-from cft.data.files import Skipped, TripletColumns, stream_triplets
+from cft.data.files import Skipped, TripletColumns, stream_triplet_rows
 from cft.data.records import Triplet
 from cft.deploy import corpora
 from cft.deploy.load import TextFileOptions, load_embedder
@@ -100,7 +100,7 @@ class MineOptions(TextFileOptions):
 class _Pairs:
     """Pairs, and the documents among which their negatives are looked for."""
 
-    rows: list[Triplet]
+    rows: list[list[Triplet]]  # of the file, a triplet for each positive
     positives: dict[str, list[str]]  # of every distinct anchor, its distinct positives
     corpus: corpora.Corpus
     others: corpora.Corpus  # positives that are not in the corpus: negatives of other anchors, too
@@ -128,13 +128,16 @@ def mine_file(options: MineOptions) -> str:
         rules = _rules(options, pairs.texts)
         mined = _search(pairs, rules, options, stack)
         of_anchor = dict(zip(pairs.positives, range(len(pairs.positives)), strict=True))
-        written = [row for row in pairs.rows if len(mined.negatives[of_anchor[row.anchor]])]
+        written = [row for row in pairs.rows if len(mined.negatives[of_anchor[row[0].anchor]])]
         if not written:
             raise UserError(f"no document passes the rules for any row ({_removed(mined)}); loosen them")
         with atomic_write(out) as scratch, scratch.open("w", encoding="utf-8") as stream:
             for row in written:
-                negatives = [pairs.document(int(number)) for number in mined.negatives[of_anchor[row.anchor]]]
-                entry = {"sent0": row.anchor, "sent1": row.positive, "hard_neg": negatives}
+                anchor, positives = row[0].anchor, [triplet.positive for triplet in row]
+                negatives = [pairs.document(int(number)) for number in mined.negatives[of_anchor[anchor]]]
+                # What was a list stays one: training may draw from it.
+                answer = positives if len(positives) > 1 else positives[0]
+                entry = {"sent0": anchor, "sent1": answer, "hard_neg": negatives}
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         return _report(pairs, mined, of_anchor, out)
 
@@ -142,9 +145,9 @@ def mine_file(options: MineOptions) -> str:
 def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
     rows = list(itertools.islice(_pairs(options), options.rows))
     positives: dict[str, dict[str, None]] = {}
-    for row in rows:
-        positives.setdefault(row.anchor, {})[row.positive] = None
-    answers = list(dict.fromkeys(row.positive for row in rows))
+    for triplet in itertools.chain.from_iterable(rows):
+        positives.setdefault(triplet.anchor, {})[triplet.positive] = None
+    answers = list(dict.fromkeys(triplet.positive for row in rows for triplet in row))
     corpus = corpora.of_file(Path(options.corpus).expanduser(), options) if options.corpus else _of_texts(answers)
     stack.callback(corpus.close)
     named = {*answers, *positives}
@@ -162,13 +165,13 @@ def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
     return _Pairs(rows, every, corpus, others, numbers, inside + len(missing))
 
 
-def _pairs(options: MineOptions) -> Iterator[Triplet]:
-    """The rows, in the order in which `cft.run` takes the first data.rows of them."""
+def _pairs(options: MineOptions) -> Iterator[list[Triplet]]:
+    """The rows, each a list of its positives', in the order in which `cft.run` takes the first data.rows of them."""
     if options.data is PairSource.docstrings:
-        yield from training_rows(None, DATA_SEED)
+        yield from ([row] for row in training_rows(None, DATA_SEED))
         return
     columns = TripletColumns(options.anchor_column, options.positive_column, (), options.on_bad_row)
-    for row in stream_triplets(options.train, columns):
+    for row in stream_triplet_rows(options.train, columns):
         if isinstance(row, Skipped):
             sys.stderr.write(f"skipped {row.where}: {row.reason}\n")
         else:
@@ -262,7 +265,7 @@ def _removed(mined: Mined) -> str:
 
 def _report(pairs: _Pairs, mined: Mined, of_anchor: Mapping[str, int], out: Path) -> str:
     """How many rows have how many negatives, what the rules took out, and some rows."""
-    counts = Counter(len(mined.negatives[of_anchor[row.anchor]]) for row in pairs.rows)
+    counts = Counter(len(mined.negatives[of_anchor[row[0].anchor]]) for row in pairs.rows)
     table: list[Row] = [("negatives", "rows"), *((str(many), f"{counts[many]:,}") for many in sorted(counts))]
     left = f"; {counted(counts[0], 'row')} without any are not written" if counts[0] else ""
     lines = [
@@ -279,11 +282,12 @@ def _report(pairs: _Pairs, mined: Mined, of_anchor: Mapping[str, int], out: Path
 
 def _examples(pairs: _Pairs, mined: Mined, of_anchor: Mapping[str, int]) -> Iterator[str]:
     """Rows at even distances, with their negatives."""
-    rows = [row for row in pairs.rows if len(mined.negatives[of_anchor[row.anchor]])]
+    rows = [row for row in pairs.rows if len(mined.negatives[of_anchor[row[0].anchor]])]
     for row in rows[:: max(1, len(rows) // _EXAMPLES)][:_EXAMPLES]:
-        place = of_anchor[row.anchor]
-        yield f"anchor    {shorten(row.anchor, _EXAMPLE_LENGTH)}"
-        yield f"positive  {shorten(row.positive, _EXAMPLE_LENGTH)}"
+        place = of_anchor[row[0].anchor]
+        yield f"anchor    {shorten(row[0].anchor, _EXAMPLE_LENGTH)}"
+        for triplet in row:
+            yield f"positive  {shorten(triplet.positive, _EXAMPLE_LENGTH)}"
         for number, cosine in zip(mined.negatives[place], mined.cosines[place], strict=True):
             yield f"negative  {shorten(pairs.document(int(number)), _EXAMPLE_LENGTH)} ({cosine:.3f})"
         yield ""

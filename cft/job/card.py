@@ -52,7 +52,7 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         _metadata(folder, config, contract, list(hub_results.values())),
         template_path=str(_TEMPLATE),
         base=contract.model if may_be_repository(contract.model) else config.model.name,
-        rows="triplets" if config.data.source is not DataSource.files or config.data.negative_columns else "pairs",
+        rows=_noun(config),
         version=__version__,
         library="cft",
         config=config,
@@ -88,6 +88,13 @@ def for_reader(card: str, *, library: str, place: str | None = None) -> str:
         raise UserError(f"the metadata of the model card cannot be read ({first_line(error)})") from error
     parsed.data["library_name"] = library
     return parsed.content
+
+
+def _noun(config: Config) -> str:
+    """What the rows that were trained on are called."""
+    if config.data.is_scored_alone:
+        return "scored pairs"
+    return "triplets" if config.data.source is not DataSource.files or config.data.negative_columns else "pairs"
 
 
 def _metadata(folder: Path, config: Config, contract: Contract, eval_results: list[EvalResult]) -> ModelCardData:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from cft.batching.layout import padded_states, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
-from cft.data.records import Triplet, noun_of
+from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
 from cft.job.lengths import find_cut
 from cft.job.outlook import outlook, seconds_a_step
@@ -29,9 +29,6 @@ from cft.training.trainer import plan_steps, recompute_activations
 log = logging.getLogger("cft.doctor")
 
 FAILED_STATUS = 1
-
-# Rows by which it is told whether the data have hard negatives; pairs would otherwise all be read.
-_TOLD_BY = 10_000
 
 # Tokens of a text where no data say better: NLI sentences have about as many.
 USUAL_LENGTH = 20
@@ -76,7 +73,7 @@ def examine(config: Config) -> tuple[str, bool]:
     if data:
         plan_steps(config, data)  # too few rows for a batch are refused here as they would be there
     start = find_starting_point(config)
-    triplets = list(data.triplets[: config.train.batch_size]) if data else []
+    triplets = list(data.measured[: config.rows_a_step]) if data else []
     base = start.load(config, trainable=trains)
     embedder = base.with_prompts(config.prompt.in_evaluation)
     checks = [*_token_checks(embedder), *_batch_checks(embedder)]
@@ -113,14 +110,13 @@ def _data(config: Config, inputs: InputCache) -> TrainingData | None:
 
 def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
     """What the training learns from, and what of it is suspicious."""
-    noun = noun_of(data.triplets[:_TOLD_BY])
-    lines = [("data", f"{len(data.triplets):,} {noun} to train on, {len(data.holdout):,} held out")]
+    lines = [("data", f"{len(data.measured):,} {data.noun} to train on, {len(data.holdout):,} held out")]
     batch = config.train.batch_size // config.train.accumulation
     for name, portrait in data.portraits.items():
         lines += [(f"  {name}", line) for line in portrait.lines()]
-        warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch))
+        warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch, redrawn=data.starts is not None))
         lines += [("  suspicious", warning) for warning in warnings]
-    cut = find_cut(embedder, data.triplets)
+    cut = find_cut(embedder, data.measured)
     seconds = seconds_a_step(embedder, config, data)
     return f"{as_lines(lines)}\n\n{outlook(config, data, plan_steps(config, data), cut, seconds)}"
 
@@ -232,7 +228,7 @@ def _memory(
 
     length = USUAL_LENGTH
     if config.train.steps:
-        micro = config.train.batch_size // config.train.accumulation
+        micro = config.rows_a_step // config.train.accumulation
         negatives = max((len(row.negatives) for row in triplets), default=1) if config.loss.hard_negatives else 0
         expected, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
         longest = micro * (2 + negatives) * config.model.max_length

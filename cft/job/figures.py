@@ -131,7 +131,7 @@ def training(history: Sequence[dict]) -> Figure:
             "guessing", (places[-1], guessed[-1]), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("InfoNCE loss, nats")
+    axes.set_ylabel("InfoNCE loss, nats" if all("candidates" in row for row in steps) else "loss of scored pairs")
     axes.set_ylim(bottom=0)
     clean(axes)
     if dev:

@@ -68,7 +68,7 @@ def fit(
         config, reason = _with_length(config, data, files())
         reasons.append(reason)
     if trains and left - {"model.max_length"}:
-        config, reason = _with_steps(config, len(data.triplets), left)
+        config, reason = _with_steps(config, data.rows, left)
         reasons.append(reason)
     if trains and "lr" in left:
         config, reason = _with_rate(config, files())
@@ -78,7 +78,7 @@ def fit(
 
 def _with_length(config: Config, data: TrainingData, files: ModelFiles) -> tuple[Config, str]:
     tokenizer = load_tokenizer(config.model, files)
-    rows = _sample([*data.holdout, *_sample(data.triplets)])
+    rows = _sample([*data.holdout, *_sample(data.measured)])
     prompts = config.prompt.prompts
     words = max((template for template in (prompts.text, prompts.query, prompts.document) if template), key=len)
     texts = list(dict.fromkeys(text for row in rows for text in (row.anchor, row.positive, *row.negatives)))
@@ -106,17 +106,18 @@ def _positions(files: ModelFiles) -> int | None:
 
 
 def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, str]:
-    train = config.train
-    if "train.batch_size" in left:
+    train, scored = config.train, config.data.is_scored_alone
+    if "train.batch_size" in left and not scored:
         size = min(_BATCH, max(2, rows // _LEAST_BATCHES))
         train = replace(train, batch_size=max(1, size // train.accumulation) * train.accumulation)
-    a_pass = max(1, rows // train.batch_size)
+    a_pass = max(1, rows // (train.scored_batch if scored else train.batch_size))
     train = _passes(train, a_pass, left)
     steps = min(train.steps, train.epochs * a_pass)
     if "train.eval_every" in left:
         train = replace(train, eval_every=max(1, steps // 5))
+    size_word = f"train.scored_batch={train.scored_batch}" if scored else f"train.batch_size={train.batch_size}"
     reason = (
-        f"train.batch_size={train.batch_size} train.epochs={train.epochs} train.steps={train.steps}: {rows:,} rows "
+        f"{size_word} train.epochs={train.epochs} train.steps={train.steps}: {rows:,} rows "
         f"make {a_pass:,} batches a pass, and {_STEPS} steps are aimed at, with {_PASSES} passes and {_MOST_STEPS:,} "
         "steps at most"
     )

@@ -5,7 +5,6 @@ import time
 import torch
 
 from cft.config.schema import Config
-from cft.data.records import noun_of
 from cft.data.training_data import TrainingData
 from cft.job.lengths import Cut
 from cft.model.embedder import Embedder
@@ -26,13 +25,13 @@ def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: f
     Args:
         config: the job. data: its data. steps: of the whole training. cut: texts that are too long. seconds: of a step.
     """
-    rows, batch = len(data.triplets), config.train.batch_size
-    noun = noun_of(data.triplets[:_COUNTED])
-    sample = "" if cut.triplets == rows else f", by {cut.triplets:,} {noun}"
+    rows, batch, noun = data.rows, config.rows_a_step, data.noun
+    sample = "" if cut.triplets == len(data.measured) else f", by {cut.triplets:,} {noun}"
+    drawn = f", each with one of its positives ({len(data.triplets):,} in all)" if data.starts is not None else ""
     share = f"{cut.texts / cut.of:.1%}" if cut.texts else "none"
     warmup = warmup_steps(config.schedule, steps)
     facts = [
-        ("  rows", f"{rows:,} {noun} to train on, {len(data.holdout):,} held out"),
+        ("  rows", f"{rows:,} {noun} to train on{drawn}, {len(data.holdout):,} held out"),
         ("  texts that are cut", f"{share} (longer than model.max_length={cut.max_length} tokens{sample})"),
         ("  steps", f"{steps:,} of {batch} {noun}, {steps * batch / rows:.3g} passes"),
         *_parts(data, steps, batch),
@@ -70,9 +69,9 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
     Args:
         embedder: under the prompt of training. config: the job. data: its data. processes: that share a step.
     """
-    count = min(len(data.triplets), _COUNTED)
-    sample = [data.triplets[number * len(data.triplets) // count] for number in range(count)]
-    batch = config.train.batch_size / processes
+    count = min(len(data.measured), _COUNTED)
+    sample = [data.measured[number * len(data.measured) // count] for number in range(count)]
+    batch = config.rows_a_step / processes
     rows = sample[: max(1, round(batch))]
     whole = _nodes(embedder, texts_of(rows, config.loss)) * batch / len(rows)
     texts = texts_of(rows[: max(1, round(len(rows) * min(1.0, _TRIED / whole)))], config.loss)
@@ -84,7 +83,8 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
         if embedder.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-    scored = 2 * config.train.scored_batch / processes if data.scored else 0  # texts, taken to be as long as the others
+    # Texts beside the triplets, taken to be as long as theirs.
+    scored = 2 * config.train.scored_batch / processes if data.scored and not data.is_scored_alone else 0
     return (
         _FORWARD_PASSES
         * seconds

@@ -121,7 +121,9 @@ class Plan:
         """What the trained weights and their history depend on."""
         config, prompt = self.config, self.config.prompt
         assert self.data is not None
-        settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
+        # Without triplets nothing depends on how many of them a step would have.
+        size = () if self.data.is_scored_alone else ("batch_size",)
+        settings = (*size, "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
             "lora": _named(config.lora),
@@ -139,6 +141,7 @@ class Plan:
             },
             "bf16": self.start.bf16,
             "data": self.data.content,
+            **({"redrawn": digest(self.data.starts.tolist())} if self.data.starts is not None else {}),
             **({"mixture": _mixture(self.data)} if self.data.parts else {}),
             **({"scored_pairs": _scored(self.data, config)} if self.data.scored else {}),
             **self._teaching,
@@ -349,8 +352,12 @@ def _with_rows_to_choose_by(config: Config, data: TrainingData) -> TrainingData:
     """The data with held-out rows of their own for the choice of the step, where no scored pairs choose it."""
     if not data.dev and not data.holdout:
         raise UserError(
-            f"{config.train.chooses} needs a development score: no rows are held out, and there are no scored pairs; "
-            "data.holdout=N or data.dev=FILE gives one"
+            f"{config.train.chooses} needs a development score: "
+            + (
+                "data.dev=FILE gives one"
+                if data.is_scored_alone
+                else "no rows are held out, and there are no scored pairs; data.holdout=N or data.dev=FILE gives one"
+            )
         )
     if not _is_halved(config):
         return data

@@ -122,7 +122,7 @@ def _loss_at_chance(plan: Plan) -> list[str]:
     """That the training ended where it began, at the loss of guessing, if it did."""
     steps = [row for row in plan.training.history() if row["event"] == "step"][: plan.stop_at]
     last = steps[-max(1, len(steps) // 10) :]
-    if not last:
+    if not last or "candidates" not in last[0]:  # of scored pairs alone
         return []
     loss, candidates = (float(np.mean([row[key] for row in last])) for key in ("loss", "candidates"))
     if loss < _GUESSED * np.log(candidates):

@@ -304,6 +304,6 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
             folder=plan.folder,
             shared=plan.outputs,
             config=to_plain(plan.config),
-            triplets=plan.config.train.batch_size,
+            triplets=0 if plan.config.data.is_scored_alone else plan.config.train.batch_size,
         ),
     )

@@ -44,7 +44,7 @@ class Job:
     folder: Path  # the job's own
     shared: Path  # of all jobs
     config: dict  # nested
-    triplets: int  # of a batch
+    triplets: int  # of a batch; 0 where there are scored pairs alone
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def measures(row: dict, triplets: int) -> dict[str, float]:
     """A history row's numbers, and what follows from them: rates, and the share of tokens that sharing saved."""
     numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
     if row.get("seconds"):
-        numbers["triplets_per_second"] = triplets / row["seconds"]
+        if triplets:
+            numbers["triplets_per_second"] = triplets / row["seconds"]
         numbers["tokens_per_second"] = row["tokens"] / row["seconds"]
     if row.get("tokens"):
         numbers["tokens_saved"] = 1 - row["nodes"] / row["tokens"]

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 
 from cft.config.schema import TEACHER, Config
-from cft.data.records import noun_of
 from cft.data.retrieval import RetrievalSet, rows_as_set
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
@@ -47,7 +46,7 @@ def require_trainable(plan: Plan, base: Embedder) -> None:
 def require_enough_triplets(config: Config, world: World) -> None:
     """Refuse more processes than a batch has triplets."""
     size = config.train.batch_size // config.train.accumulation
-    if size < world.size:
+    if size < world.size and not config.data.is_scored_alone:
         raise UserError(
             f"train.batch_size={config.train.batch_size} with train.accumulation={config.train.accumulation} gives "
             f"{size} triplets to {world.size} processes: raise it, or start fewer"
@@ -76,7 +75,7 @@ class TrainingStage:
         self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
         self.embedder = _trainable_embedder(plan, base)
         if world.is_main:
-            self._cut = find_cut(self.embedder, plan.data.triplets)
+            self._cut = find_cut(self.embedder, plan.data.measured)
             _write_records(plan, world, self._cut)
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training
@@ -180,6 +179,7 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     counts = {"triplets": len(data.triplets), "held_out": len(data.holdout), "development_pairs": len(data.dev)}
     portraits = {"portrait": data.portraits} if data.portraits else {}
     parts = {"parts": data.parts} if data.parts else {}
+    counts |= {"rows": data.rows} if data.starts is not None or data.is_scored_alone else {}
     counts |= {"scored_pairs": len(data.scored)} if data.scored else {}
     facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits, **parts}
     write_record(folder.file(RunFolder.DATA), facts)
@@ -241,17 +241,16 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     config, steps, data = plan.config, plan.steps, plan.data
     assert data is not None
     micro_batch = config.train.batch_size // config.train.accumulation
-    sample = list(itertools.islice(data.triplets, 10_000))
+    sample = list(itertools.islice(data.measured, 10_000))
     negatives = sum(len(row.negatives) for row in sample) / len(sample)
     hard = round(micro_batch * negatives) if config.loss.hard_negatives else 0
-    noun = noun_of(sample)
     log.info(
         "training %s weights for %s steps of %d %s (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
         f"{sum(weight.numel() for weight in trainable(model).values()):,}",
         steps if plan.stop_at == steps else f"the first {plan.stop_at} of {steps}",
-        config.train.batch_size,
-        noun,
-        len(data.triplets),
+        config.rows_a_step,
+        data.noun,
+        data.rows,
         f", {data.skipped} bad rows skipped" if data.skipped else "",
         config.lr,
         warmup_steps(config.schedule, steps),
@@ -259,7 +258,7 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
         f", on {world.size} processes" if world.size > 1 else "",
     )
     for portrait in data.portraits.values():
-        for warning in portrait.warnings_of_batches(micro_batch):
+        for warning in portrait.warnings_of_batches(micro_batch, redrawn=data.starts is not None):
             log.warning("%s", warning)
     if steps < config.train.steps:
         log.info(
@@ -268,11 +267,8 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             config.train.steps,
         )
     if config.train.eval_every and not (data.dev or data.holdout):
-        log.info(
-            "no score during training: no %s are held out, and there are no scored pairs; data.holdout=N or "
-            "data.dev=FILE gives one",
-            noun,
-        )
+        why = f"no {data.noun} are held out, and there are no scored pairs; data.holdout=N or data.dev=FILE gives one"
+        log.info("no score during training: %s", "data.dev=FILE gives one" if data.is_scored_alone else why)
     if set(map(pairs.key_of, data.scored)) & set(map(pairs.key_of, data.dev)):
         log.warning("development pairs stand among the scored pairs that are trained on: choose no settings by them")
     overlap = pairs.overlapping(data.dev, plan.sets)
@@ -283,7 +279,10 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             len(data.dev),
             ", ".join(sorted(set(overlap))),
         )
-    _log_loss(config, micro_batch, hard, len(data.scored))
+    if data.is_scored_alone:
+        log.info("pairs scored higher must be nearer (%s); there are no triplets", config.loss.scored)
+    else:
+        _log_loss(config, micro_batch, hard, len(data.scored))
 
 
 def _log_loss(config: Config, micro_batch: int, hard: int, scored: int) -> None:

@@ -168,7 +168,7 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
     first = RunState() if status else states[0]
     config = study.runs[study.cells[cell.name][0]]
     step = 0 if cell.base else (config.eval.step or config.train.steps)
-    costs = [] if cell.base else [t.cost(batch_size=config.train.batch_size, stop_at=step) for t in trainings]
+    costs = [] if cell.base else [t.cost(batch_size=config.rows_a_step, stop_at=step) for t in trainings]
     return CellResult(
         cell=cell,
         status=status,

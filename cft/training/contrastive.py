@@ -42,7 +42,7 @@ _GUIDE_BYTES = 500_000_000
 class StepStats:
     """Statistics of one batch, over all processes but for `chunks`."""
 
-    loss: float  # of the triplets: mean over the anchors, in nats
+    loss: float  # of the triplets: mean over the anchors, in nats; 0 without any, as are the next two
     accuracy: float  # share of anchors whose own positive scored highest
     candidates: float  # mean number of texts that an anchor chose from
     tokens: int  # of all texts
@@ -99,13 +99,13 @@ def contrastive_backward(
     scale: float = 1.0,
     seed: int = 0,
 ) -> StepStats:
-    """Add the gradient of one batch's loss to the gradients of the trained weights.
+    """Add the gradient of one batch's loss, of triplets, scored pairs or both, to those of the trained weights.
 
     With several processes each adds the part that its own texts make; the caller sums the weights' gradients.
 
     Args:
         embedder: with trainable weights.
-        batch: B triplets, the same on every process.
+        batch: B triplets, the same on every process; none where there are scored pairs alone.
         setup: loss, teacher, processes, memory and precision.
         pairs: scored pairs whose loss (`loss.scored`) is added, the same on every process.
         sequences: what `tokens_of` gives for the batch, then `tokens_of_pairs`, if they are tokenized already.
@@ -117,42 +117,49 @@ def contrastive_backward(
         UserError: if the batch needs chunks, and the model mixes the texts that go through it together.
     """
     # So many parameters because a batch has rows of two kinds, and may be one of several whose gradients add up.
-    loss, world = setup.loss, setup.world
+    world = setup.world
     if sequences is None:
-        sequences = tokens_of(embedder, batch, loss, world) + tokens_of_pairs(embedder, pairs, world)
+        of_batch = tokens_of(embedder, batch, setup.loss, world) if batch else []
+        sequences = of_batch + tokens_of_pairs(embedder, pairs, world)
 
     # 1. Embed all chunks; without gradient, if there are several.
     chunks = _Chunks(embedder, sequences, setup, seed)
     embeddings = chunks.embed()
 
-    # 2. Take the loss and its gradient with respect to the embeddings, in blocks of anchors.
+    # 2. Take the loss and its gradient with respect to the embeddings, that of triplets in blocks of anchors.
     leaf = embeddings.detach().requires_grad_(True)
     of_pairs = len(leaf) - 2 * _local_count(len(pairs), world)
-    student = _Pool(leaf[:of_pairs], batch, setup)
-    teacher = _pool_of(setup.teacher.embedder, batch, setup, leaf.device) if setup.teacher else None
-    guide = _pool_of(setup.guide, batch, setup, leaf.device) if setup.guide else None
-    directions = _directions(_Pools(student, teacher, guide), batch, setup)
-    rows = student.rows
-    widths = [None, *loss.dimensions]  # the whole vectors first: their accuracy is the step's
-    blocks = []
-    for start in range(0, rows, _ANCHORS):
-        end = min(start + _ANCHORS, rows)
-        losses = [info_nce(**direction.block(start, end, width)) for width in widths for direction in directions]
-        block_loss = torch.stack([each.loss for each in losses]).mean()
-        (block_loss * ((end - start) / len(batch) * scale)).backward()
-        blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
-    student.backward()
+    widths = [None, *setup.loss.dimensions]  # the whole vectors first: their accuracy is the step's
+    own = [0.0, 0.0, 0.0]  # this process's part of the loss, the accuracy and the number of candidates
+    if batch:
+        student, directions = _contrasts(leaf[:of_pairs], batch, setup)
+        rows, blocks = student.rows, []
+        for start in range(0, rows, _ANCHORS):
+            end = min(start + _ANCHORS, rows)
+            losses = [info_nce(**direction.block(start, end, width)) for width in widths for direction in directions]
+            block_loss = torch.stack([each.loss for each in losses]).mean()
+            (block_loss * ((end - start) / len(batch) * scale)).backward()
+            blocks.append((losses[0]._replace(loss=block_loss.detach()), (end - start) / rows))
+        student.backward()
+        local, share = _mean_over_blocks(blocks), rows / len(batch)
+        own = [local.loss.item() * share, local.accuracy * share, local.candidates * share]
     scored = _scored_backward(leaf[of_pairs:], pairs, setup, scale) if pairs else 0.0
 
     # 3. Run each chunk once more, with gradient, and backpropagate its part.
     assert leaf.grad is not None
     chunks.backward(embeddings, leaf.grad)
 
-    share = rows / len(batch)
-    local = _mean_over_blocks(blocks)
-    values = [local.loss.item() * share, local.accuracy * share, local.candidates * share, chunks.tokens, chunks.nodes]
+    values = [*own, chunks.tokens, chunks.nodes]
     total_loss, accuracy, candidates, tokens, nodes = world.all_reduce_sum(values, leaf.device)
     return StepStats(total_loss, accuracy, candidates, int(tokens), int(nodes), len(chunks.rows), scored)
+
+
+def _contrasts(vectors: torch.Tensor, batch: Sequence[Triplet], setup: BatchSetup) -> "tuple[_Pool, list[_Direction]]":
+    """The pool of this process's vectors (texts, D), in the order of `texts_of`, and what is told apart among them."""
+    student = _Pool(vectors, batch, setup)
+    teacher = _pool_of(setup.teacher.embedder, batch, setup, vectors.device) if setup.teacher else None
+    guide = _pool_of(setup.guide, batch, setup, vectors.device) if setup.guide else None
+    return student, _directions(_Pools(student, teacher, guide), batch, setup)
 
 
 def _local_count(count: int, world: World) -> int:

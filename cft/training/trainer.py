@@ -51,9 +51,9 @@ log = logging.getLogger(__name__)
 # Rows of the data whose negatives are counted before the first step.
 _ROWS = 10_000
 
-# Row numbers of a step's triplets, and of its scored pairs.
+# Row numbers of a step's triplets, and of its scored pairs; one of them may be empty.
 _Rows = tuple[np.ndarray, np.ndarray]
-_NO_PAIRS = np.empty(0, dtype=np.int64)
+_NONE = np.empty(0, dtype=np.int64)
 
 RowCallback = Callable[[dict], None]
 StepCallback = Callable[[int], None]
@@ -97,14 +97,19 @@ class _State:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The triplets of one step."""
+    """What one step is trained on."""
 
-    rows: np.ndarray  # their numbers in the data
+    rows: np.ndarray  # numbers in the data of the triplets or, where there are none, of the pairs
     triplets: list[Triplet]
     sequences: list[list[tuple[int, ...]]]  # token ids of this process's texts, a list a micro-batch
     tokens: int  # most tokens of a micro-batch, as they count against the budget
     loss: LossSettings = field(default_factory=LossSettings)  # of its rows
-    pairs: list[ScoredPair] = field(default_factory=list)  # that are trained on beside the triplets
+    pairs: list[ScoredPair] = field(default_factory=list)  # that are trained on beside the triplets, or alone
+
+    @property
+    def known_by(self) -> Sequence[Triplet] | Sequence[ScoredPair]:
+        """What the row numbers are of."""
+        return self.triplets or self.pairs
 
 
 def plan_steps(config: Config, data: TrainingData) -> int:
@@ -114,7 +119,15 @@ def plan_steps(config: Config, data: TrainingData) -> int:
         UserError: if the data does not fill one batch.
     """
     train = config.train
-    rows = len(data.triplets)
+    if data.scored and len(data.scored) < train.scored_batch:
+        raise UserError(
+            f"{len(data.scored)} pairs of data.scored do not fill one batch of "
+            f"train.scored_batch={train.scored_batch}; lower it, or bring more"
+        )
+    within = {"epochs": train.epochs, "most": train.steps}
+    if data.is_scored_alone:
+        return count_batches(len(data.scored), train.scored_batch, seed=config.seed, shared=None, **within)
+    rows = data.rows
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
         # Held-out scenes were made beside those to train on.
@@ -126,13 +139,7 @@ def plan_steps(config: Config, data: TrainingData) -> int:
         )
     if data.parts:
         _require_batches(config, data, per_epoch)
-    if data.scored and len(data.scored) < train.scored_batch:
-        raise UserError(
-            f"{len(data.scored)} pairs of data.scored do not fill one batch of "
-            f"train.scored_batch={train.scored_batch}; lower it, or bring more"
-        )
     shared = data.shared if train.no_duplicates else None
-    within = {"epochs": train.epochs, "most": train.steps}
     found = count_batches(data.mixture, train.batch_size, seed=config.seed, shared=shared, **within)
     if not found:
         raise UserError(
@@ -206,7 +213,7 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
                 mark.begin(min(batch.tokens, state.chunking.tokens))
             row = _step(state, batch, step=step)
             note(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", right=f"{row['accuracy']:.0%}", refresh=False)
+            bar.set_postfix(_shown(row), refresh=False)
             bar.update()
             # A signal may reach the processes on both sides of a step; all must leave after the same one.
             signal = world.all_reduce_max(signal_received())
@@ -230,6 +237,12 @@ def train(embedder: Embedder, run: TrainingRun, *, on_row: RowCallback, on_step:
     return state.history
 
 
+def _shown(row: dict) -> dict[str, str]:
+    """What the progress bar shows of a step's row of the history."""
+    right = {"right": f"{row['accuracy']:.0%}"} if "accuracy" in row else {}
+    return {"loss": f"{row['loss']:.3f}"} | right
+
+
 def _save(state: _State, step: int, best: BestWeights | None) -> None:
     """Write the checkpoint after a step."""
     kept = best.kept if best else None
@@ -242,13 +255,16 @@ def _rows_of_steps(run: TrainingRun, start: int, history: list[dict]) -> Iterato
     train, world = run.config.train, run.world
     if train.patience and world.broadcast_object(is_over(history, train.patience)):
         return iter(())
-    shared = run.data.shared if train.no_duplicates else None
     size, seed = train.batch_size, run.config.seed
-    rows = batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
-    if not run.data.scored:
-        return ((of_step, _NO_PAIRS) for of_step in rows)
-    pairs = batches(len(run.data.scored), train.scored_batch, seed=seed, start=start, stop=run.stop_at)
-    return zip(rows, pairs, strict=True)
+    pairs: Iterable[np.ndarray] = itertools.repeat(_NONE)
+    if run.data.scored:
+        pairs = batches(len(run.data.scored), train.scored_batch, seed=seed, start=start, stop=run.stop_at)
+    if run.data.is_scored_alone:
+        return ((_NONE, of_step) for of_step in pairs)
+    shared = run.data.shared if train.no_duplicates else None
+    chosen = batches(run.data.mixture, size, seed=seed, start=start, stop=run.stop_at, shared=shared)
+    rows = (run.data.triplets_of(of_step, seed=seed, step=step) for step, of_step in enumerate(chosen, start))
+    return zip(rows, pairs, strict=bool(run.data.scored))
 
 
 def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
@@ -283,7 +299,7 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
     kept = next((row.get("chunk_tokens") for row in reversed(history) if row["event"] == "step"), None)
     killed = KillMark(run.folder).killed_at() if world.is_main else None
     kept, killed = world.broadcast_object((kept, killed))
-    share = world.shard(train.batch_size // train.accumulation)
+    share = world.shard(0 if run.data.is_scored_alone else train.batch_size // train.accumulation)
     pairs = world.shard(train.scored_batch // train.accumulation if run.data.scored else 0)
     first = itertools.islice(run.data.triplets, _ROWS)
     counted = run.config.loss.hard_negatives or any(part.loss.get("hard_negatives") for part in run.data.parts)
@@ -311,16 +327,19 @@ def _load_batch(state: _State, numbers: _Rows) -> _Batch:
     config, data, (rows, chosen) = state.run.config, state.run.data, numbers
     pairs = [data.scored[number] for number in chosen]
     triplets = [data.triplets[row] for row in rows]
-    parts = [data.parts[data.mixture.source_of(row)] for row in rows] if data.parts else []
+    parts = [data.part_of(row) for row in rows] if data.parts else []
     loss = replace(config.loss, **parts[0].loss) if data.by_part else config.loss
     own = [part.prompts(state.embedder.contract.prompts) for part in parts] or None
     world, sequences = state.run.world, []
     for number in range(config.train.accumulation):
         part, of_pairs = (_micro_batch(each, number, config.train.accumulation) for each in (triplets, pairs))
-        of_part = tokens_of(state.embedder, triplets[part], loss, world, prompts=own and own[part])
+        of_part = []
+        if triplets:
+            of_part = tokens_of(state.embedder, triplets[part], loss, world, prompts=own and own[part])
         sequences.append(of_part + tokens_of_pairs(state.embedder, pairs[of_pairs], world))
     batching = state.embedder.backbone.batching
-    return _Batch(rows, triplets, sequences, max(map(batching.tokens_in_memory, sequences)), loss, pairs)
+    known_by = rows if triplets else chosen
+    return _Batch(known_by, triplets, sequences, max(map(batching.tokens_in_memory, sequences)), loss, pairs)
 
 
 def _micro_batch(rows: Sequence[Any], number: int, count: int) -> slice:
@@ -357,12 +376,13 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         setup = BatchSetup(batch.loss, run.teacher, run.guide, run.world, state.chunking.tokens, state.autocast)
         with OutOfMemory() as ended:
             for number, sequences in enumerate(batch.sequences):
-                part = _micro_batch(batch.triplets, number, settings.accumulation)
+                part = _micro_batch(batch.known_by, number, settings.accumulation)
                 triplets, scale = batch.triplets[part], 1 / settings.accumulation
                 pairs = batch.pairs[_micro_batch(batch.pairs, number, settings.accumulation)]
                 more: dict[str, Any] = {"sequences": sequences, "scale": scale, "seed": seed + part.start}
                 stats.append(contrastive_backward(state.embedder, triplets, setup, pairs=pairs, **more))
-                _require_finite(stats[-1].loss + stats[-1].scored, "loss", step, batch.rows[part], triplets)
+                found = stats[-1].loss + stats[-1].scored
+                _require_finite(found, "loss", step, batch.rows[part], batch.known_by[part])
         if ended:
             stats.clear()
             optimizer.zero_grad(set_to_none=True)
@@ -375,9 +395,7 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
             "moments in memory: lower train.chunk_tokens, train fewer weights (lora.rank, lora.targets), or take a "
             "smaller model"
         )
-    means = {
-        name: sum(getattr(part, name) for part in stats) / len(stats) for name in ("loss", "accuracy", "candidates")
-    }
+    means = _means(batch, stats)
     if step == 0 and run.guide and means["candidates"] < 2:
         log.warning(
             "the guide finds nearly all texts as near as the positives: of %d candidates it leaves an anchor %.1f, its "
@@ -388,13 +406,24 @@ def _step(state: _State, batch: _Batch, *, step: int) -> dict:
         "event": "step",
         "step": step + 1,
         **means,
-        **({"scored_loss": sum(part.scored for part in stats) / len(stats)} if batch.pairs else {}),
         "lr": rate,
         "gradient_norm": norm,
         **{name: sum(getattr(part, name) for part in stats) for name in ("tokens", "nodes")},
         "chunk_tokens": state.chunking.tokens,
         "seconds": round(time.perf_counter() - began, 3),
     }
+
+
+def _means(batch: _Batch, stats: Sequence[StepStats]) -> dict[str, float]:
+    """What a step's row of the history says of its losses; of scored pairs alone, theirs is the loss."""
+
+    def mean(name: str) -> float:
+        return sum(getattr(part, name) for part in stats) / len(stats)
+
+    if not batch.triplets:
+        return {"loss": mean("scored")}
+    of_triplets = {name: mean(name) for name in ("loss", "accuracy", "candidates")}
+    return of_triplets | ({"scored_loss": mean("scored")} if batch.pairs else {})
 
 
 def _candidates(rows: Sequence[Triplet], loss: LossSettings) -> int:
@@ -406,12 +435,12 @@ def _update(state: _State, batch: _Batch, *, step: int) -> float:
     """Change the weights by the gradient at them, which is gone then; returns its norm."""
     weights = list(state.weights.values())
     norm = _clipped_gradient_norm(state, weights)
-    _require_finite(norm, "gradient", step, batch.rows, batch.triplets)
+    _require_finite(norm, "gradient", step, batch.rows, batch.known_by)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     # A finite gradient can still push a weight too far, and no checkpoint may hold such weights.
     largest = torch.stack([weight.detach().abs().max().float() for weight in weights]).max()
-    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.triplets)
+    _require_finite(float(largest), "largest weight after the update", step, batch.rows, batch.known_by)
     return norm
 
 
@@ -468,17 +497,21 @@ def _look_for(embedder: Embedder, data: RetrievalSet) -> dict[str, float]:
     return {HEADLINE: evaluate_retrieval(data, queries.encode, documents.encode).means[HEADLINE]}
 
 
-def _require_finite(value: float, what: str, step: int, rows: np.ndarray, batch: Sequence[Triplet]) -> None:
+def _require_finite(
+    value: float, what: str, step: int, rows: np.ndarray, batch: Sequence[Triplet] | Sequence[ScoredPair]
+) -> None:
     """Stop before a broken update: weights that are NaN once stay NaN."""
     if math.isfinite(value):
         return
     numbers = ", ".join(str(row + 1) for row in rows)
-    anchors = "; ".join(repr(row.anchor[:40]) for row in batch[:3])
+    beginnings = "; ".join(repr(row[0][:40]) for row in batch[:3])
+    triplets = [row for row in batch if isinstance(row, Triplet)]
+    noun = noun_of(triplets) if triplets else "scored pairs"
+    how = "counted without the holdout; their anchors" if triplets else "their first sentences"
+    key = "loss.temperature" if triplets else "loss.scored_temperature"
     raise UserError(
-        f"the {what} of step {step + 1} is {value}; {noun_of(batch)} {numbers} made it (counted without the holdout; "
-        "their "
-        f"anchors begin {anchors}). The last checkpoint is kept. Lower lr, raise loss.temperature, or set "
-        "train.precision=fp32"
+        f"the {what} of step {step + 1} is {value}; {noun} {numbers} made it ({how} begin {beginnings}). The last "
+        f"checkpoint is kept. Lower lr, raise {key}, or set train.precision=fp32"
     )
 
 

@@ -12,7 +12,11 @@ from cft.system.errors import UserError
 
 CHOICES = [(group, choice) for group, choices in all_groups().items() for choice in choices]
 # What a choice cannot do without.
-NEEDS = {("data", "files"): ["data.train=x.csv"], ("eval", "pairs"): ["eval.file=x.csv"]}
+NEEDS = {
+    ("data", "files"): ["data.train=x.csv"],
+    ("data", "scored"): ["data.scored=x.csv"],
+    ("eval", "pairs"): ["eval.file=x.csv"],
+}
 
 
 def test_there_is_a_choice_in_every_group():

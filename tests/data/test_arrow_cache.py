@@ -11,7 +11,7 @@ import pytest
 from cft.config.schema import DataSettings, DataSource
 from cft.data import arrow_cache, records
 from cft.data.arrow_cache import Rows, open_corpus
-from cft.data.files import TripletColumns, stream_triplets
+from cft.data.files import TripletColumns, stream_triplet_rows
 from cft.data.records import Triplet, content_digest
 from cft.data.training_data import load_training_data
 from cft.system.digest import digest
@@ -50,7 +50,7 @@ def from_file(path, **settings):
 
 def opened(path):
     columns = TripletColumns("sent0", "sent1", ["hard_neg"])
-    return open_corpus(path, [path.name], lambda note: stream_triplets(path, columns, note=note))
+    return open_corpus(path, [path.name], lambda note: stream_triplet_rows(path, columns, note=note))
 
 
 @pytest.mark.parametrize("count", [1, 6, 7, 8, 50])
@@ -93,7 +93,7 @@ def test_a_half_converted_file_is_never_read(tmp_path, cache):
     path = write(tmp_path, 50)
 
     def broken(note):
-        yield from expected(3)
+        yield from ([row] for row in expected(3))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

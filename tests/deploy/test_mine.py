@@ -134,6 +134,16 @@ def test_no_positive_of_any_row_of_an_anchor_is_its_negative_nor_is_the_anchor(f
         assert len(row["hard_neg"]) == len(set(row["hard_neg"])) > 90
 
 
+def test_a_list_of_positives_stays_one_and_none_of_them_is_a_negative(files):
+    rows = [{"q": f"what is {n}?", "d": [f"answer {k} to {n}" for k in range(1 + n % 3)]} for n in range(12)]
+    (files.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ours = mined(files, num_negatives=20, range_max=20, corpus="")
+    expected = [(row["q"], row["d"] if len(row["d"]) > 1 else row["d"][0]) for row in rows]
+    assert [(row["sent0"], row["sent1"]) for row in ours] == expected
+    for row, own in zip(ours, rows, strict=True):
+        assert row["hard_neg"] and not {own["q"], *own["d"]} & set(row["hard_neg"])
+
+
 def test_random_ones_follow_from_the_seed_and_stand_within_the_ranks(files):
     within = {(row["sent0"], row["sent1"]): row["hard_neg"] for row in mined(files, num_negatives=10, range_max=10)}
     drawn = [mined(files, num_negatives=3, range_max=10, sampling_strategy="random", seed=seed) for seed in (1, 1, 2)]

@@ -24,7 +24,15 @@ from mutations import PAIRS, TRIPLETS, Input
 from cft.config.schema import DataSettings, DataSource, EvalSettings, EvalSource
 from cft.data import cells, formats, training_data
 from cft.data.arrow_cache import open_corpus
-from cft.data.files import BadRows, Skipped, TripletColumns, read_scored_pairs, stream_texts, stream_triplets
+from cft.data.files import (
+    BadRows,
+    Skipped,
+    TripletColumns,
+    read_scored_pairs,
+    stream_texts,
+    stream_triplet_rows,
+    stream_triplets,
+)
 from cft.data.records import ScoredPair, Triplet
 from cft.data.retrieval import RetrievalSet, load_retrieval_sets
 from cft.data.sts import load_eval_sets
@@ -186,7 +194,7 @@ def check_other_readers(made: Input, path: Path) -> None:
         good, skipped, error = read(made.kind, path, BadRows.SKIP)
         try:
             columns = TripletColumns("sent0", "sent1", ["hard_neg"], BadRows.SKIP)
-            corpus = open_corpus(path, [path.name], lambda note: stream_triplets(path, columns, note=note))
+            corpus = open_corpus(path, [path.name], lambda note: stream_triplet_rows(path, columns, note=note))
         except UserError as told:
             assert str(told) == str(error)
         else:

@@ -143,7 +143,10 @@ def test_bad_rows_are_skipped_where_that_is_wanted(tmp_path, caplog):
         (["loss.scored=cosine", "data.scored=p.jsonl"], "loss.scored=cosine: must be cosent, angle, or null"),
         (["loss.scored_weight=2"], "loss.scored_weight and loss.scored_temperature would not be read"),
         (["loss.scored=angle", "data.scored=p", "loss.scored_weight=0"], "loss.scored_weight=0: must be above 0"),
-        (["train.scored_batch=3", "train.accumulation=2"], "train.scored_batch=3: must be a multiple"),
+        (
+            ["train.scored_batch=3", "train.accumulation=2", "data.scored=p", "loss.scored=angle"],
+            "train.scored_batch=3: must be a multiple",
+        ),
         (["data.scored_columns=[a,a,b]"], "data.scored_columns=.*must name three columns"),
     ],
 )
