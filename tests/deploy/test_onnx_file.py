@@ -201,7 +201,7 @@ def case(family, pooling, *, slow=False, **settings):
     ("family", "settings"),
     [
         case("bert", Pooling.mean, attention=Attention.bidirectional),
-        case("gemma2", Pooling.last),
+        case("gemma2", Pooling.last, slow=True),
         case("phi", Pooling.weighted_mean, slow=True),
         case("gemma3_text", Pooling.last, slow=True),
         case("qwen2", Pooling.mean, slow=True),

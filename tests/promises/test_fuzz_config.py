@@ -64,12 +64,12 @@ ALL = [(key, value) for key, kind in KEYS.items() for value in values(kind)]
 
 
 def chosen() -> list[tuple[str, str]]:
-    """Four values of every key, others in every longer run."""
+    """Three values of every key, others in every longer run."""
     draw = random.Random(1)
     found = []
     for _, group in itertools.groupby(ALL, key=lambda entry: entry[0]):
         entries = list(group)
-        found += draw.sample(entries, min(4 * FACTOR, len(entries)))
+        found += draw.sample(entries, min(3 * FACTOR, len(entries)))
     return found
 
 
