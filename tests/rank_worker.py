@@ -5,16 +5,18 @@ rank_worker.py OUT: saves, from the first process, the loss and gradients of eve
 
 import json
 import sys
+from typing import Any
 
 import torch
 from batches import a_teacher, scored_pairs, triplets, tuned
 from safetensors.torch import save_file
 
-from cft.config.schema import LossSettings
+from cft.config.schema import LossSettings, Pooling
 from cft.model.lora import trainable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
 
+ECHO = "texts that go in twice, uneven, in chunks"
 TAUGHT = "taught, both ways, uneven, in chunks"
 SCORED = "scored pairs, uneven, in chunks"
 GUIDED = "guided, all candidates, uneven, in chunks"
@@ -32,11 +34,15 @@ CASES = {
         7,
         60,
     ),
+    ECHO: (LossSettings(both_directions=True), 1, 7, 100),
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
     SCORED: (LossSettings(scored="cosent", scored_weight=2.0), 1, 7, 60),
     "angle, uneven": (LossSettings(scored="angle", dimensions=[16]), 1, 7, None),
     GUIDED: (LossSettings(both_directions=True, anchors_as_negatives=True, guide="tiny", guide_margin=0.05), 2, 7, 60),
 }
+
+# How texts are pooled, of cases in which it is not by the last token of the last layer.
+POOLED: dict[str, dict[str, Any]] = {ECHO: {"echo": True, "pooling": Pooling.weighted_mean}}
 
 
 def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
@@ -45,7 +51,7 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
     for name, (loss, negatives, rows, chunk_tokens) in CASES.items():
         batch = triplets(rows, negatives)
         batch[3] = batch[3]._replace(positive=batch[1].positive)
-        embedder = tuned()
+        embedder = tuned(**POOLED.get(name, {}))
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
         guide = Guide(a_teacher().embedder) if name == GUIDED else None
         setup = BatchSetup(loss, teacher=teacher, guide=guide, chunk_tokens=chunk_tokens, world=world)

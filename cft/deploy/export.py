@@ -180,8 +180,9 @@ def _write_adapter(
         f"an adapter for {_describe_base(contract.model)}",
         f'  embedder = Embedder.load("{options.output}")  # cft does the rest',
         f"  model = {model}  # PEFT does not:",
-        f"  append the token {suffix} to each text, take the state that pooling={contract.pooling.value} "
-        "names, and normalise it (contract.json)",
+        f"  {'write the tokens of each text twice, ' if contract.echo else ''}append the token {suffix} to each text, "
+        f"take the state that pooling={contract.pooling.value} names{' of the second time' if contract.echo else ''}, "
+        "and normalise it (contract.json)",
     ]
 
 

@@ -16,7 +16,7 @@ from cft.job.lengths import find_cut
 from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import InputCache, fitted
 from cft.job.start import find_starting_point
-from cft.model.embedder import Embedder, pool, token_budget_on
+from cft.model.embedder import Embedder, token_budget_on
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.memory import available_bytes
@@ -187,6 +187,7 @@ def _contract(embedder: Embedder) -> str:
             ("  before a text", before),
             ("  after a text", f"{after} ({how})"),
             ("  prompt", repr(contract.template)),
+            *([("  echo", "the text goes in twice, and is pooled the second time")] if contract.echo else []),
             ("  embedding", f"{_POOLINGS[contract.pooling.value]} of {layer}"),
             ("  attention", "both ways" if contract.attention is Attention.bidirectional else "backwards only"),
             ("  longest", f"{contract.max_length} tokens, special ones included; longer texts are cut, not the prompt"),
@@ -281,9 +282,10 @@ def _token_checks(embedder: Embedder) -> list[Check]:
     sequences = embedder.tokenize([*_TEXTS, " ".join(_TEXTS * 40)])
     # OPT's BOS is its EOS; and a prompt may hold it.
     (name,) = embedder.backbone.tokenizer.convert_ids_to_tokens([suffix[-1]])
-    elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.template.count(name)
+    elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.copies * contract.template.count(name)
     once = sum(ids[-len(suffix) :] == suffix and ids.count(suffix[-1]) == 1 + elsewhere for ids in sequences)
-    cut, longest = len(sequences[-1]), contract.max_length
+    # that is max_length, or one token less where a text goes in twice
+    cut, longest = len(sequences[-1]), len(contract.prefix_ids) + contract.copies * contract.room + len(suffix)
     return [
         Check(f"{name} stands once, at the end", f"{once} of {len(sequences)} texts", "all", once == len(sequences)),
         Check("a long text is cut to max_length", f"{cut} tokens", f"{longest} tokens", cut == longest),
@@ -311,4 +313,4 @@ def _batch_checks(embedder: Embedder) -> list[Check]:
 def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
     states, layout = padded_states(embedder.model, embedder.tokenize(texts), embedder.backbone.batching)
-    return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
+    return F.normalize(embedder.pool(states, layout), dim=-1).cpu().numpy()

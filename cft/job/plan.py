@@ -69,10 +69,11 @@ _SINCE = {
     "scored_temperature": 0.05,
     "variant": "plain",
     "lr_ratio": 1.0,
+    "echo": False,
 }
 
 
-def _named(settings: Any) -> dict:
+def named(settings: Any) -> dict:
     """Settings as they go into a name."""
     return {key: value for key, value in to_plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
 
@@ -124,8 +125,8 @@ class Plan:
         settings = ("batch_size", "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
-            "lora": _named(config.lora),
-            "loss": _named(config.loss),
+            "lora": named(config.lora),
+            "loss": named(config.loss),
             "template": prompt.train_template,
             "schedule": config.schedule,
             "lr": config.lr,
@@ -255,6 +256,7 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
         "eos_token": model.eos_token,
         "max_length": model.max_length,
         "quantization": model.quantization,
+        **({"echo": True} if model.echo else {}),
     }
 
 
