@@ -17,6 +17,7 @@ from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
 
 ECHO = "texts that go in twice, uneven, in chunks"
+LAYERS = "all layers by their weights, uneven, in chunks"
 TAUGHT = "taught, both ways, uneven, in chunks"
 SCORED = "scored pairs, uneven, in chunks"
 GUIDED = "guided, all candidates, uneven, in chunks"
@@ -35,6 +36,7 @@ CASES = {
         60,
     ),
     ECHO: (LossSettings(both_directions=True), 1, 7, 100),
+    LAYERS: (LossSettings(both_directions=True), 1, 7, 60),
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
     SCORED: (LossSettings(scored="cosent", scored_weight=2.0), 1, 7, 60),
     "angle, uneven": (LossSettings(scored="angle", dimensions=[16]), 1, 7, None),
@@ -42,7 +44,10 @@ CASES = {
 }
 
 # How texts are pooled, of cases in which it is not by the last token of the last layer.
-POOLED: dict[str, dict[str, Any]] = {ECHO: {"echo": True, "pooling": Pooling.weighted_mean}}
+POOLED: dict[str, dict[str, Any]] = {
+    ECHO: {"echo": True, "pooling": Pooling.weighted_mean},
+    LAYERS: {"layer_weights": True, "pooling": Pooling.mean},
+}
 
 
 def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from cft.batching.layout import padded_states, tolerance
+from cft.batching.layout import own_attention, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
 from cft.data.records import Triplet, noun_of
 from cft.data.training_data import TrainingData
@@ -17,6 +16,7 @@ from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import InputCache, fitted
 from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, token_budget_on
+from cft.model.layer_weights import layer_weights_of
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.memory import available_bytes
@@ -176,6 +176,7 @@ def _contract(embedder: Embedder) -> str:
         for ids in (contract.prefix_ids, contract.suffix_ids)
     )
     layer = "the last layer" if contract.layer is None else f"layer {contract.layer}"
+    layer = "all layers, summed by trained weights" if contract.layer_weights else layer
     how = "our EOS" if contract.append_eos else "the tokenizer's own"
     fast = "fast" if getattr(tokenizer, "is_fast", False) else "in Python"
     return "the contract\n" + as_lines(
@@ -210,6 +211,8 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
     where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
     if targets is not None and targets.is_partial:
         where += f" (only the rows of {' and '.join(targets.roles)})"
+    if layers and layer_weights_of(model) is not None:
+        where += " and a weight for each layer"
     return as_lines([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
 
 
@@ -312,5 +315,7 @@ def _batch_checks(embedder: Embedder) -> list[Check]:
 
 def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
-    states, layout = padded_states(embedder.model, embedder.tokenize(texts), embedder.backbone.batching)
-    return F.normalize(embedder.pool(states, layout), dim=-1).cpu().numpy()
+    model, backbone = embedder.model, embedder.backbone
+    padded = replace(backbone, batching=replace(backbone.batching, kind=Batches.padded))
+    with own_attention(model, backbone.batching):
+        return Embedder(model, padded, embedder.contract).encode(texts)

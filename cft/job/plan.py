@@ -70,6 +70,7 @@ _SINCE = {
     "variant": "plain",
     "lr_ratio": 1.0,
     "echo": False,
+    "layer_weights": False,
 }
 
 
@@ -256,7 +257,7 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
         "eos_token": model.eos_token,
         "max_length": model.max_length,
         "quantization": model.quantization,
-        **({"echo": True} if model.echo else {}),
+        **{name: True for name in ("echo", "layer_weights") if getattr(model, name)},
     }
 
 

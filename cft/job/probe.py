@@ -38,6 +38,8 @@ def probe_job(config: Config) -> str:
     """
     if config.model.layer is not None:
         raise UserError(f"model.layer={config.model.layer}: a probe scores all layers; leave it at null")
+    if config.model.layer_weights:
+        raise UserError("model.layer_weights=true: a probe scores each layer by itself; leave it out")
     sets = load_eval_sets(config.eval, seed=DATA_SEED)
     start = find_starting_point(config)
     facts = {

@@ -17,6 +17,7 @@ from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling, Prom
 from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
+from cft.model.layer_weights import layer_weights_of
 from cft.model.published import require_known_modules, warn_of_differences
 from cft.model.quantize import Dtype, quantize, require_dtype
 from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
@@ -248,7 +249,12 @@ class Embedder:
         Returns:
             (B, D) float32, not normalised, with gradient where the model has one.
         """
-        return self.pool(self._run(layout).last_hidden_state.flatten(0, 1), layout)
+        weights = layer_weights_of(self.backbone.trunk) if self.contract.layer_weights else None
+        if weights is not None:
+            states = weights(self.hidden_states(layout)[1:])
+        else:
+            states = self._run(layout).last_hidden_state.flatten(0, 1)
+        return self.pool(states, layout)
 
     def pool(self, states: torch.Tensor, layout: Layout, pooling: Pooling | None = None) -> torch.Tensor:
         """Hidden states (nodes, D) of a batch to one vector (B, D) float32 a sequence.

@@ -161,6 +161,8 @@ CONTRADICTIONS = [
     (["model.eos_token=x", "model.append_eos=false"], "model.eos_token=x would not be appended"),
     (["model.echo=true", "model.attention=bidirectional"], "model.echo=true: where attention is bidirectional"),
     (["distill=minilm", "distill.model.echo=true"], "distill.model.echo=true: where attention is bidirectional"),
+    (["model.layer_weights=true", "model.layer=1"], "model.layer=1: with model.layer_weights=true all layers count"),
+    (["distill=minilm", "distill.model.layer_weights=true"], "distill.model.layer_weights=true: this model is used as"),
     (["model.echo=true", "model.max_length=2"], "model.max_length=2: with model.echo=true a token, the same again"),
     (["adapter_revision=abc"], "adapter_revision=abc has no adapter to belong to"),
     (["seed=4294967296"], "seed=4294967296: must be 0 to 4294967295"),

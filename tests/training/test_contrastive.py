@@ -43,7 +43,10 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
         assert_same(gradients(embedder), expected)
 
 
-POOLED = {"in twice": {"echo": True, "pooling": Pooling.mean}}
+POOLED = {
+    "in twice": {"echo": True, "pooling": Pooling.mean},
+    "all layers": {"layer_weights": True, "pooling": Pooling.weighted_mean},
+}
 
 
 @pytest.mark.parametrize("kind", POOLED)
