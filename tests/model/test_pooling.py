@@ -239,8 +239,9 @@ def test_an_adapter_of_others_is_trained_on_with_weights_of_layers_that_begin_al
 
 
 def test_peft_alone_loads_the_adapter_that_holds_them_too(tmp_path):
-    runner.run(settings(tmp_path, *ALL_LAYERS, "eval=none"))
+    runner.run(settings(tmp_path, *ALL_LAYERS))
     folder = run_folder(tmp_path)
+    assert "mean of all tokens' states, of all layers' summed by trained weights" in (folder / "README.md").read_text()
     embedder, trunk = Embedder.load(folder), make_tiny("llama").model
     model = PeftModel.from_pretrained(trunk, str(folder / "adapter")).eval()
     layout = embedder.layout(embedder.tokenize(TEXTS))
