@@ -6,19 +6,22 @@ processes embedded together, and how many texts went through the model of each.
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import torch
 from batches import a_teacher, scored_pairs, triplets, tuned
 from safetensors.torch import save_file
 
-from cft.config.schema import LossSettings, Prompts, Role
+from cft.config.schema import LossSettings, Pooling, Prompts, Role
 from cft.job.sharing import help_out, helped, shared
 from cft.model.embedder import Embedder
 from cft.model.lora import trainable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.training.contrastive import BatchSetup, Guide, contrastive_backward
 
+ECHO = "texts that go in twice, uneven, in chunks"
+LAYERS = "all layers by their weights, uneven, in chunks"
 TAUGHT = "taught, both ways, uneven, in chunks"
 SCORED = "scored pairs, uneven, in chunks"
 GUIDED = "guided, all candidates, uneven, in chunks"
@@ -36,12 +39,20 @@ CASES = {
         7,
         60,
     ),
+    ECHO: (LossSettings(both_directions=True), 1, 7, 100),
+    LAYERS: (LossSettings(both_directions=True), 1, 7, 60),
     TAUGHT: (LossSettings(both_directions=True), 2, 7, 60),
     SCORED: (LossSettings(scored="cosent", scored_weight=2.0), 1, 7, 60),
     "angle, uneven": (LossSettings(scored="angle", dimensions=[16]), 1, 7, None),
     "scored pairs alone, uneven, in chunks": (LossSettings(scored="cosent", hard_negatives=False), 0, 0, 40),
     "angle alone, uneven": (LossSettings(scored="angle", hard_negatives=False, dimensions=[16]), 0, 0, None),
     GUIDED: (LossSettings(both_directions=True, anchors_as_negatives=True, guide="tiny", guide_margin=0.05), 2, 7, 60),
+}
+
+# How texts are pooled, of cases in which it is not by the last token of the last layer.
+POOLED: dict[str, dict[str, Any]] = {
+    ECHO: {"echo": True, "pooling": Pooling.weighted_mean},
+    LAYERS: {"layer_weights": True, "pooling": Pooling.mean},
 }
 
 
@@ -52,7 +63,7 @@ def measure(world: World) -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
         batch = triplets(rows, negatives)
         if batch:  # or scored pairs alone
             batch[3] = batch[3]._replace(positive=batch[1].positive)
-        embedder = tuned()
+        embedder = tuned(**POOLED.get(name, {}))
         teacher = a_teacher(share=0.7) if name == TAUGHT else None
         guide = Guide(a_teacher().embedder) if name == GUIDED else None
         setup = BatchSetup(loss, teacher=teacher, guide=guide, chunk_tokens=chunk_tokens, world=world)

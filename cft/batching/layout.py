@@ -8,6 +8,7 @@ is not embedded slightly wrong on prefix trees: the trial at loading shows it, a
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -206,10 +207,17 @@ def padded_states(model: Any, sequences: Sequence[Sequence[int]], batching: Batc
         (R * L, D) states in float32, and the layout that says where each sequence stands.
     """
     layout = pad(sequences, filler=batching.filler, device=next(model.parameters()).device)
+    with own_attention(model, batching):
+        return _forward(model, layout), layout
+
+
+@contextmanager
+def own_attention(model: Any, batching: Batching) -> Iterator[None]:
+    """Have a model attend in its own way for a while, whatever kind its batches are."""
     before = model.config._attn_implementation
     _set_attention(model, batching.own_attention)
     try:
-        return _forward(model, layout), layout
+        yield
     finally:
         _set_attention(model, before)
 

@@ -31,6 +31,7 @@ _SAME = {
     "model.path": "model_name_or_path model_name model_id base_model base_model_name_or_path pretrained_model",
     "model.pooling": "pooling_mode pooling_method pooling_strategy pooler_type sentence_pooling_method",
     "model.revision": "model_revision",
+    "model.echo": "echo_embeddings use_echo repeat_text",
     "lora.rank": "lora_r r lora_rank lora_dim",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",

@@ -165,10 +165,14 @@ class ModelSettings:
     pooling: Pooling = Pooling.last
     # the layer whose states are pooled, 1 to the number of layers, or -1, -2, ... from the last; null for the last
     layer: int | None = None
+    # true: what is pooled is the sum of all layers' states, each with a weight that is trained; not with model.layer
+    layer_weights: bool = False
     # causal, or bidirectional: every token sees the whole text (encoders; decoders as in LLM2Vec)
     attention: Attention = Attention.causal
     append_eos: bool = True  # put the tokenizer's EOS after every text (paper); false embeds the last word
     eos_token: str | None = None  # the token to append, such as '</s>'; null for the tokenizer's own EOS
+    # true: a text goes in twice, and the second time, when it has been seen, is pooled; max_length holds both
+    echo: bool = False
     max_length: int = 150  # tokens at most, special ones counted in; 2 or more; 150 is the reference code's
     # tree (shared prefixes), padded, or auto: tree where a trial at loading shows it to be exact
     batches: Batches = Batches.auto
@@ -193,6 +197,17 @@ class ModelSettings:
                 f"{key}.pooling=first: the first token of a causal model sees nothing of the text behind it; choose "
                 f"last, mean or weighted_mean, or set {key}.attention=bidirectional"
             )
+        if self.layer_weights and self.layer is not None:
+            yield f"{key}.layer={self.layer}: with {key}.layer_weights=true all layers count; leave one out"
+        if self.layer_weights and key != "model":
+            yield f"{key}.layer_weights=true: this model is used as it is, and its layers' weights never trained"
+        if self.echo and self.attention is Attention.bidirectional:
+            yield (
+                f"{key}.echo=true: where attention is bidirectional, every token sees the whole text the first time; "
+                "leave it out"
+            )
+        if self.echo and self.max_length == 2 and self.append_eos:
+            yield f"{key}.max_length=2: with {key}.echo=true a token, the same again and the EOS need at least 3"
         if self.eos_token is not None and not self.append_eos:
             yield f"{key}.eos_token={self.eos_token} would not be appended: {key}.append_eos is false"
 

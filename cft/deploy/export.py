@@ -163,6 +163,7 @@ def _write_adapter(
 ) -> list[str]:
     """The adapter alone with its contract; returns how it is loaded. `embedder` is what it gives, if it is loaded."""
     from cft.model.adapters import fetch_adapter
+    from cft.model.layer_weights import TENSOR
     from cft.model.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
     if source.trained is None:
@@ -176,12 +177,15 @@ def _write_adapter(
     (contract.with_template(options.prompt) if options.prompt else contract).save(scratch)
     suffix = ", ".join(map(str, contract.suffix_ids)) or "(none)"
     model = f'PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "{options.output}")'
+    of_layers = [f"  weigh the states of all layers by the softmax of {TENSOR} (cft/model/layer_weights.py)"]
     return [
         f"an adapter for {_describe_base(contract.model)}",
         f'  embedder = Embedder.load("{options.output}")  # cft does the rest',
         f"  model = {model}  # PEFT does not:",
-        f"  append the token {suffix} to each text, take the state that pooling={contract.pooling.value} "
-        "names, and normalise it (contract.json)",
+        f"  {'write the tokens of each text twice, ' if contract.echo else ''}append the token {suffix} to each text, "
+        f"take the state that pooling={contract.pooling.value} names{' of the second time' if contract.echo else ''}, "
+        "and normalise it (contract.json)",
+        *(of_layers if contract.layer_weights else []),
     ]
 
 

@@ -211,7 +211,11 @@ def _mean_of_wholes(model: "torch.nn.Module", adapters: "list[Adapter]", shares:
 
 
 def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> None:
-    """Replace the model's adapter by the adapters' combination."""
+    """Replace the model's adapter by the adapters' combination, and its layer weights by their mean."""
+    from cft.model.layer_weights import TENSOR, layer_weights_of
+    from cft.model.sources import ADAPTER_WEIGHTS
+    from cft.model.weights import read_tensors
+
     parts = [f"part{number}" for number in range(len(adapters))]
     for part, adapter in zip(parts, adapters, strict=True):
         model.load_adapter(str(adapter.folder), adapter_name=part, low_cpu_mem_usage=False)
@@ -228,6 +232,11 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
                 raise RuntimeError(f"PEFT's sum of the changes of {name} is not the sum of the changes")
     for part in parts:
         model.delete_adapter(part)
+    weights = layer_weights_of(model)
+    if weights is not None:
+        tensors = [read_tensors(adapter.folder / ADAPTER_WEIGHTS)[TENSOR] for adapter in adapters]
+        mean = sum(share * tensor for share, tensor in zip(options.shares, tensors, strict=True))
+        weights.load_state_dict({"logits": mean})
 
 
 def _sum_of_changes(model: Any, shares: dict[str, float]) -> "dict[str, torch.Tensor]":

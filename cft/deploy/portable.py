@@ -72,6 +72,16 @@ def check_portable(embedder: Embedder, *, as_graph: bool = False) -> None:
             f"this embedder is cut after layer {contract.layer}, without the norm behind the last one: transformers "
             "has no such model"
         )
+    if contract.layer_weights:
+        raise UserError(
+            "this embedder was made with model.layer_weights=true, a weighted sum of all layers' states, for which "
+            "other libraries have no place"
+        )
+    if contract.echo:
+        raise UserError(
+            "this embedder was made with model.echo=true: a text goes in twice and is pooled the second time, for "
+            "which other libraries have no place"
+        )
     if backbone.batching.made_bidirectional and not as_graph:
         raise UserError(
             f"this embedder was trained with model.attention={Attention.bidirectional.value} on a model that looks "

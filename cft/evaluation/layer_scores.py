@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cft.config.schema import Attention, Pooling
 from cft.data.records import ScoredPair
 from cft.evaluation.scores import ROUNDING, spearman
-from cft.model.embedder import Embedder, in_mode, pool
+from cft.model.embedder import Embedder, in_mode
 from cft.system.errors import UserError
 
 # Tokens of one batch; the states of all its layers are in memory at once.
@@ -97,6 +97,6 @@ def _cosines(embedder: Embedder, pairs: list[tuple[str, str]], ids: dict[str, tu
     left, right = ([row_of[pair[side]] for pair in pairs] for side in (0, 1))
     cosines = []
     for states in embedder.hidden_states(layout)[1:]:
-        vectors = [F.normalize(pool(states, layout, pooling), dim=-1) for pooling in Pooling]
+        vectors = [F.normalize(embedder.pool(states, layout, pooling), dim=-1) for pooling in Pooling]
         cosines.append(torch.stack([(of_texts[left] * of_texts[right]).sum(dim=-1) for of_texts in vectors]))
     return torch.stack(cosines).cpu().numpy()

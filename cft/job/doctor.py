@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from cft.batching.layout import padded_states, tolerance
+from cft.batching.layout import own_attention, tolerance
 from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
 from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
@@ -16,7 +15,8 @@ from cft.job.lengths import find_cut
 from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import InputCache, fitted
 from cft.job.start import find_starting_point
-from cft.model.embedder import Embedder, pool, token_budget_on
+from cft.model.embedder import Embedder, token_budget_on
+from cft.model.layer_weights import layer_weights_of
 from cft.model.lora import Targets, add_lora, find_targets, trainable
 from cft.system.errors import UserError, renaming_keys
 from cft.system.memory import available_bytes
@@ -172,6 +172,7 @@ def _contract(embedder: Embedder) -> str:
         for ids in (contract.prefix_ids, contract.suffix_ids)
     )
     layer = "the last layer" if contract.layer is None else f"layer {contract.layer}"
+    layer = "all layers, summed by trained weights" if contract.layer_weights else layer
     how = "our EOS" if contract.append_eos else "the tokenizer's own"
     fast = "fast" if getattr(tokenizer, "is_fast", False) else "in Python"
     return "the contract\n" + as_lines(
@@ -183,6 +184,7 @@ def _contract(embedder: Embedder) -> str:
             ("  before a text", before),
             ("  after a text", f"{after} ({how})"),
             ("  prompt", repr(contract.template)),
+            *([("  echo", "the text goes in twice, and is pooled the second time")] if contract.echo else []),
             ("  embedding", f"{_POOLINGS[contract.pooling.value]} of {layer}"),
             ("  attention", "both ways" if contract.attention is Attention.bidirectional else "backwards only"),
             ("  longest", f"{contract.max_length} tokens, special ones included; longer texts are cut, not the prompt"),
@@ -205,6 +207,8 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
     where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
     if targets is not None and targets.is_partial:
         where += f" (only the rows of {' and '.join(targets.roles)})"
+    if layers and layer_weights_of(model) is not None:
+        where += " and a weight for each layer"
     return as_lines([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])
 
 
@@ -277,9 +281,10 @@ def _token_checks(embedder: Embedder) -> list[Check]:
     sequences = embedder.tokenize([*_TEXTS, " ".join(_TEXTS * 40)])
     # OPT's BOS is its EOS; and a prompt may hold it.
     (name,) = embedder.backbone.tokenizer.convert_ids_to_tokens([suffix[-1]])
-    elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.template.count(name)
+    elsewhere = contract.prefix_ids.count(suffix[-1]) + contract.copies * contract.template.count(name)
     once = sum(ids[-len(suffix) :] == suffix and ids.count(suffix[-1]) == 1 + elsewhere for ids in sequences)
-    cut, longest = len(sequences[-1]), contract.max_length
+    # that is max_length, or one token less where a text goes in twice
+    cut, longest = len(sequences[-1]), len(contract.prefix_ids) + contract.copies * contract.room + len(suffix)
     return [
         Check(f"{name} stands once, at the end", f"{once} of {len(sequences)} texts", "all", once == len(sequences)),
         Check("a long text is cut to max_length", f"{cut} tokens", f"{longest} tokens", cut == longest),
@@ -306,5 +311,7 @@ def _batch_checks(embedder: Embedder) -> list[Check]:
 
 def _padded(embedder: Embedder, texts: list[str]) -> Any:
     """Embeddings by one padded batch under the attention that the model came with."""
-    states, layout = padded_states(embedder.model, embedder.tokenize(texts), embedder.backbone.batching)
-    return F.normalize(pool(states, layout, embedder.contract.pooling), dim=-1).cpu().numpy()
+    model, backbone = embedder.model, embedder.backbone
+    padded = replace(backbone, batching=replace(backbone.batching, kind=Batches.padded))
+    with own_attention(model, backbone.batching):
+        return Embedder(model, padded, embedder.contract).encode(texts)

@@ -19,7 +19,8 @@ from cft.model.sources import ModelFiles
 # Triplets whose texts are measured, at even distances over the data.
 _SAMPLE = 500
 
-# Tokens at most of 95 of 100 texts are read whole, as long as that is no more than the second number.
+# Tokens at most of 95 of 100 texts are read whole, as long as that is no more than the second number, or twice that
+# where texts go in twice.
 _QUANTILE = 0.95
 _SHORTEST, _LONGEST, _MULTIPLE = 32, 256, 16
 
@@ -82,13 +83,20 @@ def _with_length(config: Config, data: TrainingData, files: ModelFiles) -> tuple
     prompts = config.prompt.prompts
     words = max((template for template in (prompts.text, prompts.query, prompts.document) if template), key=len)
     texts = list(dict.fromkeys(text for row in rows for text in (row.anchor, row.positive, *row.negatives)))
-    encoded = tokenizer([words.replace("{text}", text) for text in texts], add_special_tokens=True)["input_ids"]
+    prompted, echo = [words.replace("{text}", text) for text in texts], config.model.echo
+    encoded = tokenizer(prompted, add_special_tokens=True)["input_ids"]
     lengths = np.array([len(ids) for ids in encoded]) + config.model.append_eos
+    longest = _LONGEST
+    if echo:  # once more, without special tokens
+        lengths += [len(ids) for ids in tokenizer(prompted, add_special_tokens=False)["input_ids"]]
+        longest *= 2
     usual = int(np.quantile(lengths, _QUANTILE, method="higher"))
-    limit = min(_LONGEST, _positions(files) or _LONGEST)
+    limit = min(longest, _positions(files) or longest)
     length = min(max(_SHORTEST, math.ceil(usual / _MULTIPLE) * _MULTIPLE), limit)
     cut = float(np.mean(lengths > length))
-    reason = f"model.max_length={length}: 95 of 100 texts have at most {usual:,} tokens"
+    reason = (
+        f"model.max_length={length}: 95 of 100 texts have at most {usual:,} tokens{', going in twice' if echo else ''}"
+    )
     if usual > length:
         reason += f"; {cut:.0%} are longer than {length} and are cut, as longer texts take longer to train on"
     return replace(config, model=replace(config.model, max_length=length)), reason

@@ -69,10 +69,12 @@ _SINCE = {
     "scored_temperature": 0.05,
     "variant": "plain",
     "lr_ratio": 1.0,
+    "echo": False,
+    "layer_weights": False,
 }
 
 
-def _named(settings: Any) -> dict:
+def named(settings: Any) -> dict:
     """Settings as they go into a name."""
     return {key: value for key, value in to_plain(settings).items() if key not in _SINCE or _SINCE[key] != value}
 
@@ -126,8 +128,8 @@ class Plan:
         settings = (*size, "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
-            "lora": _named(config.lora),
-            "loss": _named(config.loss),
+            "lora": named(config.lora),
+            "loss": named(config.loss),
             "template": prompt.train_template,
             "schedule": config.schedule,
             "lr": config.lr,
@@ -258,6 +260,7 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
         "eos_token": model.eos_token,
         "max_length": model.max_length,
         "quantization": model.quantization,
+        **{name: True for name in ("echo", "layer_weights") if getattr(model, name)},
     }
 
 

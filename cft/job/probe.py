@@ -11,7 +11,7 @@ from cft.config.schema import Config, Pooling
 from cft.data.sts import load_eval_sets
 from cft.evaluation.layer_scores import LayerScores, score_layers
 from cft.job import figures
-from cft.job.plan import DATA_SEED
+from cft.job.plan import DATA_SEED, named
 from cft.job.start import find_starting_point
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -38,13 +38,15 @@ def probe_job(config: Config) -> str:
     """
     if config.model.layer is not None:
         raise UserError(f"model.layer={config.model.layer}: a probe scores all layers; leave it at null")
+    if config.model.layer_weights:
+        raise UserError("model.layer_weights=true: a probe scores each layer by itself; leave it out")
     sets = load_eval_sets(config.eval, seed=DATA_SEED)
     start = find_starting_point(config)
     facts = {
         "recipe": _RECIPE,
         "weights": start.files.all_read,
         "adapter": start.adapter.identity if start.adapter else None,
-        "model": replace(config.model, name="", path="", revision=None, sha256=None, pooling=Pooling.last),
+        "model": named(replace(config.model, name="", path="", revision=None, sha256=None, pooling=Pooling.last)),
         "dtype": str(start.dtype(config)),
         "template": config.prompt.eval_template,
         "sets": sets,

@@ -6,6 +6,7 @@ __all__ = [
     "contract",  # Contract: everything that a vector depends on
     "dropout",  # LoRA's dropout by the token: Draw, drawing
     "embedder",  # Embedder: load, encode, save
+    "layer_weights",  # the weighted sum of all layers' states, and its weights
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words
     "published",  # what sentence-transformers records of a model's way to its vectors

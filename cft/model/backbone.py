@@ -15,6 +15,7 @@ from cft.batching.layout import Batching, choose_batching, sample_sequences
 from cft.config.schema import PLACEHOLDER, ModelSettings, Quantization
 from cft.model import minicpm
 from cft.model.contract import SETTINGS, Contract
+from cft.model.layer_weights import add_layer_weights
 from cft.model.sources import ADAPTER_CONFIG, ModelFiles
 from cft.model.tokenizer import byte_tokenizer, cached_tokenizer, special_tokens, tokenizer_digest
 from cft.model.truncate import keep_layers
@@ -111,7 +112,10 @@ def load_backbone(
         **settings,
     )
     tokenizer = cached_tokenizer(contract.tokenizer, tokenizer)
-    return Backbone(trunk, tokenizer, contract, choose_batching(trunk, model, prefix), unused, files.place, files.gguf)
+    batching = choose_batching(trunk, model, prefix)
+    if model.layer_weights:
+        add_layer_weights(trunk, batching)
+    return Backbone(trunk, tokenizer, contract, batching, unused, files.place, files.gguf)
 
 
 @contextmanager

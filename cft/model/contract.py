@@ -16,7 +16,17 @@ from cft.system.files import read_json, write_record
 FILE_NAME = "contract.json"
 _PLACE = "place_of_base"  # beside the fields: where the base model is says nothing about vectors
 # Settings of a model that are part of its contract, by the names that both have for them.
-SETTINGS = ("pooling", "layer", "attention", "append_eos", "eos_token", "max_length", "quantization")
+SETTINGS = (
+    "pooling",
+    "layer",
+    "layer_weights",
+    "attention",
+    "append_eos",
+    "eos_token",
+    "echo",
+    "max_length",
+    "quantization",
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class Contract:
     document_template: str | None = None  # the same of a document
     content: str | None = None  # hash of the base weights where `weights` is a commit; None if unknown or the same
     dimensions: tuple[int, ...] = ()  # so many first numbers were trained to do alone too (loss.dimensions)
+    echo: bool = False  # whether a text goes in twice, so that its second occurrence is pooled
+    layer_weights: bool = False  # whether what is pooled is the sum of all layers' states, by trained weights
 
     def __post_init__(self) -> None:
         for template in map(self.prompts.of, Role):
@@ -52,8 +64,13 @@ class Contract:
 
     @property
     def room(self) -> int:
-        """Tokens of a prompted text that fit between prefix and suffix."""
-        return self.max_length - len(self.prefix_ids) - len(self.suffix_ids)
+        """Tokens of a prompted text that fit between prefix and suffix, as often as it goes in."""
+        return (self.max_length - len(self.prefix_ids) - len(self.suffix_ids)) // self.copies
+
+    @property
+    def copies(self) -> int:
+        """How often a prompted text goes in."""
+        return 2 if self.echo else 1
 
     @property
     def prompts(self) -> Prompts:
@@ -73,6 +90,8 @@ class Contract:
     def facts(self) -> dict[str, Any]:
         """All that whole vectors depend on: not where the weights come from, only which they are."""
         absent = {"query_template", "document_template"} if not self.prompts.differ else set()
+        # vectors that were made before there was such a field are found again
+        absent |= {name for name in ("echo", "layer_weights") if not getattr(self, name)}
         return {
             name: value
             for name, value in asdict(self).items()

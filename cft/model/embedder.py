@@ -17,10 +17,11 @@ from cft.config.schema import PLACEHOLDER, Batches, ModelSettings, Pooling, Prom
 from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
+from cft.model.layer_weights import layer_weights_of
 from cft.model.published import require_known_modules, warn_of_differences
 from cft.model.quantize import Dtype, quantize, require_dtype
 from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
-from cft.model.tokenizer import prompted_ids, require_room
+from cft.model.tokenizer import PromptedIds, prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
 from cft.system.hub import fetch_repository, may_be_repository
@@ -187,7 +188,7 @@ class Embedder:
         """The same model under other prompts, by role; nothing is copied."""
         contract = self.contract.with_prompts(prompts)
         for template in dict.fromkeys(map(prompts.of, Role)):
-            require_room(self.backbone.tokenizer, template, contract.room)
+            require_room(self.backbone.tokenizer, template, contract.room, copies=contract.copies)
         return Embedder(self.model, self.backbone, contract)
 
     def in_role(self, role: Role) -> "Embedder":
@@ -197,7 +198,7 @@ class Embedder:
         return Embedder(self.model, self.backbone, self.contract.with_template(self.contract.prompts.of(role)))
 
     def tokenize(self, texts: Iterable[str]) -> list[tuple[int, ...]]:
-        """Turn texts into token ids: prompt, truncate, then prefix and suffix (EOS) around.
+        """Turn texts into token ids: prompt, truncate, twice with echo, then prefix and suffix (EOS) around.
 
         Raises:
             UserError: if `texts` is no list of texts, a text is empty or blank, or has tokens that the model lacks;
@@ -210,8 +211,8 @@ class Embedder:
         """Token ids of checked texts; errors give their `numbers` out of the `count` that a caller gave."""
         contract, vocabulary = self.contract, self.backbone.vocabulary
         prefix, suffix = contract.prefix_ids, contract.suffix_ids
-        rows, cut = prompted_ids(self.backbone.tokenizer, texts, contract.template, contract.room)
-        sequences = [(*prefix, *row, *suffix) for row in rows]
+        rows, cut = self._prompted_ids(texts)
+        sequences = [(*prefix, *(row * contract.copies), *suffix) for row in rows]
         self.texts_cut += sum(cut)
         assert all(len(s) <= contract.max_length and s[len(s) - len(suffix) :] == suffix for s in sequences)
         for number, text, row, sequence in zip(numbers, texts, rows, sequences, strict=True):
@@ -231,7 +232,12 @@ class Embedder:
         most = contract.room - len(contract.template.encode()) - len(PLACEHOLDER)
         long = [text for text in dict.fromkeys(checked_texts(texts)) if len(text.encode()) > most]
         blocks = (long[start : start + _COUNTED] for start in range(0, len(long), _COUNTED))
-        return sum(sum(prompted_ids(self.backbone.tokenizer, b, contract.template, contract.room).cut) for b in blocks)
+        return sum(sum(self._prompted_ids(block).cut) for block in blocks)
+
+    def _prompted_ids(self, texts: list[str]) -> PromptedIds:
+        """Token ids of prompted texts that fit, without the special tokens around them."""
+        contract = self.contract
+        return prompted_ids(self.backbone.tokenizer, texts, contract.template, contract.room, copies=contract.copies)
 
     def layout(self, sequences: Sequence[Sequence[int]]) -> Layout:
         """Lay token sequences out as this model's batch."""
@@ -243,7 +249,27 @@ class Embedder:
         Returns:
             (B, D) float32, not normalised, with gradient where the model has one.
         """
-        return pool(self._run(layout).last_hidden_state.flatten(0, 1), layout, self.contract.pooling)
+        weights = layer_weights_of(self.backbone.trunk) if self.contract.layer_weights else None
+        if weights is not None:
+            states = weights(self.hidden_states(layout)[1:])
+        else:
+            states = self._run(layout).last_hidden_state.flatten(0, 1)
+        return self.pool(states, layout)
+
+    def pool(self, states: torch.Tensor, layout: Layout, pooling: Pooling | None = None) -> torch.Tensor:
+        """Hidden states (nodes, D) of a batch to one vector (B, D) float32 a sequence.
+
+        With echo only the text's second occurrence is pooled, and what follows it: its first token is the one in the
+        middle of what stands between prefix and suffix, which needs no note of where a text began.
+
+        Args:
+            pooling: None for the contract's.
+        """
+        contract, starts = self.contract, None
+        if contract.echo:
+            around = len(contract.prefix_ids) + len(contract.suffix_ids)
+            starts = len(contract.prefix_ids) + (layout.lengths - around) // 2
+        return pool(states, layout, contract.pooling if pooling is None else pooling, starts)
 
     def hidden_states(self, layout: Layout) -> tuple[torch.Tensor, ...]:
         """States (nodes, D) after the embedding layer and after every layer, the last after the final norm."""
@@ -414,7 +440,7 @@ def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
         model.train(before)
 
 
-def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor:
+def pool(states: torch.Tensor, layout: Layout, pooling: Pooling, starts: torch.Tensor | None = None) -> torch.Tensor:
     """Hidden states of nodes to one vector a sequence.
 
     Args:
@@ -422,11 +448,13 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor
         layout: of a batch of B sequences.
         pooling: the last token's state, the first one's, the mean over all tokens, or the mean in which token i of T
             weighs i / (1 + ... + T), as a causal model's later tokens have seen more.
+        starts: (B,) the first token of each sequence that counts, T and i counted from there; None for the very first.
 
     Returns:
         (B, D) float32.
 
-    Source: of the weighted mean, Muennighoff 2022, arXiv 2202.08904.
+    Source: of the weighted mean, Muennighoff 2022, arXiv 2202.08904; of the text that goes in twice, Springer et al.
+    2024, arXiv 2402.15449.
     """
     states = states.float()  # before nodes are selected: the gradients of one that is selected often add up in float32
     if pooling is Pooling.last:
@@ -435,7 +463,11 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor
         return states.index_select(0, layout.paths[:, 0])
     rows, length = layout.paths.shape
     position = torch.arange(1, length + 1, device=states.device)
-    weights = (position <= layout.lengths[:, None]).float()
+    inside = position <= layout.lengths[:, None]
+    if starts is not None:
+        position = position - starts[:, None]
+        inside &= position > 0
+    weights = inside.float()
     if pooling is Pooling.weighted_mean:
         weights = weights * position
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1)

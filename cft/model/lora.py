@@ -16,6 +16,7 @@ from torch import nn
 
 from cft.config.schema import LoraSettings, LoraVariant
 from cft.model.dropout import replace_dropout
+from cft.model.layer_weights import train_layer_weights
 from cft.system.errors import UserError
 from cft.system.text import did_you_mean
 
@@ -123,6 +124,7 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model = with_adapter(trunk, config)
     keep_roles(model, targets)
+    train_layer_weights(model)
     return model
 
 

@@ -122,7 +122,7 @@ class PromptedIds(NamedTuple):
     cut: list[bool]  # whether a text was longer than there was room for
 
 
-def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int) -> PromptedIds:
+def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int, *, copies: int = 1) -> PromptedIds:
     """Token ids of prompted texts, without the special tokens around them.
 
     A text that is too long is cut at its own end: the words of the prompt after it stay. Special tokens that stand
@@ -131,6 +131,7 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
     Args:
         template: the prompt, with a place for the text.
         room: tokens at most.
+        copies: how often each will go in, for the error message.
 
     Raises:
         UserError: if the prompt alone fills the room of a text that is too long.
@@ -147,18 +148,18 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int)
             rows[row] = [*start, *_token_ids(tokenizer, [text], plain=True)[0], *end]
         if len(rows[row]) > room:
             tail = _tokens_after(tokenizer, before + text, after, plain=plain) if after else 0
-            require_room(tokenizer, template, room, tail)
+            require_room(tokenizer, template, room, tail, copies=copies)
             rows[row] = rows[row][: room - tail] + (rows[row][-tail:] if tail else [])
             cut[row] = True
     return PromptedIds(rows, cut)
 
 
-def require_room(tokenizer: Any, template: str, room: int, tail: int | None = None) -> None:
+def require_room(tokenizer: Any, template: str, room: int, tail: int | None = None, *, copies: int = 1) -> None:
     """Refuse a prompt whose own words leave no room for a token of a text: all texts would be equal.
 
     Args:
         template: the prompt, with a place for the text. room: tokens at most. tail: tokens of the words behind the
-            text, if they are known.
+            text, if they are known. copies: how often a prompted text goes in.
     """
     before, after = template.split(PLACEHOLDER)
     plain = not any(token in template for token in tokenizer.all_special_tokens if token)
@@ -166,10 +167,11 @@ def require_room(tokenizer: Any, template: str, room: int, tail: int | None = No
     if tail is None:
         tail = len(_token_ids(tokenizer, [after], plain=plain)[0]) if after.strip() else 0
     if head + tail >= room:
+        each = " in each of its copies" if copies > 1 else ""
         raise UserError(
             f"the prompt {template!r} alone has {head} tokens before the text and {tail} after it, and "
-            f"model.max_length leaves room for {room}: no room left, nothing of a text would be read; shorten the "
-            f"prompt, or raise model.max_length by {head + tail + 1 - room} at least"
+            f"model.max_length leaves room for {room}{each}: no room left, nothing of a text would be read; shorten "
+            f"the prompt, or raise model.max_length by {(head + tail + 1 - room) * copies} at least"
         )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cft.model.contract import Contract
+from cft.model.layer_weights import TENSOR, layer_weights_of, train_layer_weights
 from cft.model.lora import last_name, trainable, with_adapter
 from cft.model.peft_names import is_of_head, refuse_untranslatable, tensors_on, translate
 from cft.model.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_whole
@@ -61,8 +62,10 @@ def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """An adapter's own tensors, by PEFT's names."""
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
+    """An adapter's own tensors, and the layer weights beside it, by PEFT's names."""
+    weights = layer_weights_of(model)
+    beside = {TENSOR: weights.logits} if weights is not None else {}
+    return get_peft_model_state_dict(model, save_embedding_layers=False) | beside
 
 
 def weights_in_memory(model: nn.Module) -> str:
@@ -145,6 +148,9 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
         raise UserError(f"{misfit}: {first_line(error)}") from error
     # PEFT saves a copy of the base's token embeddings beside an update of them.
     own = {name for name in tensors if not name.endswith(_COPY_OF_BASE)}
+    if TENSOR not in own and layer_weights_of(model) is not None:
+        log.info("%s holds no weights of the layers, which begin alike", folder)
+        own.add(TENSOR)
     odd = sorted(set(_adapter_tensors(model)) ^ own) + list(outcome.unexpected_keys)
     if odd:
         raise UserError(f"{misfit} (first differences: {', '.join(odd[:3])})")
@@ -153,6 +159,8 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
         log.info(
             "%s: %d of its tensors belong to a language-model head, which no embedding runs through", folder, ignored
         )
+    if dropout is not None:
+        train_layer_weights(model)
     return model.eval()
 
 

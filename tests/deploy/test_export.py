@@ -168,6 +168,8 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
     ("overrides", "message"),
     [
         (["model.layer=1"], "cut after layer 1"),
+        (["model.layer_weights=true"], "a weighted sum of all layers' states"),
+        (["model.echo=true"], "a text goes in twice and is pooled the second time"),
         (["model.attention=bidirectional", "model.pooling=mean"], "looks backwards"),
     ],
 )

@@ -98,6 +98,8 @@ def test_weights_in_another_form_are_found_out(tmp_path, monkeypatch, architectu
             "prompts .*, for which a GGUF file has no place: export under",
         ),
         (["model.layer=1"], "cut after layer 1"),
+        (["model.layer_weights=true"], "a weighted sum of all layers' states"),
+        (["model.echo=true"], "a text goes in twice and is pooled the second time"),
         (["model.attention=bidirectional"], "run it backwards only"),
     ],
 )

@@ -44,6 +44,14 @@ def test_the_sum_of_the_changes_is_weighted(tmp_path, variant):
     assert "0.500" in said and "next: score it" in said
 
 
+def test_weights_of_layers_are_averaged_too(tmp_path):
+    runs = runs_of(tmp_path, "model.layer_weights=true", seeds=(1, 2))
+    merge_runs(options(runs, tmp_path, weights=[3, 1]))
+    found, *parts = (weights_of(Embedder.load(run))["layer_weights.logits"] for run in (tmp_path / "merged", *runs))
+    assert torch.allclose(found, parts[0] * 0.75 + parts[1] * 0.25, atol=1e-6)
+    assert (parts[0] - parts[1]).abs().max() > 1e-4 and found.abs().max() > 1e-4
+
+
 def test_runs_of_different_ranks_are_summed_too(tmp_path):
     runs = [*runs_of(tmp_path, "lora.rank=4", seeds=[1]), *runs_of(tmp_path, "lora.rank=2", seeds=[2])]
     merge_runs(options(runs, tmp_path))

@@ -231,6 +231,15 @@ def test_a_decoder_that_looks_both_ways_cut_after_a_layer_with_weights_in_a_file
     assert (moved / "model.onnx.data").exists() and Client(moved).encode(TEXTS).shape == expected.shape
 
 
+@pytest.mark.parametrize(
+    ("key", "message"), [("echo", "goes in twice"), ("layer_weights", "sum of all layers' states")]
+)
+def test_what_the_graph_does_not_hold_is_refused(tmp_path, key, message):
+    with pytest.raises(UserError, match=message):
+        onnx_file.write(make_tiny("llama", **{key: True}), tmp_path, "f32", output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_of_torch_names_the_architecture_and_leaves_nothing(run, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         try:

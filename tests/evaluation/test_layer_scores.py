@@ -26,12 +26,18 @@ SETS = {
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"),
-    [("llama", "causal"), ("gpt2", "bidirectional"), ("bloom", "causal"), ("bert", "bidirectional")],
+    ("family", "attention", "echo"),
+    [
+        ("llama", "causal", False),
+        ("gpt2", "bidirectional", False),
+        ("llama", "causal", True),
+        ("bloom", "causal", False),
+        ("bert", "bidirectional", False),
+    ],
 )
-def test_each_cell_is_the_score_of_the_model_configured_like_it(family, attention, tmp_path):
+def test_each_cell_is_the_score_of_the_model_configured_like_it(family, attention, echo, tmp_path):
     folder = write_model(tmp_path, family, num_hidden_layers=3)
-    settings = {"path": str(folder), "attention": Attention(attention), "append_eos": family != "bert"}
+    settings = {"path": str(folder), "attention": Attention(attention), "append_eos": family != "bert", "echo": echo}
     found = score_layers(Embedder.base(ModelSettings(**settings)), SETS)
     assert found.poolings == ("last", "mean", "weighted_mean", "first")
     assert all(scores.shape == (3, 4) for scores in found.scores.values())

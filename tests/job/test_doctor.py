@@ -38,6 +38,19 @@ def test_it_says_how_a_text_becomes_an_embedding():
     assert len(re.findall(" holds$", text, re.MULTILINE)) == 4
 
 
+def test_it_says_that_a_text_goes_in_twice_and_how_it_looks_then():
+    text = examined("model.echo=true", "model.pooling=mean", "model.max_length=120", "prompt.template='<eos>{text}'")
+    assert re.search(r"echo +the text goes in twice, and is pooled the second time", text)
+    assert re.search(r"^token +<eos> +A +Ġ +m .*<eos> +A +Ġ +m .* <eos>$", text, re.MULTILINE)
+    assert re.search(r"a long text is cut to max_length +119 tokens +119 tokens +holds", text)
+
+
+def test_it_says_that_all_layers_are_summed_by_weights_that_are_trained():
+    text = examined("model.layer_weights=true")
+    assert re.search(r"embedding +the last token's state of all layers, summed by trained weights", text)
+    assert re.search(r"trained +LoRA of rank 8 on q_proj, v_proj and a weight for each layer: 1,794 of", text)
+
+
 def test_it_says_which_rows_of_a_fused_layer_are_trained():
     assert "on c_attn (only the rows of query and value)" in examined("model.path=random:gpt2")
 

@@ -57,6 +57,14 @@ def test_texts_may_be_as_long_as_most_are(tmp_path, words, length):
     assert make_plan(composed(*OWN, pairs_file(tmp_path, 40, words))).config.model.max_length == length
 
 
+def test_texts_that_go_in_twice_may_be_twice_as_long(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    for words, length in ((20, 208), (200, 512)):
+        own = [*OWN, pairs_file(tmp_path, 40, words), "model.echo=true"]
+        assert make_plan(composed(*own)).config.model.max_length == length
+    assert "tokens, going in twice" in caplog.text
+
+
 def test_the_choices_are_said_with_their_reasons_and_recorded_as_values(tmp_path, caplog):
     caplog.set_level("INFO", "cft")
     job = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 200, 200)]

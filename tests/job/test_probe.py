@@ -69,6 +69,8 @@ def test_a_configured_cell_without_a_score_is_shown_as_such(tmp_path, monkeypatc
 
 
 def test_a_layer_to_stop_at_is_refused():
+    with pytest.raises(UserError, match="model.layer_weights=true: a probe scores each layer by itself"):
+        probe.probe_job(composed("model=tiny", "model.layer_weights=true"))
     with pytest.raises(UserError, match="model.layer=1: a probe scores all layers"):
         probe.probe_job(composed("model=tiny", "model.layer=1"))
 

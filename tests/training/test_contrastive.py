@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from batches import assert_same, gradients, triplets, tuned
 
-from cft.config.schema import LoraVariant, LossSettings
+from cft.config.schema import LoraVariant, LossSettings, Pooling
 from cft.model import dropout
 from cft.training import contrastive, memory
 from cft.training.contrastive import texts_of
@@ -41,6 +41,25 @@ def test_chunks_of_any_size_give_the_whole_batchs_loss_and_gradient(family, kind
         assert found.chunks >= 2 and found.tokens == whole.tokens
         assert (found.loss, found.accuracy) == pytest.approx((whole.loss, whole.accuracy), rel=1e-5)
         assert_same(gradients(embedder), expected)
+
+
+POOLED = {
+    "in twice": {"echo": True, "pooling": Pooling.mean},
+    "all layers": {"layer_weights": True, "pooling": Pooling.weighted_mean},
+}
+
+
+@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_chunks_give_the_same_however_texts_are_pooled(family, kind):
+    batch, embedder = triplets(8), tuned(family, dropout=0.2, **POOLED[kind])
+    whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(LossSettings()), seed=3)
+    expected = gradients(embedder)
+    setup = contrastive.BatchSetup(LossSettings(), chunk_tokens=120)
+    found = contrastive.contrastive_backward(embedder, batch, setup, seed=3)
+    assert found.chunks >= 2 and found.tokens == whole.tokens
+    assert found.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert_same(gradients(embedder), expected)
 
 
 @pytest.mark.parametrize("variant", LoraVariant)
