@@ -56,6 +56,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "
             "lora=paper"
         )
+    yield from _no_start_for_pissa(config) if config.lora.principal and train.steps else ()
     if data.source is DataSource.files and data.train is None and train.steps:
         yield "data.train is not set: name your file, as in data.train=triplets.csv"
     columns = [data.columns_of(entry)[2] for entry in data.entries] or [data.negative_columns]
@@ -80,6 +81,23 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"train.chunk_tokens={train.chunk_tokens}: must hold a text of model.max_length={model.max_length} tokens, "
             "or be null for as many as memory holds"
+        )
+
+
+def _no_start_for_pissa(config: Config) -> Iterator[str]:
+    """Weights that PiSSA cannot divide, or has divided already."""
+    init = f"lora.init={config.lora.init}"
+    if config.model.quantization is not Quantization.none:
+        yield (
+            f"{init}: the singular values of weights in {config.model.quantization.value} cannot be taken out of "
+            "them; choose lora.init=gaussian, or model.quantization=none"
+        )
+    if config.adapter is not None:
+        yield f"{init}: {override('adapter', config.adapter)} has its factors already; leave lora.init out"
+    if config.first.data is not None:
+        yield (
+            f"{init}: the second stage would go on from a plain LoRA of twice the rank, which the first one leaves; "
+            "choose lora.init=gaussian, or write first=none"
         )
 
 
