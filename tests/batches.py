@@ -1,15 +1,20 @@
 """Batches of triplets, tuned tiny models and their gradients."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from conftest import make_tiny
 
-from cft.config.schema import Attention, DistillSettings, LoraSettings, LoraVariant, Pooling
+from cft.config.schema import Attention, DistillSettings, LoraSettings, Pooling
 from cft.data.records import ScoredPair, Triplet
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, trainable
 from cft.training.contrastive import Teacher
 
 WORDS = "man woman dog plays sleeps runs guitar field nobody two small red house reads book".split()
+
+NONE: Mapping[str, object] = MappingProxyType({})
 
 TEACHER = ["distill=minilm", "model@distill.model=tiny", "distill.model.path=random:bert"]
 TEACHER = [*TEACHER, "distill.model.attention=bidirectional", "distill.model.pooling=mean"]
@@ -29,11 +34,12 @@ def scored_pairs(count: int) -> list[ScoredPair]:
 
 
 def tuned(
-    family: str = "llama", dropout: float = 0.0, variant: LoraVariant = LoraVariant.plain, **settings: object
+    family: str = "llama", dropout: float = 0.0, lora: Mapping[str, object] = NONE, **settings: object
 ) -> Embedder:
-    """A tiny model whose LoRA does something, in training mode."""
+    """A tiny model whose LoRA does something, in training mode; `lora`: more of its settings."""
     base = make_tiny(family, **settings)
-    model = add_lora(base.model, LoraSettings(rank=4, dropout=dropout, targets=["all-linear"], variant=variant), seed=0)
+    given = LoraSettings(**{"rank": 4, "dropout": dropout, "targets": ["all-linear"], **lora})
+    model = add_lora(base.model, given, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in trainable(model).items():

@@ -56,6 +56,7 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"model.quantization={model.quantization.value}: quantised weights cannot be trained themselves; choose "
             "lora=paper"
         )
+    yield from _no_start_for_pissa(config) if config.lora.principal and train.steps else ()
     if data.source is DataSource.files and data.train is None and train.steps:
         alone = "; for scored pairs without triplets write data=scored" if data.scored is not None else ""
         yield f"data.train is not set: name your file, as in data.train=triplets.csv{alone}"
@@ -111,6 +112,23 @@ def _problems_without_triplets(config: Config) -> Iterator[str]:
         yield f"{override(key, value)} would not be read: there are no triplets with data=scored{instead}"
     if config.eval.source is EvalSource.rows:
         yield "eval=rows scores held-out triplets, and data=scored has none: add eval=pairs eval.file=test.csv"
+
+
+def _no_start_for_pissa(config: Config) -> Iterator[str]:
+    """Weights that PiSSA cannot divide, or has divided already."""
+    init = f"lora.init={config.lora.init}"
+    if config.model.quantization is not Quantization.none:
+        yield (
+            f"{init}: the singular values of weights in {config.model.quantization.value} cannot be taken out of "
+            "them; choose lora.init=gaussian, or model.quantization=none"
+        )
+    if config.adapter is not None:
+        yield f"{init}: {override('adapter', config.adapter)} has its factors already; leave lora.init out"
+    if config.first.data is not None:
+        yield (
+            f"{init}: the second stage would go on from a plain LoRA of twice the rank, which the first one leaves; "
+            "choose lora.init=gaussian, or write first=none"
+        )
 
 
 def _malformed_values(config: Config) -> Iterator[str]:

@@ -219,12 +219,18 @@ class LoraSettings:
     rank: int = 8  # width of the update; 1 or more, 0 trains the whole model
     alpha: float = 32.0  # the update is scaled by alpha / rank
     dropout: float = 0.1  # probability, 0 to below 1, on the update's input
-    init: str = "gaussian"  # of the first factor: gaussian (paper) or kaiming; the second starts at 0
+    # gaussian (paper) or kaiming first factor and a second of 0; pissa, or pissa_niter_16 (faster): singular values
+    init: str = "gaussian"
     # roles (query, key, value, output), whatever a family calls them; or layers by name
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
     # plain, rslora (scaled by alpha / sqrt(rank)) or dora (direction by the update, length of each row apart)
     variant: LoraVariant = LoraVariant.plain
     lr_ratio: float = 1.0  # LoRA+: the second factor's learning rate is so many times lr; 1 or more; 16 is its paper's
+
+    @property
+    def principal(self) -> bool:
+        """Whether the update begins with the weight's largest singular values (PiSSA)."""
+        return self.init.startswith("pissa")
 
     def problems(self) -> Iterator[str]:
         """What no job could run with."""
@@ -236,12 +242,17 @@ class LoraSettings:
             yield f"lora.alpha={self.alpha}: must be above 0"
         if not 0 <= self.dropout < 1:
             yield f"lora.dropout={self.dropout}: must be at least 0 and below 1"
-        if self.init not in ("gaussian", "kaiming"):
-            yield f"lora.init={self.init}: must be gaussian or kaiming"
+        if self.init not in ("gaussian", "kaiming") and not re.fullmatch(r"pissa(_niter_[1-9]\d{0,2})?", self.init):
+            yield f"lora.init={self.init}: must be gaussian, kaiming, pissa, or pissa_niter_N as in pissa_niter_16"
+        if self.principal and self.variant is LoraVariant.dora:
+            yield (
+                f"lora.init={self.init}: DoRA takes the lengths of rows from weights that PiSSA divides; choose "
+                "lora.variant=plain or rslora"
+            )
         if not self.lr_ratio >= 1:
             yield f"lora.lr_ratio={self.lr_ratio}: must be 1 (one rate for both factors) or more"
-        if not self.rank and (self.lr_ratio != 1 or self.variant is not LoraVariant.plain):
-            yield "lora.variant and lora.lr_ratio are without effect at lora.rank=0 (lora=none): leave them out"
+        if not self.rank and (self.lr_ratio != 1 or self.variant is not LoraVariant.plain or self.principal):
+            yield "lora.variant, lora.lr_ratio and PiSSA are without effect at lora.rank=0 (lora=none): leave them out"
 
 
 @dataclass

@@ -7,6 +7,7 @@ Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482; Yadav et al. 2023 
 
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -34,7 +35,7 @@ RECORD = "merge.json"
 
 # Of what a vector depends on, all must be equal but for these: what was trained, and what says nothing of vectors.
 _FREE = ("adapter", "model", "weights", "content")
-# How far the sum of changes that PEFT makes may be from ours, as a share of the largest number in it.
+# How far the sum of changes that PEFT makes may be from ours, as a share of the largest sum of products' sizes in it.
 _TOLERANCE = 1e-5
 _TEXTS = ["A man is playing a flute.", "Nobody is at home."]
 
@@ -220,7 +221,9 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     for part, adapter in zip(parts, adapters, strict=True):
         model.load_adapter(str(adapter.folder), adapter_name=part, low_cpu_mem_usage=False)
     model.delete_adapter("default")
-    expected = _sum_of_changes(model, dict(zip(parts, options.shares, strict=True)))
+    shares = dict(zip(parts, options.shares, strict=True))
+    # What PiSSA leaves is small beside the products that it is the difference of, which is what rounding goes by.
+    expected, sizes = _sum_of_changes(model, shares), _sizes_of_products(model, shares)
     # Of rank-stabilised adapters PEFT would scale the sum once more.
     model.peft_config[parts[0]].use_rslora = False
     density = options.density if options.method is Method.ties else None
@@ -228,7 +231,7 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     model.set_adapter("default")
     if options.method is Method.cat:
         for name, change in _sum_of_changes(model, {"default": 1.0}).items():
-            if float((change - expected[name]).abs().max()) > _TOLERANCE * float(expected[name].abs().max()):
+            if float((change - expected[name]).abs().max()) > _TOLERANCE * sizes[name]:
                 raise RuntimeError(f"PEFT's sum of the changes of {name} is not the sum of the changes")
     for part in parts:
         model.delete_adapter(part)
@@ -243,9 +246,30 @@ def _sum_of_changes(model: Any, shares: dict[str, float]) -> "dict[str, torch.Te
     """What adapters together add to the weight of each layer."""
     return {
         name: sum(share * layer.get_delta_weight(adapter) for adapter, share in shares.items())
-        for name, layer in model.named_modules()
-        if hasattr(layer, "get_delta_weight") and all(adapter in layer.lora_A for adapter in shares)
+        for name, layer in _layers(model, shares)
     }
+
+
+def _sizes_of_products(model: Any, shares: dict[str, float]) -> dict[str, float]:
+    """Largest sum of the sizes of the products that an element of each layer's change is made of."""
+    return {
+        name: sum(
+            share * layer.scaling[adapter] * _largest_product(layer, adapter) for adapter, share in shares.items()
+        )
+        for name, layer in _layers(model, shares)
+    }
+
+
+def _largest_product(layer: Any, adapter: str) -> float:
+    first, second = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+    return float((second.abs() @ first.abs()).max())
+
+
+def _layers(model: Any, adapters: Iterable[str]) -> "Iterator[tuple[str, Any]]":
+    """The layers that have all the adapters."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "get_delta_weight") and all(adapter in layer.lora_A for adapter in adapters):
+            yield name, layer
 
 
 def _require_same(folder: Path, expected: Any) -> None:

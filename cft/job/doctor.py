@@ -205,6 +205,8 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
     count, whole = sum(w.numel() for w in weights.values()), sum(w.numel() for w in model.parameters())
     layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights if ".lora_" in name})
     where = f"LoRA of rank {config.lora.rank} on {', '.join(layers)}" if layers else "the whole model"
+    if targets is not None and config.lora.principal:
+        where += f", begun by PiSSA and saved as a plain LoRA of rank {2 * config.lora.rank}"
     if targets is not None and targets.is_partial:
         where += f" (only the rows of {' and '.join(targets.roles)})"
     if layers and layer_weights_of(model) is not None:

@@ -19,7 +19,7 @@ from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import DATA_SEED, Plan, require_width
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
-from cft.model.lora import add_lora, find_targets, trainable
+from cft.model.lora import add_lora, fitting_targets, kept_in_checkpoints, trainable
 from cft.model.weights import weights_in_memory
 from cft.system.disk import require_room
 from cft.system.distributed import World
@@ -40,7 +40,7 @@ def require_trainable(plan: Plan, base: Embedder) -> None:
     """Refuse a model without the layers to be trained, before minutes go into an evaluation."""
     require_width(plan.config.loss, base.width)
     if plan.config.lora.rank and not plan.start.adapter:
-        find_targets(base.model, plan.config.lora)
+        fitting_targets(base.model, plan.config.lora)
 
 
 def require_enough_triplets(config: Config, world: World) -> None:
@@ -80,7 +80,7 @@ class TrainingStage:
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training
         if world.is_main:
-            weights = trainable(self.embedder.model).values()
+            weights = kept_in_checkpoints(self.embedder.model).values()
             require_room(
                 folder.path, sum(each.numel() * each.element_size() for each in weights), len(self._steps_to_keep)
             )

@@ -7,6 +7,8 @@ so that "queries and values" means the same for every model.
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from torch import nn
 from cft.config.schema import LoraSettings, LoraVariant
 from cft.model.dropout import replace_dropout
 from cft.model.layer_weights import train_layer_weights
+from cft.model.pissa import begin_with_principal, initial_factors
 from cft.system.errors import UserError
 from cft.system.text import did_you_mean
 
@@ -91,24 +94,48 @@ def _no_such_layer(target: str, layers: list[str]) -> str:
     )
 
 
+def fitting_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
+    """The layers that an update goes on, which can have it.
+
+    Raises:
+        UserError: as `find_targets` does; if DoRA or PiSSA is to change some rows of a fused layer alone, or PiSSA to
+            take more singular values than a weight has.
+    """
+    targets = find_targets(trunk, lora)
+    fused = f"{', '.join(targets.fused)} computes queries, keys and values at once, and"
+    if lora.variant is LoraVariant.dora and targets.is_partial:
+        raise UserError(
+            f"lora.variant=dora: {fused} DoRA changes the length of all its rows; name that layer in lora.targets, or "
+            "choose rslora or plain"
+        )
+    if lora.principal and targets.is_partial:
+        raise UserError(
+            f"lora.init={lora.init}: {fused} PiSSA trains the singular values of all its rows; name that layer in "
+            "lora.targets, or choose gaussian or kaiming"
+        )
+    if lora.principal:
+        layers = ((name, module) for name, module in trunk.named_modules() if last_name(name) in targets.names)
+        most, name = min((min(cast(Any, module).weight.shape), name) for name, module in layers if _is_linear(module))
+        if lora.rank > most:
+            raise UserError(
+                f"lora.init={lora.init}: the weight of {name} has {most} singular values, fewer than "
+                f"lora.rank={lora.rank}; set lora.rank={most} or less, or choose gaussian or kaiming"
+            )
+    return targets
+
+
 def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
     """Freeze a trunk in place and put trainable low-rank updates on it; at rank 0 the trunk itself is trained.
 
     Raises:
-        UserError: if a target is no layer of the model, listing those that are, or DoRA is to change some rows of a
-            fused layer alone.
+        UserError: as `fitting_targets` does.
 
     Source: Hu et al. 2021, arXiv 2106.09685; Kalajdzievski 2023, arXiv 2312.03732 (rslora); Liu et al. 2024,
-    arXiv 2402.09353 (dora).
+    arXiv 2402.09353 (dora); Meng et al. 2024, arXiv 2404.02948 (pissa).
     """
     if lora.rank == 0:
         return trunk.requires_grad_(True)
-    targets = find_targets(trunk, lora)
-    if lora.variant is LoraVariant.dora and targets.is_partial:
-        raise UserError(
-            f"lora.variant=dora: {', '.join(targets.fused)} computes queries, keys and values at once, and DoRA "
-            "changes the length of all its rows; name that layer in lora.targets, or choose rslora or plain"
-        )
+    targets = fitting_targets(trunk, lora)
     config = LoraConfig(
         task_type=TaskType.FEATURE_EXTRACTION,
         r=lora.rank,
@@ -123,6 +150,9 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = with_adapter(trunk, config)
+        if lora.principal:
+            with _peft_quiet():
+                begin_with_principal(model, lora.init)
     keep_roles(model, targets)
     train_layer_weights(model)
     return model
@@ -130,17 +160,28 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
 
 def with_adapter(trunk: nn.Module, config: Any) -> nn.Module:
     """PEFT's model of a trunk, with LoRA's dropout replaced by ours."""
-    with warnings.catch_warnings():  # PEFT asks transformers about checkpointing by a name that is deprecated there
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+    with _peft_quiet():
         model = get_peft_model(cast(Any, trunk), config)
     replace_dropout(model)
     return model
 
 
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    with warnings.catch_warnings():  # PEFT asks transformers about checkpointing by a name that is deprecated there
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        yield
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def kept_in_checkpoints(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not the base model's, or no longer: those that training changes, and PiSSA's first."""
+    return trainable(model) | initial_factors(model)
 
 
 def keep_roles(model: nn.Module, targets: Targets) -> None:

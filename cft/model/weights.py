@@ -16,6 +16,7 @@ from cft.model.contract import Contract
 from cft.model.layer_weights import TENSOR, layer_weights_of, train_layer_weights
 from cft.model.lora import last_name, trainable, with_adapter
 from cft.model.peft_names import is_of_head, refuse_untranslatable, tensors_on, translate
+from cft.model.pissa import as_plain_lora
 from cft.model.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, require_whole
 from cft.system.digest import canonical, sha256_of_file
 from cft.system.errors import UserError, first_line
@@ -53,8 +54,8 @@ def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
     if not isinstance(model, PeftModel):
         _write_tensors(folder / FULL_WEIGHTS, model.state_dict())
         return weights_digest(folder)
-    _write_tensors(folder / ADAPTER_WEIGHTS, _adapter_tensors(model))
-    record = model.peft_config["default"].to_dict()
+    tensors, record = as_plain_lora(model, _adapter_tensors(model), model.peft_config["default"].to_dict())
+    _write_tensors(folder / ADAPTER_WEIGHTS, tensors)
     record |= {"base_model_name_or_path": base_name, "inference_mode": True}
     sets = {name: sorted(value) for name, value in record.items() if isinstance(value, set)}
     write_json(folder / ADAPTER_CONFIG, record | sets)

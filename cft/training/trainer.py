@@ -26,7 +26,7 @@ from cft.data.training_data import TrainingData
 from cft.evaluation.retrieval import HEADLINE, evaluate_retrieval
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
-from cft.model.lora import trainable
+from cft.model.lora import kept_in_checkpoints, trainable
 from cft.system import signals
 from cft.system.distributed import SINGLE_PROCESS, World
 from cft.system.errors import UserError
@@ -246,7 +246,7 @@ def _shown(row: dict) -> dict[str, str]:
 def _save(state: _State, step: int, best: BestWeights | None) -> None:
     """Write the checkpoint after a step."""
     kept = best.kept if best else None
-    history, weights, optimizer = state.history, state.weights, state.optimizer
+    history, weights, optimizer = state.history, kept_in_checkpoints(state.embedder.model), state.optimizer
     checkpoint.save(state.run.folder, step=step, history=history, weights=weights, optimizer=optimizer, best=kept)
 
 
@@ -272,10 +272,11 @@ def _resume(embedder: Embedder, run: TrainingRun) -> tuple[_State, int]:
     config, world, weights = run.config, run.world, trainable(embedder.model)
     groups = _groups(weights, config.lora.lr_ratio)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.train.weight_decay)
-    step, history = checkpoint.load(run.folder, weights=weights, optimizer=optimizer) if world.is_main else (0, [])
+    kept = kept_in_checkpoints(embedder.model)
+    step, history = checkpoint.load(run.folder, weights=kept, optimizer=optimizer) if world.is_main else (0, [])
     if world.size > 1:
         step = world.broadcast_object(step)
-        world.broadcast_tensors(weight.data for weight in weights.values())
+        world.broadcast_tensors(weight.data for weight in kept.values())
         moments = (checkpoint.moments(optimizer, weight, step=step).values() for weight in weights.values())
         world.broadcast_tensors(moment for of_weight in moments for moment in of_weight)
     if step:

@@ -31,9 +31,9 @@ def options(runs, tmp_path, **more) -> MergeOptions:
     return MergeOptions(runs=[str(run) for run in runs], **({"weights": [], "out": str(tmp_path / "merged")} | more))
 
 
-@pytest.mark.parametrize("variant", ["plain", "rslora"])
-def test_the_sum_of_the_changes_is_weighted(tmp_path, variant):
-    runs = runs_of(tmp_path, f"lora.variant={variant}")
+@pytest.mark.parametrize("choice", ["lora.variant=plain", "lora.variant=rslora", "lora.init=pissa"])
+def test_the_sum_of_the_changes_is_weighted(tmp_path, choice):
+    runs = runs_of(tmp_path, choice)
     said = merge_runs(options(runs, tmp_path, weights=[2, 1, 1]))
     merged = weights_of(Embedder.load(tmp_path / "merged"))
     parts = [weights_of(Embedder.load(run)) for run in runs]
@@ -50,6 +50,17 @@ def test_weights_of_layers_are_averaged_too(tmp_path):
     found, *parts = (weights_of(Embedder.load(run))["layer_weights.logits"] for run in (tmp_path / "merged", *runs))
     assert torch.allclose(found, parts[0] * 0.75 + parts[1] * 0.25, atol=1e-6)
     assert (parts[0] - parts[1]).abs().max() > 1e-4 and found.abs().max() > 1e-4
+
+
+def test_changes_that_are_small_beside_their_factors_are_merged(tmp_path):
+    runs = runs_of(tmp_path, "lora.init=pissa", "lr=1e-6", seeds=[1, 2])
+    embedders = [Embedder.load(run) for run in runs]
+    merge_runs(options(runs, tmp_path))
+    change = np.abs(embedders[0].encode(TEXTS) - embedders[1].encode(TEXTS)).max()
+    assert 0 < change < 1e-3
+    np.testing.assert_allclose(
+        Embedder.load(tmp_path / "merged").encode(TEXTS), embedders[0].encode(TEXTS), atol=max(change, 1e-6)
+    )
 
 
 def test_runs_of_different_ranks_are_summed_too(tmp_path):

@@ -62,10 +62,13 @@ def test_chunks_give_the_same_however_texts_are_pooled(family, kind):
     assert_same(gradients(embedder), expected)
 
 
-@pytest.mark.parametrize("variant", LoraVariant)
-def test_chunks_draw_the_same_dropout_under_every_variant_of_lora(variant):
+LORAS = [{"variant": variant} for variant in LoraVariant] + [{"init": "pissa"}]
+
+
+@pytest.mark.parametrize("lora", LORAS, ids=str)
+def test_chunks_draw_the_same_dropout_under_every_variant_of_lora(lora):
     batch = triplets(8, 1)
-    embedder = tuned(dropout=0.2, variant=variant)
+    embedder = tuned(dropout=0.2, lora=lora)
     whole = contrastive.contrastive_backward(embedder, batch, contrastive.BatchSetup(LossSettings()), seed=5)
     expected = gradients(embedder)
     found = contrastive.contrastive_backward(
