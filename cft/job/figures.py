@@ -131,7 +131,8 @@ def training(history: Sequence[dict]) -> Figure:
             "guessing", (places[-1], guessed[-1]), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
         )
     axes.set_xlabel("step")
-    axes.set_ylabel("InfoNCE loss, nats" if all("candidates" in row for row in steps) else "loss of scored pairs")
+    alone = bool(steps) and all("scored_loss" in row and "accuracy" not in row for row in steps)
+    axes.set_ylabel("loss of scored pairs" if alone else "InfoNCE loss, nats")
     axes.set_ylim(bottom=0)
     clean(axes)
     if dev:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cft.system.errors import UserError
@@ -44,4 +44,6 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         package.removeHandler(handler)
         package.setLevel(level)
-        handler.close()
+        # On a full disk the last of a log has no place either, which must not hide the error that names a file.
+        with suppress(OSError):
+            handler.close()

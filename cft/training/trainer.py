@@ -422,7 +422,7 @@ def _means(batch: _Batch, stats: Sequence[StepStats]) -> dict[str, float]:
         return sum(getattr(part, name) for part in stats) / len(stats)
 
     if not batch.triplets:
-        return {"loss": mean("scored")}
+        return {"loss": mean("scored"), "scored_loss": mean("scored")}
     of_triplets = {name: mean(name) for name in ("loss", "accuracy", "candidates")}
     return of_triplets | ({"scored_loss": mean("scored")} if batch.pairs else {})
 

@@ -161,7 +161,10 @@ def test_settings_that_mean_nothing_are_refused(words, message):
 
 def test_a_sum_that_is_none_is_not_kept(tmp_path, monkeypatch):
     runs = runs_of(tmp_path, seeds=[1, 2])
-    monkeypatch.setattr(merge, "_sum_of_changes", lambda *_: {"layer": torch.randn(2, 2)})
+    true = merge._sum_of_changes
+    monkeypatch.setattr(
+        merge, "_sum_of_changes", lambda *of: {name: torch.randn_like(change) for name, change in true(*of).items()}
+    )
     with pytest.raises(RuntimeError, match="is not the sum of the changes"):
         merge_runs(options(runs, tmp_path))
     assert not (tmp_path / "merged").exists()

@@ -342,8 +342,8 @@ def test_a_step_beyond_the_data_is_refused(tmp_path):
 
 def test_a_setting_that_came_later_changes_no_name_at_its_default():
     from cft.config.schema import LossSettings
-    from cft.job.plan import _named
+    from cft.job.plan import named
 
     before = {"hard_negatives", "temperature", "mask_false_negatives"}
-    assert set(_named(LossSettings())) == before
-    assert set(_named(LossSettings(both_directions=True))) == before | {"both_directions"}
+    assert set(named(LossSettings())) == before
+    assert set(named(LossSettings(both_directions=True))) == before | {"both_directions"}
