@@ -55,6 +55,9 @@ def handle_signals() -> Iterator[None]:
     """Have both signals raise `Interrupted`: at once, or at the end of a step within `deferred_to_step_end`.
 
     A signal that was ignored when the command began stays ignored: shells arrange that for jobs in the background.
+
+    Raises:
+        Interrupted: also in place of an error that arose while something cleaned up after it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what signals do
@@ -65,9 +68,27 @@ def handle_signals() -> Iterator[None]:
             signal.signal(number, _arrive)
     try:
         yield
+    except Exception as error:
+        # A signal may arrive in the middle of a library's function, whose cleaning up then fails and hides it: tqdm
+        # gives back a lock that it has not taken yet.
+        hidden = _signal_behind(error)
+        if hidden:
+            raise hidden from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _signal_behind(error: BaseException) -> Interrupted | None:
+    """The signal during whose handling an error arose, if any."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        if isinstance(error, Interrupted):
+            return error
+        seen.append(error)
+        error = error.__context__ or error
+    return None
 
 
 def _arrive(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ import torch
 from forked import ROOT, Commands, Ended
 from jobs import settings
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from cft.job import runner
 from cft.system import signals
@@ -342,6 +343,24 @@ def test_outside_a_training_a_signal_is_heeded_at_once():
     with signals.handle_signals(), pytest.raises(signals.Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_is_not_hidden_by_an_error_of_what_cleans_up_after_it():
+    """Tried with what hid one: tqdm's class makes its lock, is interrupted there, and gives the lock back."""
+
+    class Bar(tqdm):
+        @classmethod
+        def get_lock(cls):
+            send()
+
+    with pytest.raises(signals.Interrupted) as caught, signals.handle_signals():
+        Bar.write("a line")
+    assert caught.value.status == 143 and caught.value.__cause__ is None
+    with pytest.raises(KeyError, match="its own"), signals.handle_signals():
+        try:
+            raise ValueError("another")
+        except ValueError:
+            raise KeyError("its own") from None
 
 
 def test_a_signal_that_was_ignored_stays_ignored():
