@@ -102,6 +102,14 @@ class LoraVariant(str, Enum):
     dora = "dora"
 
 
+class LoraBias(str, Enum):
+    """Which of the model's biases are trained beside its low-rank updates."""
+
+    none = "none"
+    lora_only = "lora_only"
+    all = "all"
+
+
 class ScheduleKind(str, Enum):
     """How the learning rate goes on after warm-up."""
 
@@ -225,6 +233,7 @@ class LoraSettings:
     targets: list[str] = field(default_factory=lambda: ["query", "value"])
     # plain, rslora (scaled by alpha / sqrt(rank)) or dora (direction by the update, length of each row apart)
     variant: LoraVariant = LoraVariant.plain
+    bias: LoraBias = LoraBias.none  # biases trained beside the updates: none, lora_only (of the updated layers), or all
     lr_ratio: float = 1.0  # LoRA+: the second factor's learning rate is so many times lr; 1 or more; 16 is its paper's
 
     @property
@@ -251,8 +260,12 @@ class LoraSettings:
             )
         if not self.lr_ratio >= 1:
             yield f"lora.lr_ratio={self.lr_ratio}: must be 1 (one rate for both factors) or more"
-        if not self.rank and (self.lr_ratio != 1 or self.variant is not LoraVariant.plain or self.principal):
-            yield "lora.variant, lora.lr_ratio and PiSSA are without effect at lora.rank=0 (lora=none): leave them out"
+        changed = self.lr_ratio != 1 or self.variant is not LoraVariant.plain or self.bias is not LoraBias.none
+        if not self.rank and (changed or self.principal):
+            yield (
+                "lora.variant, lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0 (lora=none): leave "
+                "them out"
+            )
 
 
 @dataclass

@@ -209,6 +209,9 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
         where += f", begun by PiSSA and saved as a plain LoRA of rank {2 * config.lora.rank}"
     if targets is not None and targets.is_partial:
         where += f" (only the rows of {' and '.join(targets.roles)})"
+    biases = sum(name.endswith(".bias") for name in weights)
+    if layers and biases:
+        where += f" and {biases:,} biases"
     if layers and layer_weights_of(model) is not None:
         where += " and a weight for each layer"
     return as_lines([("trained", f"{where}: {count:,} of {whole:,} weights ({count / whole:.2%})")])

@@ -68,6 +68,7 @@ _SINCE = {
     "scored_weight": 1.0,
     "scored_temperature": 0.05,
     "variant": "plain",
+    "bias": "none",
     "lr_ratio": 1.0,
     "echo": False,
     "layer_weights": False,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.config.schema import LoraSettings, LoraVariant
+from cft.config.schema import LoraBias, LoraSettings, LoraVariant
 from cft.model import contract
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder
@@ -176,6 +176,7 @@ def _check_lora(base: Embedder, adapter: Adapter, lora: LoraSettings) -> Targets
     configured = {"rank": lora.rank, "alpha": lora.alpha, "targets": sorted(targets.names), "variant": lora.variant}
     layers = adapter_layers(adapter.folder)
     own = {"rank": adapter.config.r, "alpha": float(adapter.config.lora_alpha), "targets": layers}
+    configured["bias"], own["bias"] = lora.bias, LoraBias(adapter.config.bias)
     own["variant"] = LoraVariant.dora if adapter.config.use_dora else LoraVariant.plain
     if adapter.config.use_rslora:
         own["variant"] = LoraVariant.rslora

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 
-from cft.config.schema import LoraSettings, LoraVariant
+from cft.config.schema import LoraBias, LoraSettings, LoraVariant
 from cft.model.dropout import replace_dropout
 from cft.model.layer_weights import train_layer_weights
 from cft.model.pissa import begin_with_principal, initial_factors
@@ -98,8 +98,8 @@ def fitting_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
     """The layers that an update goes on, which can have it.
 
     Raises:
-        UserError: as `find_targets` does; if DoRA or PiSSA is to change some rows of a fused layer alone, or PiSSA to
-            take more singular values than a weight has.
+        UserError: as `find_targets` does; if DoRA, PiSSA or a bias is to change some rows of a fused layer alone,
+            PiSSA to take more singular values than a weight has, or biases to be trained where there are none.
     """
     targets = find_targets(trunk, lora)
     fused = f"{', '.join(targets.fused)} computes queries, keys and values at once, and"
@@ -113,6 +113,7 @@ def fitting_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
             f"lora.init={lora.init}: {fused} PiSSA trains the singular values of all its rows; name that layer in "
             "lora.targets, or choose gaussian or kaiming"
         )
+    _require_biases(trunk, lora, targets, fused)
     if lora.principal:
         layers = ((name, module) for name, module in trunk.named_modules() if last_name(name) in targets.names)
         most, name = min((min(cast(Any, module).weight.shape), name) for name, module in layers if _is_linear(module))
@@ -122,6 +123,25 @@ def fitting_targets(trunk: nn.Module, lora: LoraSettings) -> Targets:
                 f"lora.rank={lora.rank}; set lora.rank={most} or less, or choose gaussian or kaiming"
             )
     return targets
+
+
+def _require_biases(trunk: nn.Module, lora: LoraSettings, targets: Targets, fused: str) -> None:
+    """Refuse biases that are to be trained, and of which the model has none, or some of other roles too."""
+    if lora.bias is LoraBias.none:
+        return
+    if lora.bias is LoraBias.lora_only and targets.is_partial:
+        raise UserError(
+            f"lora.bias=lora_only: {fused} its bias is of all of them; name that layer in lora.targets, or choose "
+            "lora.bias=all"
+        )
+    with_bias = {last_name(name.removesuffix(".bias")) for name, _ in trunk.named_parameters() if name.endswith(".bias")}
+    if not with_bias:
+        raise UserError(f"lora.bias={lora.bias.value}: no layer of this model has a bias; leave it out")
+    if lora.bias is LoraBias.lora_only and not with_bias & set(targets.names):
+        raise UserError(
+            f"lora.bias=lora_only: no {' or '.join(targets.names)} of this model has a bias; lora.bias=all trains those "
+            f"of {', '.join(sorted(with_bias))}"
+        )
 
 
 def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
@@ -145,6 +165,7 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
         use_rslora=lora.variant is LoraVariant.rslora,
         use_dora=lora.variant is LoraVariant.dora,
         target_modules=targets.names,
+        bias=lora.bias.value,  # type: ignore[arg-type]  # an enumeration's value is any text to mypy
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in trunk.modules()),
     )
     with torch.random.fork_rng(devices=[]):

@@ -159,6 +159,12 @@ def test_settings_that_mean_nothing_are_refused(words, message):
         merge_runs(COMMAND.read(words))
 
 
+def test_trained_biases_are_refused(tmp_path):
+    runs = runs_of(tmp_path, "model.path=random:phi", "model.name=tiny", "lora.bias=lora_only", seeds=[1, 2])
+    with pytest.raises(UserError, match="has trained biases, which PEFT does not merge"):
+        merge_runs(options(runs, tmp_path))
+
+
 def test_a_sum_that_is_none_is_not_kept(tmp_path, monkeypatch):
     runs = runs_of(tmp_path, seeds=[1, 2])
     true = merge._sum_of_changes
