@@ -134,7 +134,9 @@ def _require_biases(trunk: nn.Module, lora: LoraSettings, targets: Targets, fuse
             f"lora.bias=lora_only: {fused} its bias is of all of them; name that layer in lora.targets, or choose "
             "lora.bias=all"
         )
-    with_bias = {last_name(name.removesuffix(".bias")) for name, _ in trunk.named_parameters() if name.endswith(".bias")}
+    with_bias = {
+        last_name(name.removesuffix(".bias")) for name, _ in trunk.named_parameters() if name.endswith(".bias")
+    }
     if not with_bias:
         raise UserError(f"lora.bias={lora.bias.value}: no layer of this model has a bias; leave it out")
     if lora.bias is LoraBias.lora_only and not with_bias & set(targets.names):

@@ -117,7 +117,10 @@ def test_rows_that_choose_the_step_do_not_score_the_result(tmp_path, caplog):
         (["train.patience=2", "train.keep=[3]"], "may end the training before the steps"),
         (["train.best=true", "eval.step=3"], "eval.step=3: train.best=true chooses the step itself"),
         (["lora.lr_ratio=0.5"], "lora.lr_ratio=0.5: must be 1"),
-        (["lora=none", "lora.variant=dora"], "lora.variant, lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0"),
+        (
+            ["lora=none", "lora.variant=dora"],
+            "lora.variant, lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0",
+        ),
         (["loss.dimensions=[0,4]"], "loss.dimensions=[0,4]': numbers of a vector, each 1 or more"),
     ],
 )
