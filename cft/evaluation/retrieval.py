@@ -77,8 +77,10 @@ class TopDocuments:
             rows = slice(start, start + _QUERIES)
             keys = self._keys[rows]
             for begin in range(0, len(documents), _DOCUMENTS):
-                block = documents[begin : begin + _DOCUMENTS]
-                fresh = _keys(self._queries[rows] @ block.T, self._count + begin)
+                scores = self._queries[rows] @ documents[begin : begin + _DOCUMENTS].T
+                first = self._count + begin
+                full = keys.shape[1] == self._depth
+                fresh = _keys_above(scores, first, _scores(keys.min(axis=1))) if full else _keys(scores, first)
                 keys = _largest(np.concatenate([keys, fresh], axis=1), self._depth)
             kept.append(keys)
         self._count += len(documents)
@@ -90,18 +92,39 @@ class TopDocuments:
         keys = -np.sort(-self._keys, axis=1)
         # The lower half counts documents downwards, the upper half is the score's bits.
         documents = np.int64(0xFFFFFFFF) - (keys & np.int64(0xFFFFFFFF))
-        bits = (keys >> np.int64(32)).astype(np.int32)
-        scores = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int32).view(np.float32)
-        return Ranking(documents, scores)
+        return Ranking(documents, _scores(keys))
 
 
 def _keys(scores: np.ndarray, first: int) -> np.ndarray:
     """Scores (q, n) with the documents' numbers from `first` on, as whole numbers of the same order, no two equal."""
+    return _joined(scores, np.arange(first, first + scores.shape[1], dtype=np.int64))
+
+
+def _keys_above(scores: np.ndarray, first: int, limits: np.ndarray) -> np.ndarray:
+    """The keys (q, m) of the scores above a limit (q,) of their row, and the least number where a row has fewer.
+
+    Of a document that comes late few scores are, so that nearly all of the work is one comparison a score.
+    """
+    rows, columns = np.nonzero(~(scores <= limits[:, None]))
+    counts = np.bincount(rows, minlength=len(scores))
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    keys = np.full((len(scores), int(counts.max(initial=0))), np.iinfo(np.int64).min)
+    keys[rows, places] = _joined(scores[rows, columns], first + columns)
+    return keys
+
+
+def _joined(scores: np.ndarray, documents: np.ndarray) -> np.ndarray:
     bits = (scores + np.float32(0)).view(np.int32)  # the sum makes zeros of one sign
     keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
     keys <<= np.int64(32)
-    keys |= np.int64(0xFFFFFFFF) - np.arange(first, first + scores.shape[1], dtype=np.int64)
+    keys |= np.int64(0xFFFFFFFF) - documents
     return keys
+
+
+def _scores(keys: np.ndarray) -> np.ndarray:
+    """The float32 scores of keys: their upper half."""
+    bits = (keys >> np.int64(32)).astype(np.int32)
+    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int32).view(np.float32)
 
 
 def _largest(keys: np.ndarray, count: int) -> np.ndarray:

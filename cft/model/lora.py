@@ -141,8 +141,8 @@ def _require_biases(trunk: nn.Module, lora: LoraSettings, targets: Targets, fuse
         raise UserError(f"lora.bias={lora.bias.value}: no layer of this model has a bias; leave it out")
     if lora.bias is LoraBias.lora_only and not with_bias & set(targets.names):
         raise UserError(
-            f"lora.bias=lora_only: no {' or '.join(targets.names)} of this model has a bias; lora.bias=all trains those "
-            f"of {', '.join(sorted(with_bias))}"
+            f"lora.bias=lora_only: no {' or '.join(targets.names)} of this model has a bias; lora.bias=all trains "
+            f"those of {', '.join(sorted(with_bias))}"
         )
 
 
