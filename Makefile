@@ -113,6 +113,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/bootstrap.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/retrieval_memory.py
+	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/long_texts.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))

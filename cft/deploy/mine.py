@@ -21,7 +21,7 @@ from cft.data.files import Skipped, TripletColumns, stream_triplet_rows
 from cft.data.records import Triplet
 from cft.deploy import corpora
 from cft.deploy.load import TextFileOptions, load_embedder
-from cft.deploy.mining import Mined, MiningRules, Sampling, choose_negatives
+from cft.deploy.mining import Mined, MiningRules, Sampling, search_negatives
 from cft.job.plan import DATA_SEED
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, require_output
@@ -37,7 +37,6 @@ class PairSource(str, Enum):
     docstrings = "docstrings"
 
 
-_QUERIES = 1_024  # that are searched at a time: their nearest documents are in memory
 _EXAMPLES, _EXAMPLE_LENGTH = 5, 90
 _MOST_LOOKED_AT = 100  # of the nearest documents, where range_max= says nothing
 
@@ -210,8 +209,6 @@ def _rules(options: MineOptions, documents: int) -> MiningRules:
 
 def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: contextlib.ExitStack) -> Mined:
     """Embed anchors and documents, unless their vectors are kept, and choose every anchor's negatives."""
-    from cft.evaluation.retrieval import TopDocuments
-
     embedder = load_embedder(**options.embedder, device=options.device)
     of_documents, of_queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
     cached = (stack, options.vector_cache_gb)
@@ -222,20 +219,14 @@ def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: cont
     stack.callback(anchors.close)
     queries = corpora.vectors_of(of_queries, anchors, *cached)
     own = [_own(pairs, anchor) for anchor in pairs.positives]
-    depth = min(rules.range_max + max(map(len, own)), pairs.texts)
     farthest = _farthest(pairs, queries, parts)
-    mined = Mined()
+
+    def blocks() -> Iterator[np.ndarray]:
+        for corpus, vectors in parts:
+            yield from corpora.distinct_vectors(corpus, vectors)
+
     with tqdm(total=len(own), desc="mining", unit="anchor", disable=not sys.stderr.isatty()) as bar:
-        for start in range(0, len(own), _QUERIES):
-            rows = slice(start, start + _QUERIES)
-            search = TopDocuments(np.array(queries[rows]), depth)
-            for corpus, vectors in parts:
-                for block in corpora.distinct_vectors(corpus, vectors):
-                    search.add(block)
-            best = search.ranking()
-            mined.add(choose_negatives(best.documents, best.scores, own[rows], farthest[rows], rules, first=start))
-            bar.update(len(own[rows]))
-    return mined
+        return search_negatives(queries, blocks, own, farthest, rules, on_queries=bar.update)
 
 
 def _own(pairs: _Pairs, anchor: str) -> list[int]:

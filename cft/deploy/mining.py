@@ -5,11 +5,13 @@ one that nobody marked. The rules and their names are those of sentence-transfor
 relative margin is that of NV-Retriever (Moreira et al. 2024, arXiv 2407.15831).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+
+_QUERIES = 1_024  # that are searched at a time: their nearest documents are in memory
 
 
 class Sampling(str, Enum):
@@ -50,6 +52,42 @@ class Mined:
         self.looked_at += other.looked_at
         for name, count in other.removed.items():
             self.removed[name] = self.removed.get(name, 0) + count
+
+
+def search_negatives(
+    queries: np.ndarray,
+    blocks: Callable[[], Iterable[np.ndarray]],
+    excluded: Sequence[Sequence[int]],
+    positive_cosines: np.ndarray,
+    rules: MiningRules,
+    *,
+    on_queries: Callable[[int], object] = lambda count: None,
+) -> Mined:
+    """Search the nearest documents of all queries, and choose the queries' negatives among them.
+
+    Memory is flat in the number of documents, which come anew for every thousand queries.
+
+    Args:
+        queries: (q, D) float32 unit vectors, perhaps on disk.
+        blocks: gives the documents' unit vectors, (n, D) at a time, from the first on.
+        excluded: of each query, the documents that are no negatives. positive_cosines: (q,) as `choose_negatives` has
+            them. rules: which are taken.
+        on_queries: called with the number of queries that have been searched since.
+    """
+    # So many parameters because vectors, what is excluded, rules and progress are the caller's.
+    from cft.evaluation.retrieval import TopDocuments
+
+    depth = rules.range_max + max(map(len, excluded), default=0)
+    mined = Mined()
+    for start in range(0, len(queries), _QUERIES):
+        rows = slice(start, start + _QUERIES)
+        search = TopDocuments(np.array(queries[rows]), depth)
+        for block in blocks():
+            search.add(block)
+        best, cosines = search.ranking(), positive_cosines[rows]
+        mined.add(choose_negatives(best.documents, best.scores, excluded[rows], cosines, rules, first=start))
+        on_queries(len(best.documents))
+    return mined
 
 
 def choose_negatives(
