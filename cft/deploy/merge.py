@@ -17,9 +17,10 @@ from cft import __version__
 from cft.config.command_line import check_options
 from cft.deploy.load import find_embedder
 from cft.model.contract import Contract
+from cft.job.run_folder import RunFolder
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import staging_folder, write_json
+from cft.system.files import read_json, staging_folder, write_json
 from cft.system.overrides import override
 from cft.system.tables import Row, as_text
 
@@ -109,6 +110,7 @@ def merge_runs(options: MergeOptions) -> str:
         _require_alike(folders[0], contracts[0], folder, contract)
     adapters = [fetch_adapter(str(folder), None) for folder in folders]
     _require_mergeable(adapters, options)
+    _require_sums(folders, options)
     target = Path(options.out).expanduser() if options.out else _target(adapters, options)
     if target.exists():
         raise UserError(f"{target} exists; name another folder by out=")
@@ -184,6 +186,18 @@ def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None
 def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
     facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.density]
     return options.outputs / f"merged-{digest(facts)}"
+
+
+def _require_sums(folders: list[Path], options: MergeOptions) -> None:
+    """Refuse to combine factors of which half only take off what the other half began with (PiSSA)."""
+    for folder in folders:
+        path = RunFolder(folder).file(RunFolder.CONFIG)
+        init = read_json(path)["lora"]["init"] if path.exists() else ""
+        if init.startswith("pissa") and options.method is not Method.cat:
+            raise UserError(
+                f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and half "
+                "of its factors only take off what the others began with; take method=cat, which adds up whole changes"
+            )
 
 
 def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions) -> "Embedder":

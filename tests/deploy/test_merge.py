@@ -129,12 +129,16 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
         "is named twice": one,
     }
     rank = train(tmp_path / "rank", "model=tiny", "lora.rank=2")
+    pissa = [train(tmp_path / f"pissa{seed}", "model=tiny", "lora.init=pissa", f"seed={seed}") for seed in (1, 2)]
     monkeypatch.setattr(Embedder, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     for message, other in others.items():
         with pytest.raises(UserError, match=f"(?s){message}"):
             merge_runs(options([one, other], tmp_path))
     with pytest.raises(UserError, match="method=ties: ranks are 8, 2; take method=cat"):
         merge_runs(options([one, rank], tmp_path, method="ties"))
+    for method in ("linear", "ties"):
+        with pytest.raises(UserError, match=f"method={method}: .* was trained with lora.init=pissa.*take method=cat"):
+            merge_runs(options(pissa, tmp_path, method=method))
     with pytest.raises(UserError, match="no finished embedder"):
         merge_runs(options([one, tmp_path / "none"], tmp_path))
     assert not (tmp_path / "merged").exists()

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -169,3 +170,9 @@ def test_from_the_command_to_the_loss_there_are_seven_functions(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     command.main()
     assert ways == [["main", "job", "run", "train", "_step", "contrastive_backward"]], "and info_nce itself"
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="in one process all tests share what they can")
+def test_the_tests_of_a_file_share_a_process(request):
+    """Else what they share is made in every process, which took a sixth of all tests' time and was seen by nobody."""
+    assert request.node.nodeid.endswith("@promises/test_architecture"), "pytest-xdist does not see the groups"
