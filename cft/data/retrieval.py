@@ -10,9 +10,9 @@ BEIR's layout, a folder a set; each file also gzipped, or as Parquet:
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -79,6 +79,14 @@ HUB_SETS = {
 WITHOUT_OWN_DOCUMENT = ("ArguAna", "FiQA2018")
 
 
+class Document(NamedTuple):
+    """A document as it is embedded: its title and text in one."""
+
+    id: str
+    text: str
+    title_length: int = 0  # of the text, how many characters are its title and the blank behind it
+
+
 @dataclass(frozen=True)
 class RetrievalSet:
     """Queries that look for their documents in one collection."""
@@ -90,6 +98,13 @@ class RetrievalSet:
     documents: list[str]  # title and text
     judgements: list[dict[str, int]]  # of each query, grades by the document's id; above 0 is relevant
     content: str  # digest of all that
+    title_lengths: list[int] = field(default_factory=list)  # of each document's text; none where none has a title
+
+    @property
+    def untitled(self) -> Iterator[str]:
+        """The documents' texts, without the title of those that have one."""
+        lengths = self.title_lengths or [0] * len(self.documents)
+        return (text[length:] for text, length in zip(self.documents, lengths, strict=True))
 
     @property
     def own_document(self) -> list[str | None]:
@@ -129,7 +144,7 @@ def load_retrieval_sets(settings: EvalSettings) -> dict[str, RetrievalSet]:
 def make_set(
     name: str,
     queries: Iterable[_Text],
-    documents: Iterable[_Text],
+    documents: Iterable[_Text | Document],
     judgements: Iterable[_Judgement],
     place: Path | None = None,
 ) -> RetrievalSet:
@@ -147,14 +162,14 @@ def make_set(
     for query, document, grade in judgements:
         grades.setdefault(query, {})[document] = grade
     judged = [(id, text) for id, text in queries if id in grades]
-    kept = list(documents)
+    kept = [Document(*document) for document in documents]
     if len(kept) < 2:
         documents_word = "document" if len(kept) == 1 else "documents"
         raise UserError(f"{where} has {len(kept)} {documents_word}: there is nothing to rank with fewer than 2")
     relevant = {id for of_query in grades.values() for id, grade in of_query.items() if grade > 0}
     if not relevant:
         raise UserError(f"no judgement of {where} is above 0: there is nothing to find")
-    known = {id for id, _ in kept}
+    known = {document.id for document in kept}
     if relevant.isdisjoint(known):
         raise UserError(
             f"{where}: its corpus holds no document that is judged relevant, such as {_quoted(min(relevant))}: there "
@@ -168,10 +183,11 @@ def make_set(
         name=name,
         query_ids=[id for id, _ in judged],
         queries=[text for _, text in judged],
-        document_ids=[id for id, _ in kept],
-        documents=[text for _, text in kept],
+        document_ids=[document.id for document in kept],
+        documents=[document.text for document in kept],
         judgements=of_queries,
-        content=content_digest(judged, kept, of_queries),
+        content=content_digest(judged, [document[:2] for document in kept], of_queries),
+        title_lengths=[document.title_length for document in kept] if any(each.title_length for each in kept) else [],
     )
 
 
@@ -235,7 +251,7 @@ def _load(name: str, settings: EvalSettings) -> RetrievalSet:
     return make_set(name, queries, documents, judgements, place)
 
 
-_Parts = tuple[list[_Text], list[_Text], list[_Judgement]]
+_Parts = tuple[list[_Text], list[Document], list[_Judgement]]
 
 
 def _from_folder(name: str, place: Path, split: str) -> _Parts:
@@ -243,11 +259,11 @@ def _from_folder(name: str, place: Path, split: str) -> _Parts:
     documents = _find(place, "corpus", name, f"{_ID}, {_TITLE} and {_TEXT}")
     queries = _find(place, "queries", name, f"{_ID} and {_TEXT}")
     qrels = _find(place / "qrels", split, name, f"{_QUERY}, {_DOCUMENT} and {_GRADE}", _other_splits(place))
-    of_queries = list(_read(queries, (_ID, _TEXT), _text_reader(titled=False)))
+    of_queries = list(_read(queries, (_ID, _TEXT), _reader(_query)))
     known = {id for id, _ in of_queries}
     return (
         of_queries,
-        list(_read(documents, (_ID, _TEXT), _text_reader(titled=True), optional=(_TITLE,))),
+        list(_read(documents, (_ID, _TEXT), _reader(_document), optional=(_TITLE,))),
         list(_read(qrels, (_QUERY, _DOCUMENT, _GRADE), _judgement_reader(known, printable(str(queries))))),
     )
 
@@ -317,16 +333,16 @@ def _read(
         raise UserError(f"{printable(str(path.parent))}: {error}") from error
 
 
-def _text_reader(*, titled: bool) -> Callable[[dict[str, Any]], _Text]:
+def _reader(make: Callable[[str, dict[str, Any]], _Row]) -> Callable[[dict[str, Any]], _Row]:
     """Reads queries or documents, each id once."""
     seen: set[str] = set()
 
-    def read(cells: dict[str, Any]) -> _Text:
+    def read(cells: dict[str, Any]) -> _Row:
         id = id_of(cells, _ID, _ID)
         if id in seen:
             raise BadRow(f"has the {_ID} {_quoted(id)} of a row before it; every text needs its own")
         seen.add(id)
-        return id, _joined(cells) if titled else text_of(cells, _TEXT, _TEXT)
+        return make(id, cells)
 
     return read
 
@@ -355,21 +371,26 @@ def _quoted(id: str) -> str:
     return repr(shorten(id, _ID_LENGTH))
 
 
-def _joined(cells: dict[str, Any]) -> str:
+def _query(id: str, cells: dict[str, Any]) -> _Text:
+    return id, text_of(cells, _TEXT, _TEXT)
+
+
+def _document(id: str, cells: dict[str, Any]) -> Document:
     """Title and text in one, as MTEB joins them."""
     text = cells.get(_TEXT)
     if isinstance(text, str) and not text.strip():
         if not str(cells.get(_TITLE) or "").strip():
             raise BadRow(f"has neither a {_TITLE!r} nor a {_TEXT!r}: there is nothing to embed")
-        return text_of(cells, _TITLE, _TITLE).strip()
+        return Document(id, text_of(cells, _TITLE, _TITLE).strip())
     text = text_of(cells, _TEXT, _TEXT)
     title = text_of(cells, _TITLE, _TITLE) if str(cells.get(_TITLE) or "").strip() else ""
-    return f"{title} {text}".strip()
+    joined = f"{title} {text}".strip()
+    return Document(id, joined, len(joined) - len(text.strip()))
 
 
 def _from_hub(entry: HubSet) -> _Parts:
     """Queries, documents and judgements out of a repository in MTEB's layout."""
-    queries, documents = _text_reader(titled=False), _text_reader(titled=True)
+    queries, documents = _reader(_query), _reader(_document)
     try:
         of_queries = [queries(row) for row in _hub_rows(entry, "queries")]
         judgement = _judgement_reader({id for id, _ in of_queries}, entry.repository)

@@ -2,8 +2,8 @@
 
     FOLDER/overlap.json    by set, how many pairs, queries and documents there are and how many of them were trained on
 
-Texts that differ in case, blanks or punctuation alone are equal. A document is its title and text in one: a training
-text that is the same without its title is not noticed.
+Texts that differ in case, blanks or punctuation alone are equal. A document is its title and text in one, or its text
+alone.
 """
 
 import hashlib
@@ -64,10 +64,16 @@ def count_retrieval(sets: dict[str, RetrievalSet], data: TrainingData) -> Counts
             "queries": len(of_set.queries),
             "queries_seen": int(np.isin(_digests(of_set.queries), trained).sum()),
             "documents": len(of_set.documents),
-            "documents_seen": int(np.isin(_digests(of_set.documents), trained).sum()),
+            "documents_seen": int(_documents_seen(of_set, trained).sum()),
         }
         for name, of_set in sets.items()
     }
+
+
+def _documents_seen(of_set: RetrievalSet, trained: np.ndarray) -> np.ndarray:
+    """(documents,) whether each was trained on, with its title or without."""
+    seen = np.isin(_digests(of_set.documents), trained)
+    return seen | np.isin(_digests(of_set.untitled), trained) if of_set.title_lengths else seen
 
 
 def _digests(texts: Iterable[str]) -> np.ndarray:

@@ -91,9 +91,9 @@ def test_what_was_trained_on_of_the_test_sets_is_counted_and_said(tmp_path, capl
     job += ["train.steps=1", "train.eval_every=0", "eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "lr=1e-2"]
     runner.run(settings(tmp_path / "o", *job, "eval.sets=[Mine]"))
     (kept,) = run_folder(tmp_path / "o").glob("evaluations/*/overlap.json")
-    counts = {"queries": 15, "queries_seen": 1, "documents": 40, "documents_seen": 2}
+    counts = {"queries": 15, "queries_seen": 1, "documents": 40, "documents_seen": 3}
     assert json.loads(kept.read_text())["sets"] == {"Mine": counts}
-    overlap = "Mine: 1 of 15 queries and 2 of 40 documents"
+    overlap = "Mine: 1 of 15 queries and 3 of 40 documents"
     (line,) = [record for record in caplog.records if overlap in record.getMessage()]
     assert line.levelname == "WARNING"
     assert not list((tmp_path / "o").glob("base-*/evaluations/*/overlap.json")), "what is not trained has seen nothing"
