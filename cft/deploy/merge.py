@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cft import __version__
 from cft.config.command_line import check_options
 from cft.deploy.load import find_embedder
-from cft.model.contract import Contract
 from cft.job.run_folder import RunFolder
+from cft.model.contract import Contract
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, write_json
@@ -195,8 +195,9 @@ def _require_sums(folders: list[Path], options: MergeOptions) -> None:
         init = read_json(path)["lora"]["init"] if path.exists() else ""
         if init.startswith("pissa") and options.method is not Method.cat:
             raise UserError(
-                f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and half "
-                "of its factors only take off what the others began with; take method=cat, which adds up whole changes"
+                f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and "
+                "half of its factors only take off what the others began with; take method=cat, which adds up whole "
+                "changes"
             )
 
 
