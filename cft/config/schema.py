@@ -868,6 +868,11 @@ class Config:
     vector_cache_gb: float = 2.0
 
     @property
+    def has_pairs_beside(self) -> bool:
+        """Whether scored pairs are learnt beside triplets."""
+        return self.data.scored is not None and not self.data.is_scored_alone
+
+    @property
     def rows_a_step(self) -> int:
         """Triplets of an update or, where there are none, scored pairs."""
         return self.train.scored_batch if self.data.is_scored_alone else self.train.batch_size

@@ -13,7 +13,7 @@ from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
 from cft.job.lengths import find_cut
 from cft.job.outlook import outlook, seconds_a_step
-from cft.job.plan import InputCache, fitted
+from cft.job.plan import InputCache, find_guide, fitted
 from cft.job.start import find_starting_point
 from cft.model.embedder import Embedder, token_budget_on
 from cft.model.layer_weights import layer_weights_of
@@ -88,15 +88,25 @@ def examine(config: Config) -> tuple[str, bool]:
         parts.append(_trained(model, config, targets))
         if data:
             parts.append(_portrait(data, embedder, config))
-    of_teacher = config.distill.model if trains else None
-    with renaming_keys(TEACHER):
-        teacher = Embedder.base(of_teacher, device=start.device) if of_teacher else None
+    beside = _beside(config, inputs, start.device) if trains else {}
     with torch.random.fork_rng():
-        parts.append(_memory(embedder, config, triplets, teacher, bf16=start.bf16))
+        parts.append(_memory(embedder, config, triplets, beside, bf16=start.bf16))
     rows: list[Row] = [("check", "found", "allowed", "")]
     rows += [(check.name, check.found, check.allowed, "holds" if check.holds else "FAILS") for check in checks]
     parts.append(as_text(rows))
     return "\n\n".join(parts), all(check.holds for check in checks)
+
+
+def _beside(config: Config, inputs: InputCache, device: torch.device) -> dict[str, Embedder]:
+    """The finished embedders that a training holds beside its model, by what they are to it."""
+    found = {}
+    if config.distill.model:
+        with renaming_keys(TEACHER):
+            found["teacher"] = Embedder.base(config.distill.model, device=device)
+    if config.loss.guide:
+        settings, files = find_guide(config.loss.guide, inputs)
+        found["guide"] = Embedder.base(settings, files=files, device=device)
+    return found
 
 
 def _data(config: Config, inputs: InputCache) -> TrainingData | None:
@@ -218,15 +228,15 @@ def _trained(model: Any, config: Config, targets: Targets | None) -> str:
 
 
 def _memory(
-    embedder: Embedder, config: Config, triplets: list[Triplet], teacher: Embedder | None, *, bf16: bool
+    embedder: Embedder, config: Config, triplets: list[Triplet], beside: dict[str, Embedder], *, bf16: bool
 ) -> str:
     """Memory of a training step and an evaluation batch, extrapolated from small batches.
 
     Args:
-        teacher: loaded already, so that its weights do not count as free memory; None without one.
+        beside: teacher and guide, loaded already, so that their weights do not count as free memory.
     """
     weights = memory.weight_bytes(embedder.model)
-    all_weights = weights + (memory.weight_bytes(teacher.model) if teacher else 0)
+    all_weights = weights + sum(memory.weight_bytes(other.model) for other in beside.values())
     rows: list[Row] = [("memory needed", "tokens", "weights", "optimiser", "batch", "together")]
     needs: list[tuple[str, int]] = []
 
@@ -240,21 +250,25 @@ def _memory(
         micro = config.rows_a_step // config.train.accumulation
         negatives = max((len(row.negatives) for row in triplets), default=1) if config.loss.hard_negatives else 0
         expected, length = _size(embedder, config, triplets[:micro], micro * (2 + negatives))
-        longest = micro * (2 + negatives) * config.model.max_length
+        pairs = config.train.scored_batch // config.train.accumulation if config.has_pairs_beside else 0
+        expected += 2 * pairs * length
+        longest = (micro * (2 + negatives) + 2 * pairs) * config.model.max_length
         estimate = memory.estimate_training(embedder, length=length, negatives=negatives, bf16=bf16)
         optimizer = memory.optimizer_bytes(embedder.model)
         what = f"the first {micro} of {config.data.name}" if triplets else f"{micro} triplets of usual length"
-        row(f"training, {what}", expected, optimizer, estimate.bytes_for(expected), all_weights)
-        row(f"training, {micro} triplets of max_length", longest, optimizer, estimate.bytes_for(longest), all_weights)
-        if teacher:
-            budget = token_budget_on(teacher.device)
-            batch = memory.estimate_evaluation(teacher, length=length).bytes_for(budget)
-            row("training, a full batch of the teacher", budget, optimizer, batch, all_weights)
+        more = f" and {pairs} scored pairs" if pairs else ""
+        row(f"training, {what}{more}", expected, optimizer, estimate.bytes_for(expected), all_weights)
+        what = f"training, {micro} triplets{more} of max_length"
+        row(what, longest, optimizer, estimate.bytes_for(longest), all_weights)
+        for name, other in beside.items():
+            budget = token_budget_on(other.device)
+            batch = memory.estimate_evaluation(other, length=length).bytes_for(budget)
+            row(f"training, a full batch of the {name}", budget, optimizer, batch, all_weights)
     estimate = memory.estimate_evaluation(embedder, length=length)
     budget = token_budget_on(embedder.device)
     row("evaluation, a full batch", budget, 0, estimate.bytes_for(budget))
     free = available_bytes(embedder.device)
-    counted = "; a teacher's weights stay beside the model's" if teacher else ""
+    counted = "".join(f"; a {name}'s weights stay beside the model's" for name in beside)
     text = (
         as_text(rows)
         + f"\n(measured on small batches; {byte_size(free)} are free now, with the weights loaded{counted})"

@@ -278,8 +278,12 @@ def require_width(loss: LossSettings, width: int | None) -> None:
         )
 
 
-def _guide(choice: str, inputs: "InputCache") -> tuple[ModelSettings, ModelFiles]:
-    """The settings and the files of what says which candidates do not count."""
+def find_guide(choice: str, inputs: "InputCache") -> tuple[ModelSettings, ModelFiles]:
+    """The settings and the files of what says which candidates do not count.
+
+    Raises:
+        UserError: naming the choice of loss.guide.
+    """
     try:
         settings = compose_model(choice)
         return settings, inputs.files(settings)
@@ -410,7 +414,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if config.distill.model and data:
         with renaming_keys(TEACHER):
             teacher = inputs.files(config.distill.model)
-    guide = _guide(config.loss.guide, inputs) if config.loss.guide and data else None
+    guide = find_guide(config.loss.guide, inputs) if config.loss.guide and data else None
     files = inputs.files(config.model)
     if data:
         require_width(config.loss, files.setting("hidden_size"))

@@ -67,10 +67,12 @@ def test_without_training_nothing_is_said_of_training():
     assert re.search(r"batches +one row without padding", text) and re.search(r"attention +both ways", text)
 
 
-def test_a_teachers_memory_is_counted_where_it_is_there():
-    def figures(text: str, row: str) -> list[float]:
-        return [float(size) for size in re.findall(r"(\S+) MiB", re.search(rf"^{row} .*$", text, re.MULTILINE)[0])]
+def figures(text: str, row: str) -> list[float]:
+    """Sizes of a row of the doctor's table of memory, in MiB."""
+    return [float(size) for size in re.findall(r"(\S+) MiB", re.search(rf"^{row} .*$", text, re.MULTILINE)[0])]
 
+
+def test_a_teachers_memory_is_counted_where_it_is_there():
     taught = examined(*TEACHER)
     alone, with_teacher = (figures(text, "training, the first 8 of scenes") for text in (examined(), taught))
     teacher = memory.weight_bytes(make_tiny("bert", attention=Attention.bidirectional).model) / 2**20
@@ -78,6 +80,30 @@ def test_a_teachers_memory_is_counted_where_it_is_there():
     assert figures(taught, "training, a full batch of the teacher")[0] == with_teacher[0]
     assert figures(taught, "evaluation, a full batch")[0] == alone[0]
     assert "a teacher's weights stay beside the model's" in taught
+
+
+def test_a_guides_memory_and_that_of_scored_pairs_are_counted(tmp_path):
+    guided = examined("loss.guide=tiny")
+    alone, with_guide = (figures(text, "training, the first 8 of scenes") for text in (examined(), guided))
+    guide = memory.weight_bytes(make_tiny("llama").model) / 2**20
+    assert with_guide[0] - alone[0] == pytest.approx(guide, abs=0.1)
+    assert figures(guided, "training, a full batch of the guide")[0] == with_guide[0]
+    assert "a guide's weights stay beside the model's" in guided
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,score\n" + "".join(f"a {n},b {n},{n % 5}\n" for n in range(40)))
+    text = examined(f"data.scored={pairs}", "loss.scored=cosent", "train.scored_batch=16")
+    assert figures(text, "training, 8 triplets and 16 scored pairs of max_length")[2] > 2 * alone[2]
+    row = "training, 8 triplets( and 16 scored pairs)? of max_length"
+    counts = [
+        int(re.search(rf"^{row} +([\d,]+)", each, re.MULTILINE)[2].replace(",", "")) for each in (examined(), text)
+    ]
+    assert counts == [8 * 3 * 150, (8 * 3 + 2 * 16) * 150]
+
+
+def test_it_says_how_many_biases_are_trained():
+    assert re.search(
+        r"LoRA of rank 8 on q_proj, v_proj and 4 biases: ", examined("model.path=random:phi", "lora.bias=lora_only")
+    )
 
 
 def test_data_that_cannot_be_read_are_said_and_replaced_by_an_assumption(caplog):
