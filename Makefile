@@ -103,6 +103,7 @@ study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE S
 choices: install  ## docs/choices.md's trainings, minutes each on two cores; resumes; TRIPLETS=FILE DEV=FILE for those on NLI
 	$(BIN)/python benchmarks/choices.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python -m cft.study run study/choices study/lora study/pooling --scale choices --seeds $(or $(SEEDS),1) $(ARGS)
+	$(BIN)/python -m cft.study run study/encoder --scale encoder --seeds $(or $(SEEDS),1,2,3) $(ARGS)
 	$(if $(TRIPLETS),$(BIN)/python -m cft.study run study/scored --scale nli --seeds $(or $(SEEDS),1) \
 		data.train=$(TRIPLETS) eval.file=$(DEV) $(ARGS))
 

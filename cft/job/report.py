@@ -1,13 +1,13 @@
 """A job's report: tables and pictures of its scores, the run's summary, and what to do next."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cft.config.schema import DataSource, EvalSource
+from cft.config.schema import Config, DataSource, EvalSource
 from cft.data.retrieval import RetrievalSet
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import TOO_FEW, Difference
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # A training that ends above this share of the loss of guessing has learned next to nothing.
 _GUESSED = 0.95
+# One whose loss, the mean of so many steps at least, rises by this share of that of guessing has lost what was known;
+# by less if it ends at guessing.
+_RISING_STEPS, _RISEN, _RISEN_TO_GUESSING = 5, 0.5, 0.2
 
 _NOT_SCORED = "nothing was scored (eval=none)"
 
@@ -62,7 +65,7 @@ def report_training(
         _log_table(plan, compared.table, title)
     else:
         log.info("\n%s: %s\n", title, _NOT_SCORED)
-    sentences = [*compared.sentences, *_loss_at_chance(plan)]
+    sentences = [*compared.sentences, *_odd_losses(plan)]
     for sentence in sentences:
         log.info("%s\n", sentence)
     parts = [f"# {title}", as_markdown(compared.table) if scored else _NOT_SCORED, *sentences]
@@ -118,18 +121,41 @@ def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Compar
     return f"{line} ({plan.result})"
 
 
-def _loss_at_chance(plan: Plan) -> list[str]:
-    """That the training ended where it began, at the loss of guessing, if it did."""
+def _odd_losses(plan: Plan) -> list[str]:
+    """That the training lost what it had learned, or ended where it began, at the loss of guessing, if it did."""
     steps = [row for row in plan.training.history() if row["event"] == "step"][: plan.stop_at]
-    last = steps[-max(1, len(steps) // 10) :]
-    if not last or "candidates" not in last[0]:  # of scored pairs alone
+    if not steps or "candidates" not in steps[-1]:  # of scored pairs alone
         return []
-    loss, candidates = (float(np.mean([row[key] for row in last])) for key in ("loss", "candidates"))
-    if loss < _GUESSED * np.log(candidates):
+    candidates = float(np.mean([row["candidates"] for row in steps[-max(1, len(steps) // 10) :]]))
+    return odd_losses([row["loss"] for row in steps], candidates, plan.config)
+
+
+def odd_losses(losses: Sequence[float], candidates: float, config: Config) -> list[str]:
+    """What is odd about the losses of a training's steps, with what to do, in a sentence; none if nothing is.
+
+    Args:
+        losses: InfoNCE's, in nats, of every step. candidates: texts that an anchor chooses from. config: the job.
+    """
+    guessed, tenth = float(np.log(max(candidates, 1.0))), max(1, len(losses) // 10)
+    loss = float(np.mean(losses[-tenth:]))
+    of_guessing = f"guessing among its {candidates:.0f} candidates has {guessed:.2f}"
+    size = max(tenth, _RISING_STEPS)
+    if len(losses) >= 2 * size:
+        means = np.convolve(losses, np.full(size, 1 / size), mode="valid")
+        lowest = int(means.argmin())
+        rise = (means[-1] - means[lowest]) / max(guessed, 1e-9)
+        if rise > _RISEN or (loss >= _GUESSED * guessed and rise > _RISEN_TO_GUESSING):
+            ratio = f", or lora.lr_ratio={config.lora.lr_ratio:g}" if config.lora.lr_ratio != 1 else ""
+            return [
+                f"the loss rose from {means[lowest]:.2f} (steps {lowest + 1} to {lowest + size}) to {loss:.2f} at the "
+                f"end, and {of_guessing}: the training lost what was known, as steps were too large; lower "
+                f"lr={config.lr:g}{ratio}"
+            ]
+    if loss < _GUESSED * guessed:
         return []
     return [
-        f"the training ended at a loss of {loss:.2f}, and guessing among its {candidates:.0f} candidates has "
-        f"{np.log(candidates):.2f}: it has learned next to nothing; raise lr or train.steps"
+        f"the training ended at a loss of {loss:.2f}, and {of_guessing}: it has learned next to nothing; raise lr or "
+        "train.steps"
     ]
 
 

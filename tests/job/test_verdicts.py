@@ -1,15 +1,20 @@
 """What a job's own table says: intervals, verdicts, a finished encoder beside it, and chance."""
 
+import re
+
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import composed, settings
 
 from cft.data.retrieval import make_set
 from cft.evaluation.pairs import Pairs
 from cft.evaluation.retrieval import MEASURES, Ranking, RetrievalScores, guessing, score
 from cft.evaluation.scores import Evaluation
+from cft.job import runner
+from cft.job.report import odd_losses
 from cft.job.verdicts import Baseline, compare
 
 NOTHING = np.empty(0, dtype=np.float32)
@@ -97,3 +102,44 @@ def test_guessing_is_the_mean_over_random_orders(documents, grades, seed):
     ranks[:, :documents] = rng.permuted(np.tile(np.arange(documents), (orders, 1)), axis=1)
     scores = score(Ranking(ranks, np.zeros(ranks.shape, dtype=np.float32)), [judged] * orders).measures["ndcg@10"]
     assert guessing(data)[0] == pytest.approx(scores.mean(), abs=1e-6 + 5 * scores.std() / orders**0.5)
+
+
+# Losses of forty steps over 32 candidates, whose guessing has 3.47, and what is said of them.
+LEARNED = [3.4 - 0.07 * step for step in range(40)]
+LOSSES = {
+    "it learned": (LEARNED, None),
+    "it was good from the start": ([0.4 - 0.005 * step for step in range(40)], None),
+    "it went up and down": ([0.6 + 0.5 * (step % 2) for step in range(40)], None),
+    "it forgot": (
+        [0.4, 0.7, *(min(3.45, 0.7 + 0.2 * step) for step in range(38))],
+        r"the loss rose from 0.76 \(steps 1 to 5\) to 3.45 at the end, and guessing among its 32 candidates has 3.47: "
+        "the training lost what was known, as steps were too large; lower lr=0.01",
+    ),
+    "it learned and then forgot": (
+        [*LEARNED[:25], *(min(3.3, 1.8 + 0.3 * step) for step in range(15))],
+        r"the loss rose from 1.8\d \(steps 2\d to \d+\) to 3.30",
+    ),
+    "it guessed": ([3.5, 3.4] * 20, "ended at a loss of 3.45, .* has learned next to nothing; raise lr or train.steps"),
+    "it guessed for four steps": ([3.5, 3.4, 3.5, 3.4], "has learned next to nothing"),
+    "one step": ([0.4], None),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_training_that_learned_nothing_is_told_from_one_that_forgot(kind):
+    losses, sentence = LOSSES[kind]
+    found = odd_losses(losses, 32.0, composed("model=tiny", "lr=1e-2"))
+    assert len(found) == (sentence is not None)
+    assert sentence is None or re.search(sentence, found[0]), found
+
+
+def test_the_ratio_of_rates_is_named_where_it_made_steps_large():
+    found = odd_losses(LOSSES["it forgot"][0], 32.0, composed("model=tiny", "lr=1e-3", "lora.lr_ratio=16"))
+    assert found[0].endswith("lower lr=0.001, or lora.lr_ratio=16")
+
+
+def test_a_job_says_what_was_odd_and_keeps_it(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    runner.run(settings(tmp_path, "train.steps=2", "lr=1e-6", "eval.pairs=10"))
+    (table,) = tmp_path.glob("tiny-*/evaluations/*/table.md")
+    assert "has learned next to nothing" in caplog.text and "has learned next to nothing" in table.read_text()
