@@ -1,4 +1,4 @@
-"""One job, carried out: score the base model, train it, score the result, and leave a complete record."""
+"""One job, carried out: train the base model, score it as it was and as it is now, and leave a complete record."""
 
 import functools
 import gc
