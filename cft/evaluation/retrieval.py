@@ -5,7 +5,7 @@ and the best documents of each query are in memory. Measures are trec_eval's. Am
 greater id comes first, as there.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ DEPTH = 100
 
 # Scores of one block: 16 MB of them, and twice as many bytes for their order.
 _QUERIES, _DOCUMENTS = 256, 16_384
+# Of the first block all scores are sorted, later on only those above the worst that is kept. So it is a small one.
+_FIRST_DOCUMENTS = 2_048
 
 # Documents that are embedded before they are searched: more of them at a time share more prefixes.
 _EMBEDDED = 50_000
@@ -76,8 +78,8 @@ class TopDocuments:
         for start in range(0, len(self._queries), _QUERIES):
             rows = slice(start, start + _QUERIES)
             keys = self._keys[rows]
-            for begin in range(0, len(documents), _DOCUMENTS):
-                scores = self._queries[rows] @ documents[begin : begin + _DOCUMENTS].T
+            for begin, end in _blocks(len(documents), is_first=not self._count):
+                scores = self._queries[rows] @ documents[begin:end].T
                 first = self._count + begin
                 full = keys.shape[1] == self._depth
                 fresh = _keys_above(scores, first, _scores(keys.min(axis=1))) if full else _keys(scores, first)
@@ -95,6 +97,14 @@ class TopDocuments:
         return Ranking(documents, _scores(keys))
 
 
+def _blocks(count: int, *, is_first: bool) -> Iterator[tuple[int, int]]:
+    """The first document of each block, and the one behind its last."""
+    begin, size = 0, min(_FIRST_DOCUMENTS, _DOCUMENTS) if is_first else _DOCUMENTS
+    while begin < count:
+        yield begin, min(begin + size, count)
+        begin, size = begin + size, _DOCUMENTS
+
+
 def _keys(scores: np.ndarray, first: int) -> np.ndarray:
     """Scores (q, n) with the documents' numbers from `first` on, as whole numbers of the same order, no two equal."""
     return _joined(scores, np.arange(first, first + scores.shape[1], dtype=np.int64))
@@ -105,7 +115,8 @@ def _keys_above(scores: np.ndarray, first: int, limits: np.ndarray) -> np.ndarra
 
     Of a document that comes late few scores are, so that nearly all of the work is one comparison a score.
     """
-    rows, columns = np.nonzero(~(scores <= limits[:, None]))
+    # Found in one row of all, which takes NumPy a fraction of its time for two dimensions.
+    rows, columns = np.divmod(np.flatnonzero(~(scores <= limits[:, None])), scores.shape[1])
     counts = np.bincount(rows, minlength=len(scores))
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     keys = np.full((len(scores), int(counts.max(initial=0))), np.iinfo(np.int64).min)
