@@ -24,8 +24,9 @@ _SAMPLE = 500
 _QUANTILE = 0.95
 _SHORTEST, _LONGEST, _MULTIPLE = 32, 256, 16
 
-# Of a training: the paper's batch, but at least so many batches a pass; steps aimed at, passes and steps at most.
-_BATCH, _LEAST_BATCHES = 60, 8
+# Of a training: the paper's batch, but at least so many batches a pass; steps aimed at, passes and steps at most. Of few
+# rows, batches of so many, two a pass: in smaller ones there is little to choose from (docs/results.md).
+_BATCH, _LEAST_BATCHES, _LEAST_ROWS = 60, 8, 16
 _STEPS, _PASSES, _MOST_STEPS = 100, 10, 1000
 
 # Peak learning rates of LoRA at the hidden size of SmolLM2-135M, and how many steps make a training long
@@ -116,7 +117,7 @@ def _positions(files: ModelFiles) -> int | None:
 def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, str]:
     train, scored = config.train, config.data.is_scored_alone
     if "train.batch_size" in left and not scored:
-        size = min(_BATCH, max(2, rows // _LEAST_BATCHES))
+        size = min(_BATCH, max(2, rows // _LEAST_BATCHES, min(_LEAST_ROWS, rows // 2)))
         train = replace(train, batch_size=max(1, size // train.accumulation) * train.accumulation)
     a_pass = max(1, rows // (train.scored_batch if scored else train.batch_size))
     train = _passes(train, a_pass, left)

@@ -25,7 +25,7 @@ OWN = ["model=tiny", "logger=none", "data=files", "data.negative_columns=[]", "l
 
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "steps"),
-    [(20, 2, 10, 90), (300, 33, 10, 80), (600, 60, 10, 90), (6000, 60, 2, 182)],
+    [(20, 9, 10, 20), (40, 16, 10, 20), (300, 33, 10, 80), (600, 60, 10, 90), (6000, 60, 2, 182)],
 )
 def test_batch_passes_and_steps_follow_from_the_number_of_rows(tmp_path, rows, batch, epochs, steps):
     train = make_plan(composed(*OWN, pairs_file(tmp_path, rows))).config.train
