@@ -24,8 +24,8 @@ _SAMPLE = 500
 _QUANTILE = 0.95
 _SHORTEST, _LONGEST, _MULTIPLE = 32, 256, 16
 
-# Of a training: the paper's batch, but at least so many batches a pass; steps aimed at, passes and steps at most. Of few
-# rows, batches of so many, two a pass: in smaller ones there is little to choose from (docs/results.md).
+# Of a training: the paper's batch, but at least so many batches a pass; steps aimed at, passes and steps at most. Of
+# few rows, batches of so many, two a pass: in smaller ones there is little to choose from (docs/results.md).
 _BATCH, _LEAST_BATCHES, _LEAST_ROWS = 60, 8, 16
 _STEPS, _PASSES, _MOST_STEPS = 100, 10, 1000
 
