@@ -296,7 +296,8 @@ def _check_names(override: Override) -> None:
 def _require_choice(group: str, choice: str, there: list[str]) -> None:
     if choice not in there:
         may_be = ", ".join(there)
-        raise UserError(f"{group}={choice}: no such choice; {group} may be {may_be}{nearest_names(choice, there)}")
+        message = f"{group}={choice}: no such choice; {group} may be {may_be}{nearest_names(choice, there)}"
+        raise UserError(shorten_words(message))
 
 
 def _choices_of(override: Override) -> list[str]:

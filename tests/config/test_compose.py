@@ -224,3 +224,10 @@ def test_the_first_token_of_a_causal_model_is_refused_as_an_embedding():
     with pytest.raises(UserError, match="the first token of a causal model sees nothing of the text behind it"):
         composed("model.pooling=first")
     assert composed("model.pooling=first", "model.attention=bidirectional")
+
+
+@pytest.mark.parametrize("key", ["model", "loss", "loss.guide", "baseline", "distill", "train", "nothing"])
+def test_a_choice_of_any_length_is_quoted_in_short(key):
+    with pytest.raises(UserError, match=key) as caught:
+        composed(f"{key}={'y' * 5000}")
+    assert len(str(caught.value)) < 1500
