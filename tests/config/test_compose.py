@@ -6,7 +6,7 @@ import re
 import pytest
 from jobs import composed
 
-from cft.config.compose import all_groups, all_keys, check_overrides, conf_folder
+from cft.config.compose import all_groups, all_keys, check_overrides, compose_config, conf_folder
 from cft.config.schema import Attention, Config, DataSource, Pooling, Precision, PromptUse, ScheduleKind
 from cft.system.errors import UserError
 
@@ -229,5 +229,5 @@ def test_the_first_token_of_a_causal_model_is_refused_as_an_embedding():
 @pytest.mark.parametrize("key", ["model", "loss", "loss.guide", "baseline", "distill", "train", "nothing"])
 def test_a_choice_of_any_length_is_quoted_in_short(key):
     with pytest.raises(UserError, match=key) as caught:
-        composed(f"{key}={'y' * 5000}")
+        compose_config([f"{key}={'y' * 5000}"])
     assert len(str(caught.value)) < 1500
