@@ -26,6 +26,7 @@ RULES = {"num_negatives": 4, "range_max": 100, "relative_margin": 0.05}
 SIDES = ("cft", "sentence-transformers")
 ROUNDS = 3
 MIB = 2**20
+_WHY = "documents come in blocks, anew for every thousand queries, so that memory stays flat"
 
 
 class Stored:
@@ -135,7 +136,7 @@ def main() -> None:
                 (against, f"{faster:.2f}", f"{memory[1] / MIB:,.0f}"),
             ],
             comparisons=[
-                Comparison("mining, time", against, faster, 1.0),
+                Comparison("mining, time", against, faster, 1.0, _WHY if faster < 1 else ""),
                 Comparison("mining, memory", against, memory[1] / memory[0], 2.0),
             ],
             notes=[
