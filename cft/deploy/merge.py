@@ -190,10 +190,12 @@ def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
 
 def _require_sums(folders: list[Path], options: MergeOptions) -> None:
     """Refuse to combine factors of which half only take off what the other half began with (PiSSA)."""
+    if options.method is Method.cat:
+        return
     for folder in folders:
         path = RunFolder(folder).file(RunFolder.CONFIG)
         init = read_json(path)["lora"]["init"] if path.exists() else ""
-        if init.startswith("pissa") and options.method is not Method.cat:
+        if init.startswith("pissa"):
             raise UserError(
                 f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and "
                 "half of its factors only take off what the others began with; take method=cat, which adds up whole "
