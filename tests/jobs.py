@@ -46,6 +46,24 @@ def settings(folder: Path, *overrides: str):
     return composed(*QUICK, f"outputs={folder}", *overrides)
 
 
+class Killed(Exception):
+    """What ends a job in the middle of its training."""
+
+
+def run_killed_at(step: int, config: Config) -> None:
+    """A job that is ended when it reports a step."""
+    import pytest
+
+    from cft.job import runner
+
+    def stop(row: dict) -> None:
+        if row["event"] == "step" and row["step"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        runner.run(config, on_row=stop)
+
+
 def run_folder(outputs: Path) -> Path:
     (found,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
     return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from batches import WORDS
 from conftest import make_tiny
-from jobs import adapter_bytes, run_folder, settings
+from jobs import adapter_bytes, run_folder, run_killed_at, settings
 
 from cft.config.schema import LoraBias, LoraSettings
 from cft.job import runner
@@ -64,16 +64,8 @@ def test_a_killed_training_ends_with_the_same_bytes_and_small_chunks_change_noth
     job = [*JOB, "model.path=random:phi", "model.name=tiny", f"lora.bias={bias}", "lora.dropout=0"]
     runner.run(settings(tmp_path / "whole", *job))
 
-    class Killed(Exception):
-        pass
-
-    def stop(row: dict) -> None:
-        if row["event"] == "step" and row["step"] == 3:
-            raise Killed
-
     killed = [*job, "train.checkpoint_every=1"]
-    with pytest.raises(Killed):
-        runner.run(settings(tmp_path / "killed", *killed), on_row=stop)
+    run_killed_at(3, settings(tmp_path / "killed", *killed))
     runner.run(settings(tmp_path / "killed", *killed))
     assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")
     runner.run(settings(tmp_path / "chunks", *job, "train.chunk_tokens=40"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from batches import WORDS
 from conftest import make_tiny
-from jobs import adapter_bytes, run_folder, settings
+from jobs import adapter_bytes, run_folder, run_killed_at, settings
 
 from cft.config.schema import LoraSettings, LoraVariant
 from cft.job import runner
@@ -101,16 +101,8 @@ def test_the_product_of_the_factors_is_the_best_of_its_rank(init):
 def test_a_killed_training_ends_with_the_same_bytes_and_moves_the_model(tmp_path, monkeypatch):
     runner.run(settings(tmp_path / "whole", *JOB))
 
-    class Killed(Exception):
-        pass
-
-    def stop(row: dict) -> None:
-        if row["event"] == "step" and row["step"] == 3:
-            raise Killed
-
     job = [*JOB, "train.checkpoint_every=1"]
-    with pytest.raises(Killed):
-        runner.run(settings(tmp_path / "killed", *job), on_row=stop)
+    run_killed_at(3, settings(tmp_path / "killed", *job))
     # Another machine's decomposition: other last bits, and another sign.
     real = torch.linalg.svd
     monkeypatch.setattr(torch.linalg, "svd", lambda *a, **k: [part * (1 + 1e-6) for part in real(*a, **k)])
