@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from cft.config.compose import compose_config
+from jobs import composed
+
 from cft.deploy import export
 from cft.export import COMMAND
 from cft.job import runner
@@ -14,7 +15,7 @@ QUICK = (
 
 def train(tmp_path: Path, *overrides: str) -> Path:
     """A finished embedder's folder; the learning rate is high, so that the adapter matters."""
-    runner.run(compose_config([*QUICK.split(), f"outputs={tmp_path / 'outputs'}", *overrides]))
+    runner.run(composed(*QUICK.split(), f"outputs={tmp_path / 'outputs'}", *overrides))
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/contract.json"))
     return folder
 

@@ -27,6 +27,7 @@ def prepare() -> None:
     import peft  # noqa: F401
     import scipy.stats  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import conversion_mapping
 
     from cft.config.compose import check_overrides
     from cft.data import training_data
@@ -36,6 +37,7 @@ def prepare() -> None:
     training_data._SCENES_DEV_PAIRS = DEV_PAIRS
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])
+    conversion_mapping.get_checkpoint_conversion_mapping("llama")
     figure, axes = figures.plt.subplots(layout="constrained")
     axes.plot([0, 1], label="fonts are looked up")
     axes.legend()

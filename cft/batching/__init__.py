@@ -2,6 +2,7 @@
 
 __all__ = [
     "layout",  # Batching: the kind of batch that a trial found exact for a model, and its layouts
+    "trials",  # find_batching: the trial at loading, kept
     "places",  # the number of every token in a whole batch, for those of a chunk of it
     "prefix_tree",  # build_tree and the attention over it
 ]

@@ -123,9 +123,16 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
             "the distance between texts): it cannot be run in batches"
         )
     _require_independent(trunk, padded, sequences[0], model.max_length)
-    if model.batches is Batches.auto:
-        log.info("texts are padded instead of sharing prefixes: %s", reason)
-    return replace(padded, difference=difference)
+    padded = replace(padded, difference=difference)
+    use_batching(trunk, padded, model)
+    return padded
+
+
+def use_batching(trunk: Any, batching: Batching, model: ModelSettings) -> None:
+    """Give a trunk the attention of a kind of batch that was found exact for it, and say why it is padded, if it is."""
+    _set_attention(trunk, batching.attention)
+    if batching.kind is Batches.padded and model.batches is Batches.auto:
+        log.info("texts are padded instead of sharing prefixes: %s", batching.reason)
 
 
 def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -1,7 +1,10 @@
 """From the command line to a typed Config: composition, near matches for typos, one crossing out of OmegaConf."""
 
+import copy
+import functools
 import itertools
 import math
+import os
 import re
 import typing
 from dataclasses import fields, is_dataclass, replace
@@ -27,6 +30,9 @@ from cft.system.text import did_you_mean, shorten_words
 
 # Values of a long range that are tried before the first job.
 _VALUES_OF_A_RANGE = 10
+
+# How a value names a variable of the environment.
+_VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
 
 CONFIG_NAME = "config"
 
@@ -207,10 +213,27 @@ def compose_job(overrides: list[str]) -> Config:
             word = shorten_words(given[0])
             raise UserError(f"{word}: there is no {what} to change; choose one first: {group}={choice} {word}")
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return to_config(compose(CONFIG_NAME, overrides=overrides), overrides)
+        return copy.deepcopy(_composed(tuple(overrides), _surroundings(overrides)))
     except HydraException as error:
         raise UserError(_cause(error, overrides)) from error
+
+
+@functools.lru_cache(maxsize=512)  # a third of a second each, and studies of the same cells ask for the same
+def _composed(overrides: tuple[str, ...], _surroundings: tuple) -> Config:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
+
+
+def _surroundings(overrides: list[str]) -> tuple:
+    """What else a configuration depends on: the files, and the environment's variables that they or a word name."""
+    files = tuple(sorted((path, path.stat().st_mtime_ns) for path in conf_folder().rglob("*.yaml")))
+    names = {*_variables_in(files), *itertools.chain(*map(_VARIABLE.findall, overrides))}
+    return files, tuple((name, os.environ.get(name)) for name in sorted(names))
+
+
+@functools.lru_cache(maxsize=1)
+def _variables_in(files: tuple[tuple[Path, int], ...]) -> list[str]:
+    return [name for path, _ in files for name in _VARIABLE.findall(path.read_text(encoding="utf-8", errors="replace"))]
 
 
 def _jobs(parsed: list[Override]) -> list[list[str]]:

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from cft.batching.layout import Batching, choose_batching, sample_sequences
+from cft.batching.layout import Batching, sample_sequences
+from cft.batching.trials import find_batching
 from cft.config.schema import PLACEHOLDER, ModelSettings, Quantization
 from cft.model import minicpm
 from cft.model.contract import SETTINGS, Contract
@@ -112,7 +113,7 @@ def load_backbone(
         **settings,
     )
     tokenizer = cached_tokenizer(contract.tokenizer, tokenizer)
-    batching = choose_batching(trunk, model, prefix)
+    batching = find_batching(trunk, model, prefix, files.all_read)
     if model.layer_weights:
         add_layer_weights(trunk, batching)
     return Backbone(trunk, tokenizer, contract, batching, unused, files.place, files.gguf)

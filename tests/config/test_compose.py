@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 
 import pytest
 from jobs import composed
 
-from cft.config.compose import all_groups, all_keys, check_overrides, compose_config, conf_folder
+from cft.config import compose
+from cft.config.compose import all_groups, all_keys, check_overrides, compose_config, compose_job, conf_folder
 from cft.config.schema import Attention, Config, DataSource, Pooling, Precision, PromptUse, ScheduleKind
 from cft.system.errors import UserError
 
@@ -35,6 +37,31 @@ def test_there_is_a_choice_in_every_group():
         "train",
         "experiment",
     }
+
+
+def test_a_composition_is_ones_own_and_follows_the_files_and_the_environment(tmp_path, monkeypatch):
+    """It is kept, as a study asks for the same again and again; whoever changes his changes no other's."""
+    shutil.copytree(conf_folder(), tmp_path / "conf")
+    monkeypatch.setattr(compose, "conf_folder", lambda: tmp_path / "conf")
+    composed_by_hydra = count_calls(monkeypatch, compose, "compose")
+    first = compose_job(["model=tiny"])
+    first.lora.targets.append("spoilt")
+    assert "spoilt" not in compose_job(["model=tiny"]).lora.targets and len(composed_by_hydra) == 1
+
+    choice = tmp_path / "conf" / "model" / "tiny.yaml"
+    choice.write_text(choice.read_text().replace("name: tiny", "name: ${oc.env:NAMED,unset}"))
+    assert compose_job(["model=tiny"]).model.name == "unset"
+    for name in ("one", "other"):
+        monkeypatch.setenv("NAMED", name)
+        monkeypatch.setenv("RUN_NAME", name)
+        assert compose_job(["model=tiny"]).model.name == name
+        assert compose_job(["logger.group=${oc.env:RUN_NAME}"]).logger.group == name
+
+
+def count_calls(monkeypatch, module, name: str) -> list:
+    real, calls = getattr(module, name), []
+    monkeypatch.setattr(module, name, lambda *a, **k: calls.append(a) or real(*a, **k))
+    return calls
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
