@@ -17,11 +17,11 @@ from cft.system.digest import to_plain
 from cft.system.files import write_text
 from cft.system.tables import Row, as_markdown
 
-_ABOVE = re.compile(r"^ {4}# (?P<meaning>.+)\n {4}(?P<key>\w+): ", re.MULTILINE)
+_ABOVE = re.compile(r"(?P<meaning>(?:^ {4}# .+\n)+) {4}(?P<key>\w+): ", re.MULTILINE)
 _BESIDE = re.compile(r"^ {4}(?P<key>\w+): .+?  # (?P<meaning>.+)$", re.MULTILINE)
 
 _CALLED = {"str": "text", "int": "integer", "float": "number", "bool": "true, false"}
-_CALLED |= {"ModelSettings": "like `model`", "DataSettings": "like `data`"}
+_CALLED |= {"Any": "text, or list of them", "ModelSettings": "like `model`", "DataSettings": "like `data`"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,11 @@ def _group(name: str, choices: list[str]) -> list[str]:
 def _meanings(kind: type) -> dict[str, str]:
     """The comment beside or above each field of a settings class."""
     source = inspect.getsource(kind)
-    return {match["key"]: match["meaning"] for pattern in (_ABOVE, _BESIDE) for match in pattern.finditer(source)}
+    return {
+        match["key"]: " ".join(line.strip().removeprefix("# ") for line in match["meaning"].splitlines())
+        for pattern in (_ABOVE, _BESIDE)
+        for match in pattern.finditer(source)
+    }
 
 
 def _values_in(path: Path, group: str) -> dict:

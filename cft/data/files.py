@@ -267,7 +267,7 @@ def _check_path(source: Source) -> None:
         if not folder.is_dir():
             raise source.error(f"no such file, nor is there a folder {printable(str(folder))}")
         names = [entry.name for entry in folder.iterdir() if entry.is_file()]
-        guess = did_you_mean(path.name, names, show=lambda name: printable(str(folder / name)))
+        guess = did_you_mean(path.name, names, show=lambda name: printable(str(folder / name)), cutoff=0.75)
         raise source.error(f"no such file{guess}")
     if not path.is_file():
         # files are read more than once, and to their end: a pipe would wait, a device need not end

@@ -158,7 +158,10 @@ def _lines(source: Source) -> Iterator[str]:
             try:
                 line.encode("utf-8", "surrogateescape").decode("utf-8")
             except UnicodeDecodeError as error:
-                problem = f"line {number} is not valid UTF-8 ({error.reason}); save the file as UTF-8"
+                problem = (
+                    f"line {number} is not valid UTF-8 ({error.reason}); save the file as UTF-8, or convert it: a file "
+                    "of Excel on Windows mostly by iconv -f cp1252 -t utf-8 FILE > NEW_FILE"
+                )
                 raise source.error(problem) from error
             yield line
 
@@ -246,9 +249,10 @@ def _json_rows(source: Source) -> _Lines:
 
 def _json_object(text: str) -> _Cells:
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))  # at the end of a line that was cut off, the end is what is wrong
     except json.JSONDecodeError as error:
-        return BadRow(f"is not valid JSON ({error.msg} at character {error.pos + 1}); a line holds one object")
+        problem = error.msg.removesuffix(" at")
+        return BadRow(f"is not valid JSON ({problem} at character {error.pos + 1}); a line holds one object")
     except (RecursionError, ValueError):
         return BadRow("is not JSON that can be read (too many nested brackets, or a number of thousands of digits)")
     return _object(value)

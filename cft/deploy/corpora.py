@@ -174,7 +174,7 @@ class _Knowing:
         self._order = np.argsort(keys)
         self._keys = keys[self._order]
 
-    def encode(self, texts: list[str], *, dimensions: int | None = None) -> np.ndarray:
+    def encode(self, texts: list[str], *, dimensions: int | None = None, progress: str | None = None) -> np.ndarray:
         """As `Embedder.encode`; the last bits of a vector may be those of another batch."""
         keys = np.array([hashlib.sha256(text.encode()).digest()[:_KEY_BYTES] for text in texts], dtype=_KEY)
         places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -183,7 +183,7 @@ class _Knowing:
         found = np.empty((len(texts), self._known.shape[1]), dtype=np.float32)
         found[is_known] = self._known[self._order[places[is_known]]]
         if new:
-            found[~is_known] = self._embedder.encode(new, dimensions=dimensions)
+            found[~is_known] = self._embedder.encode(new, dimensions=dimensions, progress=progress)
         return found
 
 

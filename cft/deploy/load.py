@@ -110,10 +110,12 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     listed = matches or final or kept
     names = ", ".join(map(str, listed[:_MOST_LISTED])) or f"none under {outputs}"
     names += f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
-    problem = "several embedders end so" if matches else "no finished embedder"
-    endings = [folder.name[-len(name) :] for folder in final if not matches]
-    guess = did_you_mean(name, endings, show="run={}".format, cutoff=0.8)
-    raise UserError(f"run={name}: {problem}; there: {names}{guess}")
+    if matches:
+        raise UserError(f"run={name}: several embedders end so: {names}")
+    missing = "holds no finished embedder" if path.is_dir() else "no such folder, nor does a finished embedder end so"
+    by_ending = {end: folder.name for folder in final for end in (folder.name, folder.name[-len(name) :])}
+    guess = did_you_mean(name, by_ending, show=lambda end: f"run={by_ending[end]}", cutoff=0.8)
+    raise UserError(f"run={name}: {missing}; there: {names}{guess}")
 
 
 def _newest_first(contracts: Iterable[Path]) -> list[Path]:

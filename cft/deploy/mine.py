@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,7 +224,7 @@ def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: cont
         for corpus, vectors in parts:
             yield from corpora.distinct_vectors(corpus, vectors)
 
-    with tqdm(total=len(own), desc="mining", unit="anchor", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(own), desc="mining", unit="anchor") as bar:
         return search_negatives(queries, blocks, own, farthest, rules, on_queries=bar.update)
 
 

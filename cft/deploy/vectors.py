@@ -132,8 +132,8 @@ class Shard:
 class Encoder(Protocol):
     """What makes vectors (n, D) of texts, as `Embedder.encode` does."""
 
-    def encode(self, texts: list[str], *, dimensions: int | None = None) -> "np.ndarray":
-        """Their unit vectors."""
+    def encode(self, texts: list[str], *, dimensions: int | None = None, progress: str | None = None) -> "np.ndarray":
+        """Their unit vectors; `progress` is the caption of a bar."""
 
 
 class Blocks:
@@ -167,7 +167,7 @@ class Blocks:
             before = counted(min(done * _BLOCK, count), "text")
             sys.stderr.write(f"{before} of {count:,} were embedded before\n")
         has_room = False
-        with tqdm(total=count, desc="embedding", unit="text", disable=not sys.stderr.isatty()) as bar:
+        with tqdm(total=count, desc="embedding", unit="text") as bar:
             for path in paths:
                 block = list(islice(texts, _BLOCK))
                 for text in block:
@@ -175,7 +175,8 @@ class Blocks:
                 if path not in own:
                     continue
                 if not path.exists():
-                    vectors = embedder.encode(block, dimensions=self._record.dimensions)
+                    caption = f"texts {bar.n + 1:,} to {bar.n + len(block):,}"  # a block may take minutes
+                    vectors = embedder.encode(block, dimensions=self._record.dimensions, progress=caption)
                     if not has_room:  # for the blocks to come and, without shards, for the file that is made of all
                         rows = (2 if self._shard is None else 1) * count - done * _BLOCK
                         require_free(self._folder, rows * vectors.shape[1] * vectors.itemsize, "vectors of these texts")
@@ -302,7 +303,9 @@ def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarra
     if path.suffix != ".npy":
         raise UserError(f"{name}: must be an .npy file, as `python -m cft.encode` writes it")
     if not path.is_file():
-        raise UserError(f"{name}: no such file")
+        raise UserError(
+            f"{name}: no such file; `python -m cft.encode` writes it, and without vectors= the texts are embedded here"
+        )
     if not record_of(path).exists():
         raise UserError(
             f"{name}: has no {record_of(path).name} beside it, by which its embedder and texts are known; "

@@ -18,7 +18,16 @@ from cft.system.files import read_arrays, write_arrays
 FILE_NAME = "queries.npz"
 
 HEADLINE = "ndcg@10"
-MEASURES = (HEADLINE, "recall@1", "recall@10", "recall@100", "mrr@10", "map@10")
+# As people write them, who read the names of records elsewhere.
+MEASURE_NAMES = {
+    HEADLINE: "nDCG@10",
+    "recall@1": "recall@1",
+    "recall@10": "recall@10",
+    "recall@100": "recall@100",
+    "mrr@10": "MRR@10",
+    "map@10": "MAP@10",
+}
+MEASURES = tuple(MEASURE_NAMES)
 
 # Ranks that measures look at.
 DEPTH = 100

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from cft.config.schema import Role
 from cft.data.records import ScoredPair, Triplet, require_rankable
@@ -210,6 +209,8 @@ def spearman(cosines: np.ndarray, scores: Sequence[float], name: str) -> float:
     Raises:
         UserError: naming the set, if the correlation is undefined.
     """
+    from scipy.stats import spearmanr  # here, as its import would keep the first step waiting for a second
+
     require_rankable(scores, name)
     if not np.isfinite(cosines).all():
         raise UserError(

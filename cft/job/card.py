@@ -7,11 +7,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from cft import __version__
-from cft.config.schema import Config, DataSource
+from cft.config.schema import PLACEHOLDER, Config, DataSource
 from cft.data.sts import NINE_SETS
 from cft.data.training_data import NLI_REPOSITORY
 from cft.evaluation import pairs
-from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, Interval, resample, resample_means
+from cft.evaluation.bootstrap import LEAST_PAIRS, MEAN, TOO_FEW, Interval, resample, resample_means
 from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import METRICS, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
@@ -38,16 +38,18 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         folder: with contract, metrics and evaluations. config: of the training. data: the training's data.json.
     """
     contract = Contract.load(folder)
-    scores: list[tuple[str, str]] = []  # of each evaluation, title and table
+    scores: list[tuple[str, str, str]] = []  # of each evaluation, title, table and verdict
+    found: set[str] = set()  # what was measured
     hub_results: dict[str, EvalResult] = {}  # by set: the hub takes one score a set, of several prompts the last one's
     for name, entry in sorted(read_json(folder / METRICS).items()):
         table = _scores(entry, _intervals(folder / RunFolder.EVALUATIONS / name))
-        scores.append((f"{evaluation_name(name)}, prompt `{entry['prompt']}`", as_markdown(table)))
+        scores.append((f"{evaluation_name(name)}, {_prompt(entry['prompt'])}", as_markdown(table), _verdict(entry)))
+        found |= {kind for kind in ("sets", "retrieval") if entry["after"].get(kind)}
         of_hub = entry.get("source") == HUB
         for set_name, score in entry["after"]["sets"].items():
             hub_results[set_name] = _result(set_name, score["spearman"], of_hub=of_hub)
-        for set_name, found in entry["after"].get("retrieval", {}).items():
-            hub_results[f"{name}/{set_name}"] = _retrieval_result(set_name, found[HEADLINE])
+        for set_name, measures in entry["after"].get("retrieval", {}).items():
+            hub_results[f"{name}/{set_name}"] = _retrieval_result(set_name, measures[HEADLINE])
     card = ModelCard.from_template(
         _metadata(folder, config, contract, list(hub_results.values())),
         template_path=str(_TEMPLATE),
@@ -59,6 +61,8 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         contract=contract,
         data=data,
         scores=scores,
+        found=found,
+        steps=_steps(folder, config),
     )
     write_text(folder / FILE_NAME, card.content)
 
@@ -88,6 +92,28 @@ def for_reader(card: str, *, library: str, place: str | None = None) -> str:
         raise UserError(f"the metadata of the model card cannot be read ({first_line(error)})") from error
     parsed.data["library_name"] = library
     return parsed.content
+
+
+def _verdict(entry: dict) -> str:
+    """What may be said of the change, in a sentence; nothing where no score was compared."""
+    change = entry.get("change")
+    if not change:
+        return ""
+    interval = "" if change["verdict"] == TOO_FEW else f" [{change['low']:+.1f}, {change['high']:+.1f}]"
+    return f"Change: {change['value']:+.2f}{interval}, {change['verdict']}."
+
+
+def _prompt(template: str) -> str:
+    return "no prompt" if template == PLACEHOLDER else f"prompt `{template}`"
+
+
+def _steps(folder: Path, config: Config) -> str:
+    """How long it was trained, in words; a folder of the weights of an earlier step has no record of the end."""
+    finished = RunFolder(folder).finished()
+    if finished is None:
+        return f"{config.train.steps:,} at most"
+    best = finished.best_step
+    return f"{finished.steps:,}" + (f", the weights of step {best:,}" if best not in (None, finished.steps) else "")
 
 
 def _noun(config: Config) -> str:
@@ -158,8 +184,8 @@ def _intervals(folder: Path) -> dict[str, Interval]:
 
 def _scores(entry: dict, intervals: dict[str, Interval]) -> list[Row]:
     """An evaluation of metrics.json as a table."""
-    table: list[Row] = [("set", "pairs", "before", "after", "95% interval")]
     before, after = entry["before"], entry["after"]
+    table: list[Row] = [("set", "pairs" if after["sets"] else "queries", "before", "after", "95% interval")]
     texts = {name: f"{interval.low:.1f} to {interval.high:.1f}" for name, interval in intervals.items()}
     for name, score in after["sets"].items():
         points = (f"{before['sets'][name]['spearman']:.2f}", f"{score['spearman']:.2f}")

@@ -1,4 +1,4 @@
-"""Pictures of a job: scores before and after, similarities of entailment and contradiction, the training curve."""
+"""Pictures of a job: scores before and after, similarities of positives and negatives, the training curve."""
 
 import math
 from collections.abc import Sequence
@@ -65,13 +65,15 @@ def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = No
             axes.plot(places, curve, color=colour, linewidth=2, label=label, linestyle=style)
         axes.set_xscale("log")
         axes.set_xticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
-        axes.set_ylim(0, 100)
         axes.set_xlabel("k, documents that are looked at")
         axes.set_title(f"{name}: nDCG@10 {before.retrieval[name].means[HEADLINE]:.1f} to "
                        f"{after.retrieval[name].means[HEADLINE]:.1f}", loc="left", fontsize=10)  # fmt: skip
         clean(axes)
+    lowest = min(float(line.get_ydata().min()) for axes in panels[0] for line in axes.lines)
+    # curves that begin high differ where an axis from 0 would press them against its upper end
+    panels[0][0].set_ylim(max(0, 10 * math.floor((lowest - 1) / 10)), 101)
     panels[0][0].set_ylabel("relevant documents found, %")
-    panels[0][0].legend(frameon=False, loc="upper left")
+    panels[0][0].legend(frameon=False, loc="lower right")
     return figure
 
 
@@ -97,7 +99,7 @@ def dimensions(before: Evaluation, after: Evaluation, shortened: Shortened) -> F
 
 
 def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figure:
-    """Cosines of held-out anchors with their entailments and their contradictions, before and after; `of` whom."""
+    """Cosines of held-out anchors with their positives and their hard negatives, before and after; `of` whom."""
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained")
     lowest = min(float(e.negatives.min()) for e in (before, after))
     # one outline for all bars: a patch for each takes a second to draw
@@ -105,8 +107,8 @@ def similarities(before: Evaluation, after: Evaluation, *, of: str = "") -> Figu
     for axes, evaluation, title in zip(
         panels, (before, after), ("before", f"{of}, after" if of else "after"), strict=True
     ):
-        axes.hist(evaluation.positives, color=ENTAILED, label="entailment (positive)", **bars)
-        axes.hist(evaluation.negatives, color=CONTRADICTED, label="contradiction (hard negative)", **bars)
+        axes.hist(evaluation.positives, color=ENTAILED, label="positive", **bars)
+        axes.hist(evaluation.negatives, color=CONTRADICTED, label="hard negative", **bars)
         axes.set_title(f"{title}: {evaluation.triplet_accuracy:.0%} of triplets in order", loc="left", fontsize=10)
         axes.set_ylabel("triplets")
         clean(axes)
@@ -131,6 +133,7 @@ def training(history: Sequence[dict]) -> Figure:
             "guessing", (places[-1], guessed[-1]), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
         )
     axes.set_xlabel("step")
+    axes.set_title("The training: loss of its batches" + (" and development score" if dev else ""), loc="left")
     alone = bool(steps) and all("scored_loss" in row and "accuracy" not in row for row in steps)
     axes.set_ylabel("loss of scored pairs" if alone else "InfoNCE loss, nats")
     axes.set_ylim(bottom=0)
@@ -139,6 +142,8 @@ def training(history: Sequence[dict]) -> Figure:
         other = axes.twinx()
         other.plot(*zip(*dev, strict=True), "o-", color=AFTER)
         other.set_ylabel(f"development {measure} × 100", color=AFTER)
+        low, high = other.get_ylim()
+        other.set_ylim(low, min(high, max(100.5, low + 1)))  # nothing is above 100, and its line's points are whole
         other.spines[["top", "left"]].set_visible(False)
     return figure
 

@@ -24,11 +24,11 @@ class Cut:
     max_length: int  # tokens
 
 
-def warn_of_cut(embedder: Embedder, texts: Iterable[str], what: str) -> int:
-    """Say how many of the texts to be scored are too long to be read whole; returns their number."""
+def find_cut_texts(embedder: Embedder, texts: Iterable[str], what: str, *, quiet: bool) -> int:
+    """Count the texts to be scored that are too long to be read whole, and say so unless it is to be quiet."""
     distinct = list(dict.fromkeys(texts))
     count = embedder.count_cut(distinct)
-    if count:
+    if count and not quiet:
         log.warning("%s: %s", what, _sentence(count, len(distinct), embedder.contract.max_length))
     return count
 
@@ -47,7 +47,8 @@ def find_cut(embedder: Embedder, triplets: Sequence[Triplet]) -> Cut:
     cut = Cut(long, len(texts), equal, count, embedder.contract.max_length)
     if cut.texts:
         of = "" if count == len(triplets) else f" of {count:,} triplets out of {len(triplets):,}"
-        log.warning("training data%s: %s", of, _sentence(cut.texts, cut.of, cut.max_length))
+        roles = _by_role(embedder, sample)
+        log.warning("training data%s: %s%s", of, _sentence(cut.texts, cut.of, cut.max_length), roles)
     if cut.equal:
         log.warning(
             "in %d of %d triplets two different texts are equal after the cut: the model is asked to tell apart what "
@@ -56,6 +57,14 @@ def find_cut(embedder: Embedder, triplets: Sequence[Triplet]) -> Cut:
             cut.triplets,
         )
     return cut
+
+
+def _by_role(embedder: Embedder, triplets: Sequence[Triplet]) -> str:
+    """Whose ends are lost: where anchors are short, a share of all texts says too little of the others."""
+    anchors = list(dict.fromkeys(row.anchor for row in triplets))
+    others = list(dict.fromkeys(text for row in triplets for text in (row.positive, *row.negatives)))
+    counts = [f"{embedder.count_cut(texts):,} of {len(texts):,}" for texts in (anchors, others)]
+    return f". Of anchors it is {counts[0]}, of positives and negatives {counts[1]}"
 
 
 def _sentence(count: int, of: int, max_length: int) -> str:

@@ -11,9 +11,8 @@ from cft.config.schema import Config, DataSource, EvalSource
 from cft.data.retrieval import RetrievalSet
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import TOO_FEW, Difference
-from cft.evaluation.retrieval import MEASURES, RetrievalScores
+from cft.evaluation.retrieval import MEASURE_NAMES, MEASURES, RetrievalScores
 from cft.evaluation.scores import Evaluation
-from cft.job import figures
 from cft.job.card import HUB, write_card
 from cft.job.plan import Plan
 from cft.job.run_folder import RunFolder
@@ -22,7 +21,7 @@ from cft.job.verdicts import MEAN_ROW, Baseline, Comparison, Shortened, compare,
 from cft.system.files import read_json, sealed, write_json, write_text
 from cft.system.overrides import shell_word
 from cft.system.tables import Row, as_markdown, as_text
-from cft.system.text import shorten
+from cft.system.text import counted, shorten
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,9 @@ _GUESSED = 0.95
 # One whose loss, the mean of so many steps at least, rises by this share of that of guessing has lost what was known;
 # by less if it ends at guessing.
 _RISING_STEPS, _RISEN, _RISEN_TO_GUESSING = 5, 0.5, 0.2
+
+# Queries that find their documents this well without a training can hardly show one's gain.
+_NEARLY_ALL = 95.0
 
 _NOT_SCORED = "nothing was scored (eval=none)"
 
@@ -48,7 +50,11 @@ def report_base(plan: Plan, before: Evaluation) -> None:
     name = plan.start_name
     table = scores(before)
     _log_table(plan, table, f"{name} alone (train.steps=0)")
-    write_text(folder / "table.md", f"# {name} on {plan.config.eval.name}\n\n{as_markdown(table)}\n")
+    sentences = _circumstances(plan, before)
+    for sentence in sentences:
+        log.info("%s\n", sentence)
+    parts = [f"# {name} on {plan.config.eval.name}", as_markdown(table), *sentences]
+    write_text(folder / "table.md", "\n\n".join(parts) + "\n")
     _log_files(folder, [])
 
 
@@ -65,7 +71,7 @@ def report_training(
         _log_table(plan, compared.table, title)
     else:
         log.info("\n%s: %s\n", title, _NOT_SCORED)
-    sentences = [*compared.sentences, *_odd_losses(plan)]
+    sentences = [*compared.sentences, *_circumstances(plan, before), *_odd_losses(plan)]
     for sentence in sentences:
         log.info("%s\n", sentence)
     parts = [f"# {title}", as_markdown(compared.table) if scored else _NOT_SCORED, *sentences]
@@ -83,6 +89,8 @@ def report_training(
         write_text(folder / DOCUMENTS, "".join(f"{text}\n" for text in documents))
     _write_summary(plan, before, after, compared, shortened)
     write_card(plan.result, config, read_json(plan.training.file(RunFolder.DATA)))
+    from cft.job import figures  # here, as the import of its library would keep the first step waiting
+
     pictures = figures.save(figures.scores(before, after), folder, "scores") if before.scores else []
     if plan.retrieval:
         pictures += figures.save(figures.recall(before, after, baseline), folder, "recall")
@@ -172,7 +180,7 @@ def scores(evaluation: Evaluation) -> list[Row]:
     """The table of one evaluation, its header first."""
     if evaluation.retrieval:
         found = evaluation.retrieval
-        return [("set", "queries", *MEASURES), *(_row_of(name, each) for name, each in found.items())]
+        return [("set", "queries", *MEASURE_NAMES.values()), *(_row_of(name, each) for name, each in found.items())]
     table: list[Row] = [("set", "pairs", "score")]
     table += [(name, str(len(evaluation.cosines[name])), f"{score:.2f}") for name, score in evaluation.scores.items()]
     if len(evaluation.scores) > 1:
@@ -189,7 +197,7 @@ def all_measures(before: Evaluation, after: Evaluation) -> list[Row]:
     table: list[Row] = [("set", "measure", "before", "after", "change")]
     for name, found in after.retrieval.items():
         for key, value in found.means.items():
-            table.append((name, key, *_change(before.retrieval[name].means[key], value)))
+            table.append((name, MEASURE_NAMES[key], *_change(before.retrieval[name].means[key], value)))
     return table
 
 
@@ -200,7 +208,8 @@ def examples(sets: Mapping[str, RetrievalSet], before: Evaluation, after: Evalua
     changed = np.flatnonzero(sides["before"].first != sides["now"].first)
     rest = np.setdiff1d(np.arange(len(data.queries)), changed)
     places = [*changed[:: max(1, len(changed) // _EXAMPLES)][:_EXAMPLES], *rest][:_EXAMPLES]
-    lines = []
+    finding = f"{counted(len(changed), 'query', 'queries')} of {len(data.queries):,}"
+    lines = [f"{finding} found another document first than before; examples, those first:", ""]
     for place in map(int, places):
         lines.append(f"query   {shorten(data.queries[place], _EXAMPLE_LENGTH)}")
         for side, found in sides.items():
@@ -252,9 +261,29 @@ def _plain(difference: Difference) -> dict[str, Any]:
     return {"value": difference.value, "low": difference.low, "high": difference.high, "verdict": difference.verdict}
 
 
+def _circumstances(plan: Plan, before: Evaluation) -> list[str]:
+    """What the numbers of queries and documents have to be read with."""
+    found = []
+    config = plan.config
+    if config.train.steps and config.baseline.model == config.model and not plan.start.adapter and before.by_set:
+        found.append(f"before is {config.model.name} as it was published, which is the baseline too")
+    if plan.retrieval and before.headline >= _NEARLY_ALL:
+        found.append(
+            f"without this training queries nearly always find their documents ({before.headline:.2f} of 100): such "
+            "rows can hardly show a gain; more documents (eval.documents) or harder questions could"
+        )
+    return found
+
+
+def _among(plan: Plan) -> str:
+    counts = ", ".join(f"{len(each.documents):,}" for each in plan.retrieval.values())
+    return f", among {counts} documents" if counts else ""
+
+
 def _log_table(plan: Plan, table: list[Row], title: str) -> None:
     unit = "nDCG@10" if plan.retrieval else "Spearman"
-    log.info("\n%s (%s x 100, prompt %s)\n\n%s\n", title, unit, plan.config.prompt.in_evaluation, as_text(table))
+    log.info("\n%s (%s x 100, prompt %s%s)\n\n%s\n", title, unit, plan.config.prompt.in_evaluation,
+             _among(plan), as_text(table))  # fmt: skip
 
 
 def _log_files(folder: Path, pictures: list[Path]) -> None:
@@ -273,4 +302,6 @@ def say_next(plan: Plan) -> None:
     elif plan.config.data.source is DataSource.scenes:
         log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:
-        log.info('next: from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.result)
+        words = (f"run={plan.result}", "a query", "TEXTS.txt")
+        log.info("next: search texts of your own, python -m cft.similar %s", " ".join(map(shell_word, words)))
+        log.info('      from cft import Embedder; Embedder.load("%s").encode(["a text"])', plan.result)

@@ -15,7 +15,7 @@ from cft.evaluation import overlap, pairs
 from cft.evaluation.retrieval import RetrievalScores, evaluate_retrieval
 from cft.evaluation.scores import Evaluation, evaluate, load_evaluation, save_evaluation
 from cft.evaluation.vector_cache import CachedEncoder
-from cft.job.lengths import warn_of_cut
+from cft.job.lengths import find_cut_texts
 from cft.job.plan import RECIPE, Plan
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.model.embedder import Embedder, first_numbers
@@ -90,11 +90,12 @@ def _score(
     name = evaluation_name(folder.name)
     if dimensions is not None:
         folder = folder / RunFolder.DIMENSIONS / str(dimensions)
+    of_base = folder.is_relative_to(plan.base_folder)  # what of texts is cut is the same before and after: said once
     with exclusive_lock(folder, wait=True):  # another job may be making the same scores at this moment
         stored = load_evaluation(folder)
         if stored:
             log.info("already evaluated %s: %s", what, folder)
-            if stored.texts_cut:
+            if stored.texts_cut and of_base:
                 log.warning("%s: %d texts were too long to be read whole", folder, stored.texts_cut)
             return stored
         began = time.perf_counter()
@@ -107,8 +108,8 @@ def _score(
         texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
         looked_for = plan.retrieval if triplets is None else {}
         texts += [text for each in looked_for.values() for text in (*each.queries, *each.documents)]
-        # Whole vectors were scored before their first numbers, and what was cut was said then.
-        cut = warn_of_cut(prompted, texts, name) if dimensions is None else 0
+        # Whole vectors were scored before their first numbers.
+        cut = find_cut_texts(prompted, texts, name, quiet=not of_base) if dimensions is None else 0
         found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}
         scores = evaluate(encoder, sets or {}, triplets or [], progress=caption)
         scores = replace(scores, texts_cut=cut, retrieval=found)

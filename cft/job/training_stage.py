@@ -13,7 +13,6 @@ from cft.config.schema import TEACHER, Config
 from cft.data.retrieval import RetrievalSet, rows_as_set
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
-from cft.job import figures
 from cft.job.lengths import Cut, find_cut
 from cft.job.outlook import outlook, seconds_a_step
 from cft.job.plan import DATA_SEED, Plan, require_width
@@ -121,6 +120,8 @@ class TrainingStage:
         Raises:
             UserError: if the training changed nothing.
         """
+        from cft.job import figures  # here, as the import of its library would keep the first step waiting
+
         plan, folder = self._plan, self._plan.training
         if weights_in_memory(self.embedder.model) == self._digest_before:
             raise UserError(

@@ -84,9 +84,7 @@ def load_backbone(
         UserError: if transformers cannot read the model, weights are missing, it cannot be run in batches, or its
             tokenizer has no EOS though one is to be appended.
     """
-    # Loading takes a second; progress bars and notes about the missing language-model head would only alarm.
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    _quiet_transformers()
     unused: tuple[str, ...] = ()
     tokenizer = load_tokenizer(model, files)
     if files.folder is None:
@@ -119,6 +117,12 @@ def load_backbone(
     return Backbone(trunk, tokenizer, contract, batching, unused, files.place, files.gguf)
 
 
+def _quiet_transformers() -> None:
+    """Loading takes a second; progress bars and notes, of texts that are cut later, or of heads, would only alarm."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 @contextmanager
 def _explaining(model: ModelSettings, what: str) -> Iterator[None]:
     """Turn whatever transformers raises into an error that names the model."""
@@ -138,6 +142,7 @@ def load_tokenizer(model: ModelSettings, files: ModelFiles) -> Any:
     """
     if files.folder is None:
         return byte_tokenizer()
+    _quiet_transformers()
     folder = files.folder
     if not any(list(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         # transformers would make up a tokenizer without words

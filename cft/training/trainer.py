@@ -23,7 +23,7 @@ from cft.data.records import ScoredPair, Triplet, noun_of
 from cft.data.retrieval import RetrievalSet
 from cft.data.sampling import batches, count_batches
 from cft.data.training_data import TrainingData
-from cft.evaluation.retrieval import HEADLINE, evaluate_retrieval
+from cft.evaluation.retrieval import HEADLINE, MEASURE_NAMES, evaluate_retrieval
 from cft.evaluation.scores import evaluate
 from cft.model.embedder import Embedder
 from cft.model.lora import kept_in_checkpoints, trainable
@@ -486,10 +486,15 @@ def _score_development_data(state: _State, done: int) -> dict:
     row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}
     row |= found
     parts = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]
-    parts += [f"{name} {value:.2f} on held-out rows" for name, value in found.items()]
+    parts += [f"{MEASURE_NAMES[name]} {value:.2f}, {_sizes(looked_for)}" for name, value in found.items() if looked_for]
     parts += [f"{row['accuracy']:.1%} of held-out triplets in order" if row["accuracy"] is not None else ""]
     log.info("step %d, development data: %s", done, ", ".join(filter(None, parts)))
     return row
+
+
+def _sizes(data: RetrievalSet) -> str:
+    """Of what a development score is: the result is scored among more documents, and may differ."""
+    return f"{len(data.queries):,} held-out queries among {len(data.documents):,} documents"
 
 
 def _look_for(embedder: Embedder, data: RetrievalSet) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The model card says what was trained and what came out, in the hub's form, and nothing of this machine."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def test_a_training_ends_with_a_card_whose_scores_are_its_own(trained):
     assert found.data.model_name == trained.name and found.data.library_name == "peft"
     # what is read is what was meant
     assert "model-index:" in found.content and ModelCard(found.content).data.to_dict() == found.data.to_dict()
+
+
+def test_it_says_what_was_measured_and_how_long_it_was_trained(trained):
+    text = (trained / "README.md").read_text()
+    assert "Spearman correlation" in text and "nDCG" not in text and "| set | pairs |" in text
+    assert "| steps | 4, of 8 triplets |" in text
 
 
 def test_its_table_has_an_interval_around_the_score(trained):
@@ -79,7 +86,11 @@ def test_pairs_are_called_pairs_in_log_and_card_and_have_no_empty_line_of_scores
         "files: 36 pairs" in text and "of 8 pairs |" in text and "triplets" not in text.split("## How it was made")[1]
     )
     assert "2 steps of 8 pairs (36 at hand" in caplog.text and "triplets" not in caplog.text
-    assert "development data: ndcg@10" in caplog.text and "in order" not in caplog.text
+    assert re.search(r"development data: nDCG@10 [\d.]+, 4 held-out queries among 4 documents", caplog.text)
+    assert "in order" not in caplog.text
+    scores = text.split("## Scores")[1]
+    assert "nDCG@10" in scores and "| set | queries |" in scores and "Spearman" not in scores, scores
+    assert "### rows, no prompt" in scores and "{text}" not in scores and "| steps | 2, of 8 pairs |" in text
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_choices_are_said_with_their_reasons_and_recorded_as_values(tmp_path
     table = logged.partition("the training\n")[2]
     assert "180 pairs to train on, 20 held out" in table and "6 of 8 pairs, 0.267 passes" in table
     assert "50.0% (longer than model.max_length=256 tokens)" in table and "a step, by a trial" in table
-    assert "step 3, development data: ndcg@10 " in logged and "step 6, development data: ndcg@10 " in logged
+    assert "step 3, development data: nDCG@10 " in logged and "step 6, development data: nDCG@10 " in logged
     kept = json.loads((run_folder(tmp_path / "o") / "config.json").read_text())
     assert kept["train"]["fitted"] == [] and kept["lr"] == 0.002 and kept["model"]["max_length"] == 256
 

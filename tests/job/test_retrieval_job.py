@@ -72,7 +72,7 @@ def test_sets_of_a_folder_are_scored_alone_and_after_training_under_prompts_by_r
     beir(tmp_path / "sets")
     job = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]", f"outputs={tmp_path / 'o'}"]
     runner.run(settings(tmp_path, *job, "train.steps=0"))
-    assert "ndcg@10" in caplog.text and "recall@100" in caplog.text
+    assert "nDCG@10" in caplog.text and "recall@100" in caplog.text
     runner.run(settings(tmp_path, *job, "lr=1e-2"))
     runner.run(settings(tmp_path, *job, "lr=1e-2", "prompt=query_passage", "prompt.use=eval"))
     places = sorted(run_folder(tmp_path / "o").glob("evaluations/retrieval-*"))

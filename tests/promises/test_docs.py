@@ -9,7 +9,7 @@ from families import ENCODERS, PADDED, TREE
 from packaging.version import Version
 
 from cft.config import reference
-from cft.config.compose import all_keys
+from cft.config.compose import all_groups, all_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -147,3 +147,19 @@ def test_lower_bounds_are_the_versions_that_the_lowest_environment_has():
     pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE))
     for name in bounds.keys() - untested:
         assert Version(pins[name]) == Version(bounds[name]), name
+
+
+@pytest.mark.parametrize("group", sorted(all_groups()))
+def test_the_table_of_choices_has_every_choice(group):
+    page = (ROOT / "docs" / "concepts.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| `{group}` | "))
+    assert not [choice for choice in all_groups()[group] if f"`{choice}`" not in row], row
+
+
+def test_every_meaning_on_the_page_of_settings_is_whole():
+    """A comment of several lines in the schema is one meaning, not its last line."""
+    for line in reference.page().splitlines():
+        if line.startswith("| `") and line.count(" | ") == 3:
+            meaning = line.split(" | ")[3].strip(" |")
+            assert meaning.count("(") == meaning.count(")"), line
+            assert "Any" not in line.split(" | ")[1], line
