@@ -341,6 +341,11 @@ def ranges_in(path: Path) -> "np.ndarray":
     return np.array(ranges, dtype=np.float32)
 
 
+def _embedder_of(contract: dict) -> str:
+    model, adapter = contract.get("model"), contract.get("adapter")
+    return f"a training of {model} (weights {adapter[:12]})" if adapter else f"{model}, untrained"
+
+
 def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord) -> None:
     theirs, ours = record.contract | {"recipe": record.recipe}, expected.contract | {"recipe": expected.recipe}
     different = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
@@ -350,6 +355,8 @@ def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord)
             f"{name}: embedded under the prompt {theirs[_PROMPT]!r}, but here documents have {ours[_PROMPT]!r}; embed "
             f"it again with {again}"
         )
+    if theirs.get("adapter") != ours.get("adapter"):
+        raise UserError(f"{name}: made by another embedder: {_embedder_of(theirs)} there, {_embedder_of(ours)} here")
     if different:
         both = "; ".join(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in different[:2])
         raise UserError(f"{name}: made by another embedder ({both})")

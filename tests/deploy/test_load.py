@@ -45,10 +45,12 @@ def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
     assert load.find_embedder(str(trained)) == trained
     assert load.find_embedder(trained.name, outputs) == trained
     assert load.find_embedder(trained.name[-6:], outputs) == trained
-    with pytest.raises(UserError, match=f"run=zzz: no finished embedder; there: {trained}$"):
+    with pytest.raises(
+        UserError, match=f"run=zzz: no such folder, nor does a finished embedder end so; there: {trained}$"
+    ):
         load.find_embedder("zzz", outputs)
     mistyped = trained.name[-8:-1] + "?"
-    with pytest.raises(UserError, match=rf"did you mean run={trained.name[-8:]}\?$"):
+    with pytest.raises(UserError, match=rf"did you mean run={trained.name}\?$"):
         load.find_embedder(mistyped, outputs)
     with pytest.raises(UserError, match="none under"):
         load.find_embedder("zzz", outputs / "nowhere")

@@ -197,7 +197,11 @@ def test_vectors_of_others_are_refused(corpus, encoded, tmp_path, trained):
         with pytest.raises(UserError, match=message):
             hits(corpus, "birds", **({"vectors": encoded} | more))
 
-    refused("^vectors=.*made by another embedder \\(adapter None there", model="", run=str(trained))
+    refused(
+        "^vectors=.*made by another embedder: random:llama, untrained there, a training of random:llama \\(weights ",
+        model="",
+        run=str(trained),
+    )
     refused(r"under the prompt '\{text\}', but here documents have 'q: \{text\}'; .* with .prompt=", prompt="q: {text}")
     refused("no such file", vectors="nowhere.npy")
     refused(r"must be an \.npy file", vectors=corpus)

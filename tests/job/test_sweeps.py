@@ -85,6 +85,6 @@ def test_an_unknown_run_is_answered_with_runs_and_not_with_their_steps(tmp_path)
     config = settings(tmp_path, "train.steps=2", "train.keep=[1]")
     runner.run(config)
     assert list(tmp_path.glob("*/steps/*/contract.json"))
-    with pytest.raises(UserError, match="no finished embedder; there: ") as error:
+    with pytest.raises(UserError, match="nor does a finished embedder end so; there: ") as error:
         find_embedder("nowhere", tmp_path)
     assert "/steps/" not in str(error.value)
