@@ -14,8 +14,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
@@ -218,10 +218,32 @@ def compose_job(overrides: list[str]) -> Config:
         raise UserError(_cause(error, overrides)) from error
 
 
-@functools.lru_cache(maxsize=512)  # a third of a second each, and studies of the same cells ask for the same
-def _composed(overrides: tuple[str, ...], _surroundings: tuple) -> Config:
+@functools.lru_cache(maxsize=512)  # studies of the same cells ask for the same
+def _composed(overrides: tuple[str, ...], surroundings: tuple) -> Config:
+    """Hydra composes the choices of groups; single values, which change nothing of that, are set in a copy."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if _sets_a_value(override)]
+    others = tuple(override.input_line or "" for override in parsed if override not in values)
+    composed = copy.deepcopy(_composed_choices(others, surroundings))
+    for override in values:
+        try:
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException as error:  # as Hydra says it
+            raise ConfigCompositionException(f"Error merging override {override.input_line}") from error
+    return to_config(composed, list(overrides))
+
+
+def _sets_a_value(override: Override) -> bool:
+    """Whether it is a plain KEY=VALUE of a key that is no group: all else is Hydra's to read."""
+    key = override.key_or_group
+    plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return plain and key in all_keys() and key not in all_groups()
+
+
+@functools.lru_cache(maxsize=64)  # a third of a second each
+def _composed_choices(overrides: tuple[str, ...], _surroundings: tuple) -> DictConfig:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return to_config(compose(CONFIG_NAME, overrides=list(overrides)), list(overrides))
+        return compose(CONFIG_NAME, overrides=list(overrides))
 
 
 def _surroundings(overrides: list[str]) -> tuple:

@@ -192,6 +192,12 @@ def write_rows(path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_progress_is_shown_wherever_it_goes_and_within_a_block(commands, trained, tmp_path):
+    """A log file of a long job is all that its owner sees of it."""
+    ended = commands.run("cft.encode", f"run={trained}", str(write(tmp_path, ".txt")), str(tmp_path / "v.npy"))
+    assert ended.status == 0 and "embedding: 100%" in ended.err and "texts 1 to 4:" in ended.err, ended.err
+
+
 def test_rows_that_are_left_out_leave_the_numbers_of_the_others_beside_the_vectors(tmp_path, trained):
     source, target = tmp_path / "t.jsonl", tmp_path / "v.npy"
     write_rows(source)

@@ -12,9 +12,13 @@ import types
 import typing
 from enum import Enum
 
+import hydra
 import pytest
 from forked import Commands
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
 
+from cft.config import compose
 from cft.config.compose import compose_config
 from cft.config.rules import require_valid
 from cft.config.schema import Config
@@ -107,6 +111,29 @@ def test_whatever_a_key_is_set_to_is_refused_by_name_or_composes(key):
             assert len(told) < 1500 and "Traceback" not in told and "object at 0x" not in told
         else:
             require_valid(found)  # and so it does however the configuration came to be
+
+
+def by_hydra(overrides: list[str]) -> Config | UserError:
+    """What Hydra alone makes of words, of which cft sets single values itself in what Hydra composed before."""
+    try:
+        with initialize_config_dir(str(compose.conf_folder()), version_base="1.3"):
+            return compose.to_config(hydra.compose(compose.CONFIG_NAME, overrides=overrides), overrides)
+    except UserError as error:
+        return error
+    except HydraException as error:
+        return UserError(compose._cause(error, overrides))
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_values_that_are_set_in_a_copy_are_what_hydra_composes(part):
+    for key, value in chosen()[part::60]:
+        words = [*needed(key), "train.steps=7", f"{key}={value}"]
+        try:
+            found: Config | UserError = compose.compose_job(words)
+        except UserError as error:
+            found = error
+        expected = by_hydra(words)
+        assert str(found) == str(expected) if isinstance(expected, UserError) else found == expected, words
 
 
 LISTS = [key for key, kind in KEYS.items() if typing.get_origin(kind) is list or kind is typing.Any]
