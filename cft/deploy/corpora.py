@@ -11,11 +11,11 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from cft.data.files import Skipped, stream_texts
+from cft.data.files import Skipped, stream_texts, stream_texts_with_ids
 from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions
 from cft.system.digest import digest
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from cft.model.embedder import Embedder
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
 
 _IN_MEMORY = 64_000_000  # bytes of a corpus; the texts of a larger one are on disk
 _KEY_BYTES = 16  # of a text's hash
@@ -44,6 +46,7 @@ class Corpus:
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
         self.digest = vectors.TextsDigest()
         self._ends, self._rows = array("q", [0]), array("q")
+        self.ids: dict[int, str] = {}  # of the file's own, by row; empty where none were asked for
         keys, end = bytearray(), 0
         for number, text in rows:
             keys += self.digest.add(text)[:_KEY_BYTES]
@@ -73,18 +76,32 @@ class Corpus:
         return map(self.text, range(len(self._rows)))
 
 
-def of_file(path: Path, options: TextFileOptions) -> Corpus:
+def of_file(path: Path, options: TextFileOptions, id_column: str = "") -> Corpus:
     """The texts of a file.
+
+    Args:
+        path: the file. options: how it is read. id_column: a column that holds ids, which are kept; none without one.
 
     Raises:
         UserError: naming a row that cannot be read.
     """
-    rows = stream_texts(path, column=options.column, on_bad_row=options.on_bad_row)
-    return Corpus(usable(rows, str(path)))
+    how: dict[str, Any] = {"column": options.column, "on_bad_row": options.on_bad_row}
+    if not id_column:
+        return Corpus(usable(stream_texts(path, **how), str(path)))
+    ids: dict[int, str] = {}
+
+    def rows() -> Iterator[tuple[int, str]]:
+        for number, (text, id) in usable(stream_texts_with_ids(path, id_column=id_column, **how), str(path)):
+            ids[number] = id
+            yield number, text
+
+    corpus = Corpus(rows())
+    corpus.ids = ids
+    return corpus
 
 
-def usable(rows: Iterator[str | Skipped], name: str) -> Iterator[tuple[int, str]]:
-    """The texts among rows with their numbers from 1; how many were left out is said on stderr."""
+def usable(rows: Iterator[Row | Skipped], name: str) -> Iterator[tuple[int, Row]]:
+    """The rows that hold something with their numbers from 1; how many were left out is said on stderr."""
     skipped = 0
     for number, row in enumerate(rows, start=1):
         if isinstance(row, Skipped):

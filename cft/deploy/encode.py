@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from cft.config.schema import Role
 from cft.data.files import Skipped, stream_texts, stream_texts_with_ids
 from cft.deploy import vectors
-from cft.deploy.load import TextFileOptions, load_embedder
+from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.deploy.vectors import VectorsRecord
 from cft.model.quantize import IN_BYTES, Dtype, quantize
 from cft.system.errors import UserError
@@ -183,8 +183,7 @@ def _rows_file(target: Path) -> Path:
 def _check_output(target: Path, options: EncodeOptions) -> None:
     if options.output == _PIPE and options.id_column:
         raise UserError("id_column= keeps ids in a file beside the vectors: name an output instead of -")
-    if options.id_column and (options.input == _PIPE or options.input.lower().endswith((".txt", ".txt.gz"))):
-        raise UserError(f"id_column={options.id_column}: lines of plain text have no columns; leave it out")
+    require_columns(options.id_column, ".txt" if options.input == _PIPE else options.input)
     begun = vectors.blocks_of(target).exists()  # what stands beside the vectors is written before them
     beside = [_rows_file(target), vectors.record_of(target)] if target.suffix == ".npy" and not begun else []
     require_output(target, _ENDINGS, overwrite=options.overwrite, exists=beside)

@@ -76,6 +76,16 @@ class TextFileOptions(EmbedderOptions):
     device: Annotated[Device, "where it runs"] = "auto"
 
 
+def require_columns(id_column: str, path: str) -> None:
+    """Refuse ids of a file that has none.
+
+    Raises:
+        UserError: if an id's column is named and the file is of plain lines.
+    """
+    if id_column and path.lower().endswith((".txt", ".txt.gz")):
+        raise UserError(f"id_column={id_column}: lines of plain text have no columns; leave it out")
+
+
 @dataclass(frozen=True)
 class Source:
     """Where an embedder comes from; one of the three is set."""

@@ -23,7 +23,7 @@ from cft.config.command_line import Rules
 from cft.data.files import BadRows, Skipped, stream_texts
 from cft.data.texts import problem_of
 from cft.deploy import corpora, vectors
-from cft.deploy.load import TextFileOptions, load_embedder
+from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, require_output
 from cft.system.text import counted, shorten
@@ -54,6 +54,7 @@ class SimilarOptions(TextFileOptions):
     _: KW_ONLY
     queries: Annotated[str, "a file of queries instead, of the same kinds as CORPUS"] = ""
     query_column: Annotated[str, "the column that holds the queries, in files that have columns"] = "text"
+    id_column: Annotated[str, "a column of CORPUS whose values are shown in place of the rows' numbers"] = ""
     top: Annotated[int, "how many texts a query"] = 10
     query_prompt: Annotated[str, "words around the queries, if they differ from prompt="] = ""
     vectors: Annotated[str, "an .npy of CORPUS's vectors that cft.encode wrote; its embedder and texts are checked"] = (
@@ -72,6 +73,7 @@ class SimilarOptions(TextFileOptions):
             raise UserError("a query and queries= are both given; leave one out")
         if not self.corpus.exists() and os.path.isfile(self.query):
             raise UserError(f"{self.corpus}: no such file, but {self.query} is one; the query comes before the file")
+        require_columns(self.id_column, str(self.corpus))
 
 
 class Hit(NamedTuple):
@@ -81,6 +83,7 @@ class Hit(NamedTuple):
     cosine: float
     row: int  # of the file, from 1
     text: str
+    id: str = ""  # in the file's own column for it, if one was named
 
 
 class Index:
@@ -116,7 +119,8 @@ class Index:
         ]
 
     def _hit(self, rank: int, number: int, cosine: float) -> Hit:
-        return Hit(rank, cosine, self._corpus.row(number), self._corpus.text(number))
+        row = self._corpus.row(number)
+        return Hit(rank, cosine, row, self._corpus.text(number), self._corpus.ids.get(row, ""))
 
 
 @contextlib.contextmanager
@@ -127,7 +131,7 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         UserError: if a text cannot be read, the embedder cannot be had, or `vectors` are of others.
     """
     with contextlib.ExitStack() as stack:
-        corpus = stack.enter_context(contextlib.closing(corpora.of_file(options.corpus, options)))
+        corpus = stack.enter_context(contextlib.closing(corpora.of_file(options.corpus, options, options.id_column)))
         embedder = load_embedder(**options.embedder, device=options.device)
 
         from cft.config.schema import Role
@@ -160,7 +164,7 @@ def search_file(options: SimilarOptions) -> str:
     queries = _queries(options)
     with open_index(options) as index:
         if out:
-            return _write(out, index, queries)
+            return _write(out, index, queries, with_ids=bool(options.id_column))
         if _at_prompt(options):
             sys.stderr.write("type a query; an empty line ends\n")
         single = bool(options.query) or _at_prompt(options)
@@ -173,38 +177,41 @@ def search_file(options: SimilarOptions) -> str:
                 sys.stderr.write(f"cft: {error}\n")
                 continue
             heading = "" if single else f"{_shown(query)}\n"
-            sys.stdout.write(f"{heading}{_table(hits)}\n" + "\n" * (not options.query))
+            sys.stdout.write(f"{heading}{_table(hits, options.id_column)}\n" + "\n" * (not options.query))
             sys.stdout.flush()
     return ""
 
 
-def _write(out: Path, index: Index, queries: Iterator[str]) -> str:
+def _write(out: Path, index: Index, queries: Iterator[str], *, with_ids: bool) -> str:
     """A row for each query and text; returns what was written, in words."""
     answered = rows = 0
     with atomic_write(out) as scratch, scratch.open("w", encoding="utf-8", newline="") as stream:
-        write = _row_writer(stream, out.suffix)
+        write = _row_writer(stream, out.suffix, (*_COLUMNS, "id") if with_ids else _COLUMNS)
         while block := list(islice(queries, _QUERIES)):
             for query, hits in zip(block, index.search(block), strict=True):
                 for hit in hits:
-                    write((query, hit.rank, round(hit.cosine, 6), hit.row, hit.text))
+                    own = (hit.id,) if with_ids else ()
+                    write((query, hit.rank, round(hit.cosine, 6), hit.row, hit.text, *own))
                 rows += len(hits)
             answered += len(block)
     return f"{counted(answered, 'query', 'queries')}, {counted(rows, 'row')}: {out}"
 
 
-def _row_writer(stream: IO[str], ending: str) -> Callable[[tuple[Any, ...]], Any]:
+def _row_writer(stream: IO[str], ending: str, columns: Sequence[str]) -> Callable[[tuple[Any, ...]], Any]:
     if ending == ".jsonl":
-        return lambda row: stream.write(json.dumps(dict(zip(_COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+        return lambda row: stream.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
     writer = csv.writer(stream, delimiter="\t" if ending == ".tsv" else ",")
-    writer.writerow(_COLUMNS)
+    writer.writerow(columns)
     return writer.writerow
 
 
-def _table(hits: Sequence[Hit]) -> str:
-    """The hits of one query for a terminal."""
-    width = max(len("row"), *(len(str(hit.row)) for hit in hits))
-    lines = [f"cosine  {'row'.rjust(width)}  text"]
-    lines += [f"{hit.cosine:6.4f}  {hit.row:>{width}}  {_shown(hit.text)}" for hit in hits]
+def _table(hits: Sequence[Hit], id_column: str) -> str:
+    """The hits of one query for a terminal, each by its id where there are ids."""
+    name = _shown(id_column) or "row"
+    names = [_shown(hit.id) if id_column else str(hit.row) for hit in hits]
+    width = max(len(name), *map(len, names))
+    lines = [f"cosine  {name.rjust(width)}  text"]
+    lines += [f"{hit.cosine:6.4f}  {of.rjust(width)}  {_shown(hit.text)}" for hit, of in zip(hits, names, strict=True)]
     return "\n".join(lines)
 
 

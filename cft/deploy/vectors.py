@@ -342,8 +342,8 @@ def ranges_in(path: Path) -> "np.ndarray":
 
 
 def _embedder_of(contract: dict) -> str:
-    model, adapter = contract.get("model"), contract.get("adapter")
-    return f"a training of {model} (weights {adapter[:12]})" if adapter else f"{model}, untrained"
+    base, adapter = contract.get("weights"), contract.get("adapter")
+    return f"a training of {base} (adapter {adapter[:12]})" if adapter else f"{base}, untrained"
 
 
 def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord) -> None:

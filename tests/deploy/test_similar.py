@@ -198,7 +198,7 @@ def test_vectors_of_others_are_refused(corpus, encoded, tmp_path, trained):
             hits(corpus, "birds", **({"vectors": encoded} | more))
 
     refused(
-        "^vectors=.*made by another embedder: random:llama, untrained there, a training of random:llama \\(weights ",
+        "^vectors=.*made by another embedder: random:llama, untrained there, a training of random:llama \\(adapter ",
         model="",
         run=str(trained),
     )
@@ -385,3 +385,22 @@ def test_words_in_the_wrong_order_and_two_kinds_of_queries_are_noticed(corpus):
     with pytest.raises(UserError, match="a query and queries= are both given"):
         COMMAND.read(["model=tiny", "queries=q.txt", "a query", str(corpus)])
     assert COMMAND.read(["model=tiny", "queries=q.txt", str(corpus)]).query == ""
+
+
+def test_hits_are_named_by_the_files_own_ids(tmp_path, capsys):
+    path = tmp_path / "docs.jsonl"
+    rows = [{"key": f"doc {n}", "text": text} for n, text in enumerate(TEXTS, start=10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = hits(path, "cats", id_column="key")
+    assert [hit.id for hit in found] == [f"doc {hit.row + 9}" for hit in found]
+    search_file(options(path, query="cats", id_column="key"))
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["cosine", "key", "text"] and found[0].id in first
+    for name in ("hits.csv", "hits.jsonl"):
+        search_file(options(path, query="cats", id_column="key", out=str(tmp_path / name)))
+    assert (tmp_path / "hits.csv").read_text().splitlines()[0] == "query,rank,cosine,row,text,id"
+    assert json.loads((tmp_path / "hits.jsonl").read_text().splitlines()[0])["id"] == found[0].id
+    with pytest.raises(UserError, match="id_column=key: lines of plain text have no columns"):
+        options(tmp_path / "lines.txt", query="cats", id_column="key")
+    with pytest.raises(UserError, match=r"docs\.jsonl.* has no column 'nokey' .*id_column names it"):
+        hits(path, "cats", id_column="nokey")
