@@ -232,7 +232,7 @@ BAD_ROWS = {
     "broken JSON": (
         ".jsonl",
         as_json() + '{"sent0": \n',
-        "data row 2 (rows.jsonl:2) is not valid JSON (Expecting value at character 12); a line holds one object",
+        "data row 2 (rows.jsonl:2) is not valid JSON (Expecting value at character 11); a line holds one object",
     ),
     "JSON too deep": (".jsonl", "[" * 100_000 + "\n", "data row 1 (rows.jsonl:1) is not JSON that can be read"),
     "a JSON list": (

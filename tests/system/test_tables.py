@@ -71,7 +71,7 @@ HISTORY += [{"event": "dev", "step": 2, "spearman": 50.0, "accuracy": None}]
     ("draw", "shown"),
     [
         (lambda: figures.scores(BEFORE, AFTER), ["STS12", "BIOSSES", "before", "after", "78.4"]),
-        (lambda: figures.similarities(BEFORE, AFTER), ["entailment", "contradiction", "cosine similarity"]),
+        (lambda: figures.similarities(BEFORE, AFTER), ["positive", "hard negative", "cosine similarity"]),
         (lambda: figures.training(HISTORY), ["InfoNCE loss, nats", "development Spearman"]),
     ],
     ids=["scores", "similarities", "training"],
