@@ -18,7 +18,6 @@ from typing import NamedTuple
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import cache_folder, read_json, write_json
-from cft.system.memory import unless_out_of_memory
 
 # Raise when the same files would be read as other definitions.
 _FORMAT = 3
@@ -200,6 +199,8 @@ def _module(package: str, name: str) -> str:
 
 def _definitions(path: Path, module: str) -> list[Definition] | None:
     """What a file defines; None if Python could not read it either."""
+    from cft.system.memory import unless_out_of_memory  # brings torch, for which a look at a user's file does not wait
+
     try:
         text = path.read_bytes().decode("utf-8-sig")
         with warnings.catch_warnings():

@@ -198,6 +198,19 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     )
 
 
+def require_readable(settings: DataSettings) -> None:
+    """Read the first row of every file to train on: a wrong path or column is known before anything is loaded.
+
+    Raises:
+        UserError: as `load_training_data`, which reads the other rows too.
+    """
+    if settings.source is not DataSource.files:
+        return
+    for entry in settings.entries:
+        for path in _named_files(entry.file):
+            next(stream_triplet_rows(path, _columns(settings, entry), note=lambda note: None))
+
+
 def _first_rows(known: Rows, settings: DataSettings) -> Rows:
     """As many rows as `data.rows` says, each with all of its positives where one of them is drawn at a time."""
     if settings.positives != "redraw" or settings.rows is None:
@@ -286,13 +299,17 @@ def _named_files(name: str) -> list[Path]:
     return paths
 
 
-def _open_triplets(path: Path, settings: DataSettings, entry: TrainFile) -> Corpus:
-    columns = TripletColumns(
+def _columns(settings: DataSettings, entry: TrainFile) -> TripletColumns:
+    return TripletColumns(
         *settings.columns_of(entry),
         BadRows(settings.on_bad_row),
         draw=settings.positives == "draw",
         delimiter=sign_of(settings.delimiter),
     )
+
+
+def _open_triplets(path: Path, settings: DataSettings, entry: TrainFile) -> Corpus:
+    columns = _columns(settings, entry)
     # the file's name is in messages, and its ending says how it is read
     corpus = open_corpus(path, [path.name, columns], lambda note: stream_triplet_rows(path, columns, note=note))
     for note in corpus.notes:

@@ -9,7 +9,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
@@ -40,7 +40,7 @@ class OutOfMemory:
     def __init__(self) -> None:
         self.happened = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "OutOfMemory":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:

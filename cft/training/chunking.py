@@ -10,7 +10,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -125,7 +124,7 @@ class KillMark:
         self._path = folder / self.NAME
         self._tokens = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "KillMark":
         return self
 
     def begin(self, tokens: int) -> None:

@@ -347,6 +347,26 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, finished):  # noqa: F811
     assert ended.returncode in (0, 141) and ended.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("train", "complaint"),
+    [
+        ("rows.cvs", "no such file; did you mean"),
+        ("rows.csv", "has no column 'sent1'"),
+        ("none*.csv", "no file fits this pattern"),
+        ("bad.csv", "data row 1 (bad.csv:2)"),
+    ],
+)
+def test_a_wrong_file_to_train_on_is_told_before_torch_is_imported(tmp_path, train, complaint):
+    (tmp_path / "rows.csv").write_text("sent0,answer\na man sleeps,a person sleeps\n")
+    (tmp_path / "bad.csv").write_text("sent0,sent1\n,a person sleeps\n")
+    code = "import sys; from cft.run import main\n"
+    code += "try: main()\nfinally: print('torch was imported:', 'torch' in sys.modules)"
+    told = ["model=tiny", "data=files", f"data.train={train}", "data.negative_columns=[]", "loss=in_batch"]
+    ended = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "torch was imported: False\n"), ended.stderr
+    assert complaint in ended.stderr
+
+
 def test_a_terminal_that_is_closed_does_not_end_a_training(tmp_path):
     handler = console._Console()
     read, write = os.pipe()
