@@ -2,7 +2,7 @@
 
 __all__ = [
     "layout",  # Batching: the kind of batch that a trial found exact for a model, and its layouts
-    "trials",  # find_batching: the trial at loading, kept
+    "trials",  # what trials of a model found, kept; find_batching: the one at loading
     "places",  # the number of every token in a whole batch, for those of a chunk of it
     "prefix_tree",  # build_tree and the attention over it
 ]

@@ -73,7 +73,7 @@ def recall(before: Evaluation, after: Evaluation, baseline: Baseline | None = No
     # curves that begin high differ where an axis from 0 would press them against its upper end
     panels[0][0].set_ylim(max(0, 10 * math.floor((lowest - 1) / 10)), 101)
     panels[0][0].set_ylabel("relevant documents found, %")
-    panels[0][0].legend(frameon=False, loc="lower right")
+    panels[0][0].legend(frameon=False, loc="best")
     return figure
 
 

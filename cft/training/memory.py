@@ -2,13 +2,14 @@
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cft.batching import trials
 from cft.model.embedder import Embedder, in_mode
 from cft.model.lora import trainable
 from cft.system.errors import UserError
@@ -136,7 +137,7 @@ def estimate_training(embedder: Embedder, *, length: int, negatives: int, bf16: 
 
 
 def estimate_longest(embedder: Embedder, *, bf16: bool) -> MemoryEstimate:
-    """Memory of activations and gradients of a batch of texts as long as the contract's limit.
+    """Memory of activations and gradients of a batch of texts as long as the contract's limit; measured once, and kept.
 
     Attention may take more memory for a token of a longer text. So two lengths are tried, the longer one of at most
     `_TRIAL_LENGTH` tokens, and what a token takes is extrapolated to the limit along a line, but never below a trial's.
@@ -148,6 +149,29 @@ def estimate_longest(embedder: Embedder, *, bf16: bool) -> MemoryEstimate:
     Raises:
         UserError: if a text of the trials does not fit into memory.
     """
+    tried = _tried(embedder, bf16=bf16)
+    found = trials.recall(tried, MemoryEstimate)
+    if found is None:
+        found = _try_longest(embedder, bf16=bf16)
+        trials.keep(tried, found)
+    return found
+
+
+def _tried(embedder: Embedder, *, bf16: bool) -> dict[str, Any]:
+    """All that the memory of a step depends on."""
+    model = embedder.model
+    return {
+        **trials.circumstances(model, ("batching", "model", "training")),
+        "memory": bf16,
+        "shapes": [(tuple(weight.shape), weight.requires_grad) for weight in model.parameters()],
+        "recomputed": [getattr(module, "gradient_checkpointing", False) for module in model.modules()],
+        "dropout": [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)],
+        "batching": asdict(embedder.backbone.batching),
+        "contract": asdict(embedder.contract),
+    }
+
+
+def _try_longest(embedder: Embedder, *, bf16: bool) -> MemoryEstimate:
     longest = embedder.contract.max_length
     long = min(longest, _TRIAL_LENGTH)
     short = max(long // 2, 1)

@@ -5,14 +5,16 @@ import json
 
 import pytest
 import torch
+from batches import tuned
 from conftest import make_tiny
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from cft.batching import trials
 from cft.batching.layout import Batching
-from cft.config.schema import Batches, ModelSettings
+from cft.config.schema import Batches, LoraVariant, ModelSettings, Pooling
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
+from cft.training import memory, trainer
 
 TINY = ModelSettings(name="tiny", path="random:llama", max_length=40)
 
@@ -69,8 +71,8 @@ def test_other_weights_precision_libraries_and_code_are_tried_anew(monkeypatch):
     names = [named(), named("other")]
     for module, name, value in (
         (trials.torch, "__version__", "9.9"),
-        (trials.transformers, "__version__", "9.9"),
-        (trials, "_code", lambda: ["another"]),
+        (trials, "version", lambda package: "9.9"),
+        (trials, "_code", lambda part: ["another"]),
         (trials.torch.backends.cpu, "get_cpu_capability", lambda: "AVX9"),
     ):
         with monkeypatch.context() as patch:
@@ -125,3 +127,47 @@ def test_a_cache_that_cannot_be_written_costs_the_trial_alone(tried, tmp_path, m
     for _ in range(2):
         assert Embedder.base(TINY).backbone.batching.kind is Batches.tree
     assert len(tried) == 2
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[bool]:
+    """The trials of the memory of a step, by whether in bfloat16."""
+    real, found = memory._try_longest, []
+    monkeypatch.setattr(memory, "_try_longest", lambda *a, **k: found.append(k["bf16"]) or real(*a, **k))
+    return found
+
+
+def test_the_memory_of_a_step_is_measured_once(measured):
+    first = memory.estimate_longest(tuned(dropout=0.1), bf16=False)
+    assert memory.estimate_longest(tuned(dropout=0.1), bf16=False) == first
+    assert measured == [False] and first.by_token > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bf16": True},
+        {"dropout": 0.2},
+        {"family": "qwen2"},
+        {"max_length": 41},
+        {"batches": Batches.padded},
+        {"pooling": Pooling.mean},
+        {"lora": {"rank": 8}},
+        {"lora": {"targets": ["query"]}},
+        {"lora": {"variant": LoraVariant.dora}},
+        {"recomputed": True},
+        {"code": "training"},
+        {"code": "model"},
+    ],
+    ids=str,
+)
+def test_the_memory_of_another_step_is_measured_anew(measured, monkeypatch, change):
+    memory.estimate_longest(tuned(dropout=0.1), bf16=False)
+    bf16, recomputed, part = (change.pop(name, None) for name in ("bf16", "recomputed", "code"))
+    embedder = tuned(**{"dropout": 0.1, **change})
+    if recomputed:
+        trainer.recompute_activations(embedder.model)
+    real = trials._code
+    monkeypatch.setattr(trials, "_code", lambda of: ["another"] if of == part else real(of))
+    memory.estimate_longest(embedder, bf16=bool(bf16))
+    assert len(measured) == 2
