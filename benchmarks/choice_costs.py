@@ -4,7 +4,7 @@
     python benchmarks/choice_costs.py --model smollm2 --only model.echo=true model.layer_weights=true
 
 Every choice is a training of its own by `cft.train`, on the same docstrings, and they take turns. A step is timed from
-the row of the step before to its own, so that reading rows and making batches count too. The first step of each is left out.
+the row of the step before to its own, so that reading rows and making batches count too; the first of each is left out.
 """
 
 import argparse
