@@ -116,6 +116,8 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/retrieval_memory.py
 	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/first_step.py
+	$(BIN)/python benchmarks/choice_costs.py
 	$(BIN)/python benchmarks/long_texts.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))

@@ -141,7 +141,7 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
         except UserError:
             log.warning("%s is damaged: its vectors are computed again", target)
             shutil.rmtree(folder, ignore_errors=True)
-    earlier = _earlier_version(root, record, corpus, embedder.device.type) if gigabytes else None
+    earlier = _embedded_before(root, record, corpus, embedder) if gigabytes else None
     with vectors.in_blocks(target, record) as blocks:
         blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
         blocks.write_npy()
@@ -160,12 +160,18 @@ def _keys_file(device: str) -> str:
     return f"texts-{device}.npy"
 
 
-def _earlier_version(
-    root: Path, record: vectors.VectorsRecord, corpus: Corpus, device: str
+def _embedded_before(
+    root: Path, record: vectors.VectorsRecord, corpus: Corpus, embedder: "Embedder"
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Hashes and vectors of the kept corpus of this embedder that has the most texts of this one; None without any."""
-    most, best = 0, None
-    for keys_file in root.glob(f"*/{_keys_file(device)}"):
+    """Hashes and vectors of texts that this embedder embedded, in a corpus or an evaluation; None without any.
+
+    They are those of the kept corpus that has the most texts of this one, or all that evaluations keep if those are more.
+    """
+    from cft.evaluation.vector_cache import kept_vectors
+
+    scored, found = kept_vectors(embedder, corpus.keys, version=record.recipe)
+    best, most, where = ((scored, found), int(np.isin(corpus.keys, scored).sum()), "by an evaluation")
+    for keys_file in root.glob(f"*/{_keys_file(embedder.device.type)}"):
         with contextlib.suppress(OSError, ValueError, UserError):  # damaged, or removed by another process
             path = keys_file.with_name(_INDEX)
             theirs = read_record(vectors.record_of(path), vectors.VectorsRecord)
@@ -176,9 +182,10 @@ def _earlier_version(
             if known > most:
                 found = np.asarray(vectors.open_vectors(path, replace(record, texts=theirs.texts), ""))
                 if len(found) == len(keys):
-                    most, best = known, (keys, found)
-    if best:
-        sys.stderr.write(f"{most:,} of {counted(len(corpus.keys), 'text')} were embedded in an earlier version\n")
+                    best, most, where = (keys, found), known, "in an earlier version"
+    if not most:
+        return None
+    sys.stderr.write(f"{most:,} of {counted(len(corpus.keys), 'text')} were embedded {where}\n")
     return best
 
 

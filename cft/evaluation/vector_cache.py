@@ -44,8 +44,7 @@ class CachedEncoder:
         self._embedder = embedder
         self._limit = int(gigabytes * 1e9)
         self._version = version
-        facts = [embedder.contract.facts, embedder.device.type, version]
-        self._folder = cache_folder() / "vectors" / digest(facts)
+        self._folder = _folder_of(embedder, version)
 
     def in_role(self, role: Role) -> "CachedEncoder":
         """The same in front of the embedder under the prompt of a role; itself if all roles have the same."""
@@ -103,6 +102,31 @@ class CachedEncoder:
             make_room(self._folder.parent, self._limit)
         except OSError as error:
             log.warning("vectors are not kept in %s (%s)", self._folder, error.strerror or error)
+
+
+def kept_vectors(embedder: Embedder, wanted: np.ndarray, *, version: int) -> tuple[np.ndarray, np.ndarray]:
+    """What evaluations keep of an embedder's vectors; damaged parts are passed over.
+
+    Args:
+        embedder: whose contract identifies its weights.
+        wanted: (n,) first bytes of SHA-256 of texts, as many as are kept.
+        version: of the computation.
+
+    Returns:
+        (m,) those of them that are kept, each once, and their vectors (m, D), m from 0 to n.
+    """
+    keys, vectors = [np.empty(0, dtype=wanted.dtype)], [np.empty((0, embedder.width), dtype=np.float32)]
+    for part in filter(lambda part: part is not None, map(_read, sorted(_folder_of(embedder, version).glob("*.npy")))):
+        theirs = np.ascontiguousarray(part["key"]).view(wanted.dtype)[:, 0]
+        is_wanted = np.isin(theirs, wanted)
+        keys.append(theirs[is_wanted])
+        vectors.append(part["vector"][is_wanted])
+    every, first = np.unique(np.concatenate(keys), return_index=True)
+    return every, np.concatenate(vectors)[first]
+
+
+def _folder_of(embedder: Embedder, version: int) -> Path:
+    return cache_folder() / "vectors" / digest([embedder.contract.facts, embedder.device.type, version])
 
 
 def _key(text: str) -> bytes:

@@ -15,6 +15,8 @@ from cft.data.files import BadRows
 from cft.deploy import corpora, similar, vectors
 from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.similar import SimilarOptions, open_index, search_file
+from cft.evaluation.vector_cache import CachedEncoder
+from cft.job.plan import RECIPE
 from cft.model.embedder import Embedder
 from cft.similar import COMMAND, main
 from cft.system.errors import UserError
@@ -134,6 +136,19 @@ def test_of_a_changed_file_only_new_texts_are_embedded(tmp_path, embedded, cache
     path.write_text("\n".join(texts))
     embedded.clear()
     assert hits(path, "text 7", top=60)[0][0].row == whole[0].row and len(embedded) == 50
+
+
+def test_what_an_evaluation_embedded_is_not_embedded_again(corpus, embedded, cache):
+    texts = corpus.read_text().splitlines()
+    CachedEncoder(make_tiny("llama"), gigabytes=1, version=RECIPE).encode(texts[:2])
+    CachedEncoder(make_tiny("llama"), gigabytes=1, version=RECIPE).encode(texts[1:3])
+    CachedEncoder(make_tiny("llama"), gigabytes=1, version=RECIPE - 1).encode(texts)
+    embedded.clear()
+    (found,) = hits(corpus, "birds")
+    assert embedded == [*texts[3:], "birds"]
+    (whole,) = hits(corpus, "birds", vector_cache_gb=0)
+    assert [hit.row for hit in found] == [hit.row for hit in whole]
+    np.testing.assert_allclose([hit.cosine for hit in found], [hit.cosine for hit in whole], atol=1e-6)
 
 
 def test_kept_vectors_that_were_damaged_are_made_anew(corpus, cache):
