@@ -165,7 +165,7 @@ def _embedded_before(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Hashes and vectors of texts that this embedder embedded, in a corpus or an evaluation; None without any.
 
-    They are those of the kept corpus that has the most texts of this one, or all that evaluations keep if those are more.
+    They are those of the kept corpus that has the most texts of this one, or of evaluations if they have more.
     """
     from cft.evaluation.vector_cache import kept_vectors
 

@@ -116,7 +116,10 @@ def kept_vectors(embedder: Embedder, wanted: np.ndarray, *, version: int) -> tup
         (m,) those of them that are kept, each once, and their vectors (m, D), m from 0 to n.
     """
     keys, vectors = [np.empty(0, dtype=wanted.dtype)], [np.empty((0, embedder.width), dtype=np.float32)]
-    for part in filter(lambda part: part is not None, map(_read, sorted(_folder_of(embedder, version).glob("*.npy")))):
+    for path in sorted(_folder_of(embedder, version).glob("*.npy")):
+        part = _read(path)
+        if part is None:
+            continue
         theirs = np.ascontiguousarray(part["key"]).view(wanted.dtype)[:, 0]
         is_wanted = np.isin(theirs, wanted)
         keys.append(theirs[is_wanted])
