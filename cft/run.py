@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, count_jobs, require_settings, to_config
 from cft.config.schema import Config
-from cft.data.training_data import require_readable
+from cft.data.preview import require_readable
 from cft.system.console import exit_statuses, report_error, set_up_console
 from cft.system.digest import digest
 from cft.system.disk import require_writable
@@ -75,7 +75,7 @@ def main() -> None:
                 for config in check_overrides(arguments.overrides):
                     require_writable(Path(config.outputs))  # Hydra goes there before any job does
                     if not arguments.multirun:  # a sweep's jobs may run where other files are
-                        require_readable(config.data)
+                        require_readable(config)
             job()
     finally:
         _log_summary(results)

@@ -3,6 +3,7 @@
 __all__ = [
     "docstrings",  # what installed packages say of their functions
     "files",  # a user's file as triplets, scored pairs or texts
+    "preview",  # a first look at a user's files
     "records",  # a triplet, a scored pair
     "retrieval",  # queries, documents and judgements
     "sampling",  # which rows make a batch

@@ -132,7 +132,25 @@ def read_scored_pairs(
     columns_key: str = "eval.columns",
     score_of: Callable[[dict[str, Any], str, str], float] = number_of,
 ) -> tuple[list[ScoredPair], list[Skipped]]:
-    """Read pairs of sentences, texts verbatim, with scores on any scale; returned with the rows that were left out.
+    """What `stream_scored_pairs` reads: the pairs, and the rows that were left out."""
+    rows = list(
+        stream_scored_pairs(
+            path, columns=columns, on_bad_row=on_bad_row, key=key, columns_key=columns_key, score_of=score_of
+        )
+    )
+    return [row for row in rows if isinstance(row, ScoredPair)], [row for row in rows if isinstance(row, Skipped)]
+
+
+def stream_scored_pairs(
+    path: str | Path,
+    *,
+    columns: Sequence[str] = PAIR_COLUMNS,
+    on_bad_row: BadRows = BadRows.RAISE,
+    key: str = "eval.folder",
+    columns_key: str = "eval.columns",
+    score_of: Callable[[dict[str, Any], str, str], float] = number_of,
+) -> Iterator[ScoredPair | Skipped]:
+    """Read pairs of sentences, texts verbatim, with scores on any scale, and the rows that were left out.
 
     Args:
         path: the file.
@@ -161,8 +179,7 @@ def read_scored_pairs(
             score_of(cells, score, PAIR_COLUMNS[2]),
         )
 
-    rows = list(stream_rows(source, pair, on_bad_row))
-    return [row for row in rows if isinstance(row, ScoredPair)], [row for row in rows if isinstance(row, Skipped)]
+    return stream_rows(source, pair, on_bad_row)
 
 
 def warn_of_skipped(listed: Sequence[Skipped], count: int) -> None:

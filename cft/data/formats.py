@@ -1,5 +1,6 @@
 """Files to numbered rows of cells: CSV, TSV, JSONL and JSON (each also gzipped), Parquet, and plain lines of text."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -39,6 +40,16 @@ log = logging.getLogger(__name__)
 def log_note(note: "Note") -> None:
     """Say it now."""
     log.log(logging.WARNING if note.warning else logging.INFO, "%s", note.text)
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Say nothing of how files are read: they are only looked at, and it is said when they are read."""
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 # How files begin that are not text in UTF-8; the last byte of the marks of Parquet and zip is a control character.

@@ -236,6 +236,21 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
     )
 
 
+def require_readable(settings: EvalSettings) -> None:
+    """Look for the files of a user's own sets, and at the first query and document of each, before anything is loaded.
+
+    Raises:
+        UserError: as `load_retrieval_sets`, which reads all of them.
+    """
+    if settings.source is not EvalSource.retrieval or settings.folder is None:
+        return
+    for name in settings.sets:
+        place = _place_of(name, Path(settings.folder).expanduser())
+        documents, queries, _ = _files_of(name, place, settings.split)
+        next(_stream_queries(queries))
+        next(_stream_documents(documents))
+
+
 def _load(name: str, settings: EvalSettings) -> RetrievalSet:
     if settings.folder is None:
         place, (queries, documents, judgements) = None, _from_hub(HUB_SETS[name])
@@ -256,16 +271,31 @@ _Parts = tuple[list[_Text], list[Document], list[_Judgement]]
 
 def _from_folder(name: str, place: Path, split: str) -> _Parts:
     """Queries, documents and judgements of a set's files, which are in the folder `place`."""
-    documents = _find(place, "corpus", name, f"{_ID}, {_TITLE} and {_TEXT}")
-    queries = _find(place, "queries", name, f"{_ID} and {_TEXT}")
-    qrels = _find(place / "qrels", split, name, f"{_QUERY}, {_DOCUMENT} and {_GRADE}", _other_splits(place))
-    of_queries = list(_read(queries, (_ID, _TEXT), _reader(_query)))
+    documents, queries, qrels = _files_of(name, place, split)
+    of_queries = list(_stream_queries(queries))
     known = {id for id, _ in of_queries}
     return (
         of_queries,
-        list(_read(documents, (_ID, _TEXT), _reader(_document), optional=(_TITLE,))),
+        list(_stream_documents(documents)),
         list(_read(qrels, (_QUERY, _DOCUMENT, _GRADE), _judgement_reader(known, printable(str(queries))))),
     )
+
+
+def _files_of(name: str, place: Path, split: str) -> tuple[Path, Path, Path]:
+    """The files of a set's documents, queries and judgements."""
+    return (
+        _find(place, "corpus", name, f"{_ID}, {_TITLE} and {_TEXT}"),
+        _find(place, "queries", name, f"{_ID} and {_TEXT}"),
+        _find(place / "qrels", split, name, f"{_QUERY}, {_DOCUMENT} and {_GRADE}", _other_splits(place)),
+    )
+
+
+def _stream_queries(path: Path) -> Iterator[_Text]:
+    return _read(path, (_ID, _TEXT), _reader(_query))
+
+
+def _stream_documents(path: Path) -> Iterator[Document]:
+    return _read(path, (_ID, _TEXT), _reader(_document), optional=(_TITLE,))
 
 
 def _place_of(name: str, folder: Path) -> Path:

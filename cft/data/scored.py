@@ -1,12 +1,13 @@
 """Scored pairs to train on: sentences with scores by people, or with the labels of NLI."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cft.config.schema import DataSettings
 from cft.data.cells import BadRow, number_of
-from cft.data.files import BadRows, read_scored_pairs, warn_of_skipped
+from cft.data.files import BadRows, Skipped, stream_scored_pairs, warn_of_skipped
 from cft.data.records import ScoredPair
 from cft.system.errors import UserError
 from cft.system.overrides import override
@@ -52,14 +53,9 @@ def read_scored(settings: DataSettings) -> list[ScoredPair]:
         return []
     named = override("data.scored", settings.scored)
     scores = _Scores()
-    pairs, skipped = read_scored_pairs(
-        Path(settings.scored).expanduser(),
-        columns=settings.scored_columns,
-        on_bad_row=BadRows(settings.on_bad_row),
-        key="data.scored",
-        columns_key="data.scored_columns",
-        score_of=scores.read,
-    )
+    rows = list(stream_scored(settings, scores.read))
+    pairs = [row for row in rows if isinstance(row, ScoredPair)]
+    skipped = [row for row in rows if isinstance(row, Skipped)]
     warn_of_skipped(skipped[:3], len(skipped))
     column = settings.scored_columns[2]
     if scores.words and scores.numbers:
@@ -73,3 +69,19 @@ def read_scored(settings: DataSettings) -> list[ScoredPair]:
     if len({pair.score for pair in pairs}) < 2:
         raise UserError(f"{named}: all {len(pairs)} scores are equal, and there is nothing to tell apart")
     return pairs
+
+
+def stream_scored(
+    settings: DataSettings, score_of: Callable[[dict[str, Any], str, str], float] | None = None
+) -> Iterator[ScoredPair | Skipped]:
+    """The pairs of `data.scored`, one after the other, with the rows that were left out; none without it."""
+    if settings.scored is None:
+        return iter(())
+    return stream_scored_pairs(
+        Path(settings.scored).expanduser(),
+        columns=settings.scored_columns,
+        on_bad_row=BadRows(settings.on_bad_row),
+        key="data.scored",
+        columns_key="data.scored_columns",
+        score_of=score_of or _Scores().read,
+    )

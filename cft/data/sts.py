@@ -8,7 +8,7 @@ from typing import Any
 
 from cft.config.schema import EvalSettings, EvalSource
 from cft.data import scenes
-from cft.data.files import read_scored_pairs
+from cft.data.files import read_scored_pairs, stream_scored_pairs
 from cft.data.formats import ENDINGS
 from cft.data.portrait import warnings_of_pairs
 from cft.data.records import ScoredPair, require_rankable
@@ -72,6 +72,22 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
     if unknown:
         raise UserError(f"eval.sets: {', '.join(unknown)} unknown on the hub; choose among {', '.join(NINE_SETS)}")
     return {name: thin_out(load_hub_set(NINE_SETS[name]), settings.rows) for name in settings.sets}
+
+
+def require_readable(settings: EvalSettings) -> None:
+    """Read the first pair of each of a user's files: a wrong path or column is known before anything is loaded.
+
+    Raises:
+        UserError: as `load_eval_sets`, which reads the other pairs too.
+    """
+    paths: list[tuple[str, Path]] = []
+    if settings.source is EvalSource.pairs:
+        paths = [("eval.file", path) for path in _own_files(settings)]
+    elif settings.source is EvalSource.sts and settings.folder is not None:
+        folder = Path(settings.folder).expanduser()
+        paths = [("eval.folder", _find_file(name, folder)) for name in settings.sets]
+    for key, path in paths:
+        next(stream_scored_pairs(path, columns=settings.columns, key=key))
 
 
 def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:

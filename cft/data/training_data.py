@@ -15,14 +15,21 @@ from cft.config.schema import DataSettings, DataSource, Prompts, TrainFile
 from cft.data import docstrings, scenes
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
-from cft.data.files import BadRows, TripletColumns, read_scored_pairs, stream_triplet_rows, warn_of_skipped
+from cft.data.files import (
+    BadRows,
+    Skipped,
+    TripletColumns,
+    stream_scored_pairs,
+    stream_triplet_rows,
+    warn_of_skipped,
+)
 from cft.data.formats import log_note
 from cft.data.holdout import halves, hold_out
 from cft.data.mixture import Mixture, plain, shares_of
 from cft.data.portrait import Painter, Portrait, warnings_of_pairs
 from cft.data.records import ScoredPair, Triplet, content_digest, noun_of, require_rankable
 from cft.data.sampling import draw_positives, shared_texts
-from cft.data.scored import read_scored
+from cft.data.scored import read_scored, stream_scored
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
 from cft.system.hub import OFFLINE_HINT, hub_answers
@@ -199,16 +206,18 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
 
 
 def require_readable(settings: DataSettings) -> None:
-    """Read the first row of every file to train on: a wrong path or column is known before anything is loaded.
+    """Read the first row of each of a user's files: a wrong path or column is known before anything is loaded.
 
     Raises:
         UserError: as `load_training_data`, which reads the other rows too.
     """
-    if settings.source is not DataSource.files:
-        return
-    for entry in settings.entries:
-        for path in _named_files(entry.file):
-            next(stream_triplet_rows(path, _columns(settings, entry), note=lambda note: None))
+    if settings.source is DataSource.files:
+        for entry in settings.entries:
+            for path in _named_files(entry.file):
+                next(stream_triplet_rows(path, _columns(settings, entry)))
+    next(stream_scored(settings), None)
+    if settings.dev not in (None, DEV_SET.name):
+        next(_stream_dev(settings))
 
 
 def _first_rows(known: Rows, settings: DataSettings) -> Rows:
@@ -345,10 +354,17 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
         return []
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
-    pairs = read_scored_pairs(
-        Path(settings.dev).expanduser(), columns=settings.dev_columns, key="data.dev", columns_key="data.dev_columns"
-    )[0]
+    pairs = [row for row in _stream_dev(settings) if isinstance(row, ScoredPair)]
     require_rankable([pair.score for pair in pairs], override("data.dev", settings.dev))
     for warning in warnings_of_pairs(pairs):
         log.warning("%s: %s", override("data.dev", settings.dev), warning)
     return pairs
+
+
+def _stream_dev(settings: DataSettings) -> Iterator[ScoredPair | Skipped]:
+    return stream_scored_pairs(
+        Path(str(settings.dev)).expanduser(),
+        columns=settings.dev_columns,
+        key="data.dev",
+        columns_key="data.dev_columns",
+    )

@@ -348,23 +348,49 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, finished):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("train", "complaint"),
+    ("settings", "complaint"),
     [
-        ("rows.cvs", "no such file; did you mean"),
-        ("rows.csv", "has no column 'sent1'"),
-        ("none*.csv", "no file fits this pattern"),
-        ("bad.csv", "data row 1 (bad.csv:2)"),
+        (["data.train=rows.cvs"], "no such file; did you mean"),
+        (["data.train=rows.csv"], "has no column 'sent1'"),
+        (["data.train=none*.csv"], "no file fits this pattern"),
+        (["data.train=bad.csv"], "data row 1 (bad.csv:2)"),
+        (["data.train=[{file: good.csv, share: 1}, {file: gone.csv, share: 1}]"], "gone.csv: no such file"),
+        (["data.train=good.csv", "data.dev=gone.csv"], "data.dev=gone.csv: no such file"),
+        (["data.train=good.csv", "data.scored=gone.csv", "loss.scored=cosent"], "data.scored=gone.csv: no such file"),
+        (["data.train=good.csv", "eval=pairs", "eval.file=rows.csv"], "has no column 'sentence1'"),
+        (["data.train=good.csv", "eval=sts", "eval.folder=."], "holds no file for STS12"),
+        (["data.train=good.csv", "eval=sts", "eval.folder=gone"], "eval.folder=gone: no such folder"),
+        (["data.train=good.csv", "eval=retrieval", "eval.folder=.", "eval.sets=[one]"], "the set one has no "),
+        (["data.train=good.csv", "eval=retrieval", "eval.folder=.", "eval.sets=[two]"], "data row 1 (corpus.jsonl:1)"),
     ],
+    ids=lambda value: str(value)[:60],
 )
-def test_a_wrong_file_to_train_on_is_told_before_torch_is_imported(tmp_path, train, complaint):
+def test_a_wrong_file_is_told_before_torch_is_imported(tmp_path, settings, complaint):
     (tmp_path / "rows.csv").write_text("sent0,answer\na man sleeps,a person sleeps\n")
     (tmp_path / "bad.csv").write_text("sent0,sent1\n,a person sleeps\n")
+    (tmp_path / "good.csv").write_text("sent0,sent1\na man sleeps,a person sleeps\n")
+    for name in ("one", "two"):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        (tmp_path / name / "queries.jsonl").write_text('{"_id": "q", "text": "who sleeps?"}\n')
+    (tmp_path / "two" / "corpus.jsonl").write_text('{"_id": "d", "text": ""}\n')
+    (tmp_path / "two" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
     code = "import sys; from cft.run import main\n"
     code += "try: main()\nfinally: print('torch was imported:', 'torch' in sys.modules)"
-    told = ["model=tiny", "data=files", f"data.train={train}", "data.negative_columns=[]", "loss=in_batch"]
+    told = ["model=tiny", "data=files", "data.negative_columns=[]", "loss=in_batch", *settings]
     ended = subprocess.run([sys.executable, "-c", code, *told], capture_output=True, text=True, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "torch was imported: False\n"), ended.stderr
     assert complaint in ended.stderr
+
+
+def test_how_a_file_is_read_is_said_once(tmp_path, commands):
+    (tmp_path / "rows.csv").write_text("sent0;sent1\n" + "".join(f"a man {n};somebody {n}\n" for n in range(20)))
+    (tmp_path / "dev.csv").write_text("sentence1;sentence2;score\n" + "".join(f"a {n};b;{n}\n" for n in range(5)))
+    told = ["model=tiny", "data=files", "data.train=rows.csv", "data.negative_columns=[]", "loss=in_batch"]
+    told += ["data.dev=dev.csv", "eval=none", "logger=none", "train.steps=1", "train.batch_size=4", "outputs=outputs"]
+    ended = commands.run("cft.run", *told, cwd=tmp_path)
+    assert ended.status == 0, ended.err
+    said = [line for line in (ended.out + ended.err).splitlines() if "semicolon" in line or "';'" in line]
+    assert len(said) == 2 and len(set(said)) == 2, said
 
 
 def test_a_terminal_that_is_closed_does_not_end_a_training(tmp_path):
