@@ -196,7 +196,7 @@ def _score(cell: CellResult, name: str) -> str:
         return "failed" if cell.status.startswith("failed") else "missing"
     interval = cell.intervals[name]
     text = f"{interval.value:.2f}"
-    if name == MEAN:
+    if name == MEAN and len(cell.by_seed[0].by_set) > 1:
         text += f" ± {cell.deviation:.2f}"
     text += f" [{interval.low:.1f}, {interval.high:.1f}]"
     if len(cell.by_seed) > 1:

@@ -27,6 +27,9 @@ _KEYS = {"title", "question", "source", "layout", "cells", "paper", "paper_note"
 _CELL_KEYS = {"name", "overrides", "each", "base", "hidden", "scales"}
 _SCALE_KEYS = {"about", "overrides", "values", "wants"}
 
+# Settings that change nothing of what comes out, with those that are under them.
+_NOT_OF_RESULTS = {"outputs", "logger", "device", "hydra", "vector_cache_gb"}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -125,9 +128,18 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
         cells=[replace(cell, paper=paper.get(cell.name, {})) for cell in cells],
         comparisons=_comparisons(content, fill, names),
         paper_note=fill(content.get("paper_note", "")),
-        about_scale=at_scale.get("about", ""),
+        about_scale=_about(at_scale, overrides or []),
         rows=[(str(key), str(label), str(value)) for key, label, value in content.get("rows") or []],
     )
+
+
+def _about(at_scale: dict, overrides: list[str]) -> str:
+    """What the scale says of itself, and what was given that it does not know of."""
+    files = at_scale.get("wants") or {}
+    keys = {entry: entry.split("=", 1)[0] for entry in _last_wins(overrides)}
+    given = [entry for entry, key in keys.items() if key not in files and key.split(".")[0] not in _NOT_OF_RESULTS]
+    about = str(at_scale.get("about", ""))
+    return f"{about}; but with {' '.join(given)}" if about and given else about
 
 
 def common_overrides(scale: str, overrides: list[str]) -> list[str]:

@@ -286,6 +286,22 @@ def test_an_unknown_experiment_or_scale_is_refused_with_the_known_ones():
         spec.load("table2", "small", [])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], ""),
+        (["outputs=elsewhere", "logger=csv", "logger.group=one", "data.train=rows.csv"], ""),
+        (["lr=3e-4"], "; but with lr=3e-4"),
+        (["model=minilm", "lr=1e-3", "outputs=elsewhere", "lr=3e-4"], "; but with model=minilm lr=3e-4"),
+    ],
+    ids=str,
+)
+def test_what_a_report_says_of_its_scale_holds_for_what_was_given(given, said):
+    files = ["data.train=rows.csv", "eval.file=pairs.csv"]
+    scale = "SmolLM2-135M-Instruct, 30 steps of 60 triplets at learning rate 2e-3, scored on development pairs"
+    assert spec.load("study/scored", "nli", [*files, *given]).about_scale == scale + said
+
+
 def test_each_makes_a_cell_for_every_combination(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
