@@ -264,7 +264,8 @@ def test_a_text_that_alone_is_too_large_is_said():
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("trial", ["estimate_longest", "estimate_training", "estimate_evaluation"])
-def test_a_trial_that_runs_out_of_memory_says_so(monkeypatch, trial, error):
+def test_a_trial_that_runs_out_of_memory_says_so(tmp_path, monkeypatch, trial, error):
+    monkeypatch.setenv("CFT_CACHE", str(tmp_path))  # where nothing is kept of an earlier trial
     embedder = tuned()
     more = {"estimate_longest": {"bf16": False}, "estimate_evaluation": {"length": 20}}
     more["estimate_training"] = {"bf16": False, "length": 20, "negatives": 1}
