@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from publish import Comparison, Found, publish
+from publish import Found, publish
 
 import cft
 from cft.config.compose import compose_model
@@ -141,21 +141,17 @@ def publish_costs(model: str, steps: int, found: dict[str, list[Step]], command:
     """One table of what was measured."""
     plain = found[AS_IT_IS]
     table = [("choice", "time of a step", "tokens through the model", "time / tokens")]
-    comparisons = []
     for name, taken in found.items():
         time_ratio = _ratio(taken, plain, lambda step: step.seconds)
         work = _ratio(taken, plain, lambda step: step.nodes)
         work += work_of_guide(model) if name.startswith("loss.guide") else 0
         table.append((name, f"{time_ratio:.2f}", f"{work:.2f}", f"{time_ratio / work:.2f}"))
-        if name not in (AS_IT_IS, AGAIN):
-            comparisons.append(Comparison(f"step of {model} with {name}", "its tokens alone", work / time_ratio))
     publish(
         f"choice_costs_{model}",
         Found(
             title=f"What a training choice costs, {model}",
             command=command,
             table=table,
-            comparisons=comparisons,
             notes=[
                 f"Medians of {steps} steps of the same docstrings each, in turns; a step as it is = 1, and what it "
                 "is again says how far times are to be trusted. Tokens of a guide, which only goes forward, count "
