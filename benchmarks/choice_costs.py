@@ -154,8 +154,8 @@ def publish_costs(model: str, steps: int, found: dict[str, list[Step]], command:
             table=table,
             notes=[
                 f"Medians of {steps} steps of the same docstrings each, in turns; a step as it is = 1, and what it "
-                "is again says how far times are to be trusted. Tokens of a guide, which only goes forward, count "
-                "by its weights and a third."
+                "is again says how far times are to be trusted. A guide only goes forward: its tokens count a third, "
+                "times its weights over the model's."
             ],
         ),
     )
