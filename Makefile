@@ -25,7 +25,7 @@ help:  ## list the targets
 
 $(VENV)/.made: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	@# Compiling what nobody imports takes pip more than a third of its time; Python compiles the rest when it is imported.
+	@# Compiling what nobody imports would take pip a minute or two; Python compiles the rest when it is imported.
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 

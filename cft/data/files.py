@@ -7,7 +7,7 @@ Bad rows can be skipped; problems of the whole file cannot.
 import gzip
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -133,12 +133,17 @@ def read_scored_pairs(
     score_of: Callable[[dict[str, Any], str, str], float] = number_of,
 ) -> tuple[list[ScoredPair], list[Skipped]]:
     """What `stream_scored_pairs` reads: the pairs, and the rows that were left out."""
-    rows = list(
+    return apart(
         stream_scored_pairs(
             path, columns=columns, on_bad_row=on_bad_row, key=key, columns_key=columns_key, score_of=score_of
         )
     )
-    return [row for row in rows if isinstance(row, ScoredPair)], [row for row in rows if isinstance(row, Skipped)]
+
+
+def apart(rows: Iterable[ScoredPair | Skipped]) -> tuple[list[ScoredPair], list[Skipped]]:
+    """The pairs, and the rows that were left out."""
+    known = list(rows)
+    return [row for row in known if isinstance(row, ScoredPair)], [row for row in known if isinstance(row, Skipped)]
 
 
 def stream_scored_pairs(

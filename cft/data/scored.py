@@ -7,7 +7,7 @@ from typing import Any
 
 from cft.config.schema import DataSettings
 from cft.data.cells import BadRow, number_of
-from cft.data.files import BadRows, Skipped, stream_scored_pairs, warn_of_skipped
+from cft.data.files import BadRows, Skipped, apart, stream_scored_pairs, warn_of_skipped
 from cft.data.records import ScoredPair
 from cft.system.errors import UserError
 from cft.system.overrides import override
@@ -53,9 +53,7 @@ def read_scored(settings: DataSettings) -> list[ScoredPair]:
         return []
     named = override("data.scored", settings.scored)
     scores = _Scores()
-    rows = list(stream_scored(settings, scores.read))
-    pairs = [row for row in rows if isinstance(row, ScoredPair)]
-    skipped = [row for row in rows if isinstance(row, Skipped)]
+    pairs, skipped = apart(stream_scored(settings, scores.read))
     warn_of_skipped(skipped[:3], len(skipped))
     column = settings.scored_columns[2]
     if scores.words and scores.numbers:

@@ -19,6 +19,7 @@ from cft.data.files import (
     BadRows,
     Skipped,
     TripletColumns,
+    apart,
     stream_scored_pairs,
     stream_triplet_rows,
     warn_of_skipped,
@@ -354,7 +355,7 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
         return []
     if settings.dev == DEV_SET.name:
         return load_hub_set(DEV_SET)
-    pairs = [row for row in _stream_dev(settings) if isinstance(row, ScoredPair)]
+    pairs = apart(_stream_dev(settings))[0]
     require_rankable([pair.score for pair in pairs], override("data.dev", settings.dev))
     for warning in warnings_of_pairs(pairs):
         log.warning("%s: %s", override("data.dev", settings.dev), warning)
