@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedder", "MtebEncoder", "__version__", "quantize", "train"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # OpenMP's threads wait for one another after every operation, by default turning on the spot for milliseconds. Beside
 # other work that takes the very core that the awaited thread needs; a short turn before they sleep loses nothing alone.

@@ -140,6 +140,19 @@ def test_the_notebook_is_what_its_script_writes_and_every_cell_ran(commands, tmp
     assert "mean place" in "".join(code[-3]["outputs"][0]["text"])
 
 
+def test_every_place_that_names_the_version_names_the_same():
+    named = {
+        name: re.search(pattern, (ROOT / name).read_text(), re.MULTILINE).group(1)
+        for name, pattern in {
+            "pyproject.toml": r'^version = "(.+)"$',
+            "cft/__init__.py": r'^__version__ = "(.+)"$',
+            "CITATION.cff": r"^version: (.+)$",
+            "CHANGELOG.md": r"^## (\S+)$",  # its first section
+        }.items()
+    }
+    assert len(set(named.values())) == 1, named
+
+
 def test_lower_bounds_are_the_versions_that_the_lowest_environment_has():
     # builds; want an extra of their own; tools of developers
     untested = {"hatchling", "bitsandbytes", "trackio", "ruff", "mypy"}
