@@ -1,7 +1,7 @@
 """Rows that are kept out of training, so that none of them is known from it."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,39 +20,75 @@ _LARGEST_GROUP = 2
 _ENOUGH = 0.5
 
 
-def hold_out(rows: Sequence[Triplet], count: int, seed: int) -> tuple[np.ndarray, list[Triplet]]:
+def hold_out(
+    rows: Sequence[Triplet], count: int, seed: int, sources: Mapping[str, int] | None = None
+) -> tuple[np.ndarray, list[Triplet]]:
     """Set rows aside whose anchors and positives stand in no other row, as anchor or as positive.
 
     Rows that are joined by a common text, or by near-duplicates, are held out together or not at all. Where that leaves
     too few to choose from, as where all rows share a few positives, only the anchors are kept apart.
 
     Args:
-        rows: of the file.
+        rows: of all sources, one after the other.
         count: rows to hold out; about a tenth of all, if that is fewer.
         seed: of the choice.
+        sources: the rows of each by its name, where rows of each are to be held out: as many of one as of the other,
+            but at most about a tenth of its own.
 
     Returns:
         (n,) ascending numbers of the rows to train on, and the distinct ones of those held out.
     """
-    count = min(count, len(rows) // _LARGEST_SHARE)
-    if not count:
+    sizes = list(sources.values()) if sources else [len(rows)]
+    wanted = _wanted(count, sizes)
+    if sources and count:
+        for (name, size), share in zip(sources.items(), wanted, strict=True):
+            if not share:
+                log.warning(
+                    "%s: %d rows are too few to hold one out, and nothing scores what is learnt of them", name, size
+                )
+    if not any(wanted):
         return np.arange(len(rows)), []
     order = np.random.default_rng([seed, 1]).permutation(len(rows))
     texts = _numbered(rows)
-    held = _choose(_joined(texts), order, count)
+    joined = _joined(texts)
+    ends = np.cumsum(sizes)
+    chosen = [
+        _choose_enough(
+            joined, texts[:, 0], order[(order >= end - size) & (order < end)], share, of=f" of {name}" if name else ""
+        )
+        for name, size, end, share in zip(sources or [""], sizes, ends, wanted, strict=True)
+        if share
+    ]
+    held = np.unique(np.concatenate(chosen))
+    rest = np.delete(np.arange(len(rows)), held)
+    return rest, list(dict.fromkeys(_at(rows, held)))
+
+
+def _wanted(count: int, sizes: Sequence[int]) -> list[int]:
+    """How many rows of each source to hold out: alike, and what small ones cannot give is taken of the larger ones."""
+    wanted = [0] * len(sizes)
+    left = count
+    for place, number in enumerate(sorted(range(len(sizes)), key=lambda number: sizes[number])):
+        wanted[number] = min(left // (len(sizes) - place), sizes[number] // _LARGEST_SHARE)
+        left -= wanted[number]
+    return wanted
+
+
+def _choose_enough(joined: np.ndarray, anchors: np.ndarray, order: np.ndarray, count: int, *, of: str) -> np.ndarray:
+    """(m,) ascending numbers of rows to hold out: whole groups or, where too few can be, all rows of some anchors."""
+    held = _choose(joined, order, count)
     if len(held) < _ENOUGH * count:
-        by_anchor = _choose(texts[:, 0], order, count)
+        by_anchor = _choose(anchors, order, count)
         if len(by_anchor) > len(held):
             held = by_anchor
             log.warning(
-                "most rows share their positives with other rows: the %d held-out rows have anchors of their own, but "
-                "their positives stand in training too",
-                len(held),
+                "most rows%s share their positives with other rows: the %d held-out rows have anchors of their own, "
+                "but their positives stand in training too",
+                *(of, len(held)),
             )
     if not len(held):
-        log.warning("no rows are held out: too many share one anchor")
-    rest = np.delete(np.arange(len(rows)), held)
-    return rest, list(dict.fromkeys(_at(rows, held)))
+        log.warning("no rows%s are held out: too many share one anchor", of)
+    return held
 
 
 def halves(rows: Sequence[Triplet]) -> tuple[list[Triplet], list[Triplet]]:

@@ -9,7 +9,7 @@ BEIR's layout, a folder a set; each file also gzipped, or as Parquet:
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from cft.data import docstrings
 from cft.data.cells import BadRow, id_of, number_of, text_of
 from cft.data.files import BadRows, Skipped, stream_rows
 from cft.data.formats import ENDINGS, Source
-from cft.data.records import content_digest
+from cft.data.records import Triplet, content_digest
 from cft.data.sts import HubSet, fetch_dataset, not_here
 from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
@@ -40,6 +40,9 @@ _QUERY, _DOCUMENT, _GRADE = "query-id", "corpus-id", "score"
 
 # Larger grades are slips; sums of them would not be exact.
 _LARGEST_GRADE = 1_000_000
+
+# What tables call the set of held-out rows.
+OWN = "held-out rows"
 
 _ID_LENGTH = 80  # of an id in a message
 
@@ -191,11 +194,12 @@ def make_set(
     )
 
 
-def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
-    """Held-out rows as queries that look for their positives.
+def rows_as_sets(data: TrainingData, documents: int, seed: int) -> dict[str, RetrievalSet]:
+    """Held-out rows as queries that look for their positives: one set or, where data.train's entries differ, one each.
 
-    Among them are the positives and negatives of all held-out rows and, up to `documents`, other documents of the
-    file, drawn evenly over it. Texts that differ in case, blanks or punctuation alone are one document.
+    Among the documents of a set are the positives and negatives of all its held-out rows and, up to `documents`, others
+    of the same file, drawn evenly over it. Texts that differ in case, blanks or punctuation alone are one document. An
+    entry of which no row is held out has no set.
 
     Raises:
         UserError: if no row is held out, or there is one document alone.
@@ -205,6 +209,22 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
             "eval=rows scores held-out rows, and there are none: raise data.holdout, bring more rows, or add "
             "eval=none, which trains on all of them and scores nothing"
         )
+    if not data.holdout_parts:
+        return {OWN: _rows_as_set(OWN, data.holdout, data.triplets, documents, seed)}
+    found = {}
+    for number, part in enumerate(data.parts):
+        held = [row for row in data.holdout if data.holdout_parts[row] == part.name]
+        triplets = data.triplets_of_part(number)
+        if held:
+            name = f"{OWN} of {part.name}"
+            found[name] = _rows_as_set(name, held, data.triplets[triplets.start : triplets.stop], documents, seed)
+    return found
+
+
+def _rows_as_set(
+    name: str, held: Sequence[Triplet], others: Sequence[Triplet], documents: int, seed: int
+) -> RetrievalSet:
+    """Held-out rows of one kind, and as many of the others as are needed for so many documents."""
     ids: dict[str, str] = {}  # of documents, by their text without case, blanks and punctuation
     texts: list[str] = []
 
@@ -215,21 +235,19 @@ def rows_as_set(data: TrainingData, documents: int, seed: int) -> RetrievalSet:
             texts.append(text)
         return ids[key]
 
-    judged = [(row.anchor, id_of(row.positive)) for row in data.holdout]
-    for row in data.holdout:
+    judged = [(row.anchor, id_of(row.positive)) for row in held]
+    for row in held:
         for text in row.negatives:
             id_of(text)
-    for number in np.random.default_rng([seed, 2]).permutation(len(data.triplets)):
+    for number in np.random.default_rng([seed, 2]).permutation(len(others)):
         if len(texts) >= documents:
             break
-        row = data.triplets[int(number)]
+        row = others[int(number)]
         for text in (row.positive, *row.negatives):
             id_of(text)
-    queries = {
-        anchor: f"query {number}" for number, anchor in enumerate(dict.fromkeys(row.anchor for row in data.holdout))
-    }
+    queries = {anchor: f"query {number}" for number, anchor in enumerate(dict.fromkeys(row.anchor for row in held))}
     return make_set(
-        "held-out rows",
+        name,
         [(id, anchor) for anchor, id in queries.items()],
         [(str(number), text) for number, text in enumerate(texts)],
         [(queries[anchor], document, 1) for anchor, document in judged],

@@ -3,7 +3,7 @@
 import glob
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +81,8 @@ class TrainingData:
     parts: tuple[Part, ...] = ()  # entries of data.train that are told apart, in the order of their rows; usually none
     scored: tuple[ScoredPair, ...] = ()  # pairs to train on beside the triplets
     by_part: bool = False  # whether a batch has rows of one part only
+    # the part that each held-out row is of, by name, where parts are told apart
+    holdout_parts: Mapping[Triplet, str] = field(default_factory=dict, compare=False)
     # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
     watching: list[Triplet] | None = None
     # (rows,) where one positive of each row is drawn at a time, the row's first triplet, which the others follow; None
@@ -121,6 +123,13 @@ class TrainingData:
         """The part of the data that a triplet is of, where parts are told apart."""
         row = triplet if self.starts is None else int(np.searchsorted(self.starts, triplet, side="right")) - 1
         return self.parts[self.mixture.source_of(row)]
+
+    def triplets_of_part(self, number: int) -> range:
+        """The numbers of a part's triplets, which follow one another."""
+        first, end = (*self.mixture.starts, self.rows)[number : number + 2]
+        if self.starts is not None:
+            first, end = np.append(self.starts, len(self.triplets))[[first, end]].tolist()
+        return range(first, end)
 
     @cached_property
     def shared(self) -> dict[int, frozenset[int]]:
@@ -167,6 +176,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     corpora: dict[str, Corpus] = {}
     portraits: dict[str, Portrait] = {}
     parts: tuple[Part, ...] = ()
+    holdout_parts: dict[Triplet, str] = {}
     starts: np.ndarray | None = None
     if settings.is_scored_alone:
         rows: Sequence[Triplet] = []
@@ -185,13 +195,15 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
     else:
         corpora, ends = _open_files(settings)
         known = _first_rows(Rows.joined([corpus.rows for corpus in corpora.values()]), settings)
-        numbers, holdout = hold_out(known, settings.holdout, seed)
+        sources = _sources(settings, ends, len(known))
+        numbers, holdout = hold_out(known, settings.holdout, seed, sources)
+        holdout_parts = _parts_of_held_out(known, numbers, sources)
         rows = known.select(numbers)
         starts = _starts(rows, settings)
         dev = _read_dev(settings)
         portraits = _by_name(corpora)
         own = numbers if starts is None else numbers[starts]
-        parts = _parts(settings, np.diff(np.searchsorted(own, ends), prepend=0).tolist())
+        parts = _parts(settings, sources, np.diff(np.searchsorted(own, ends), prepend=0).tolist())
     return TrainingData(
         rows,
         holdout,
@@ -200,6 +212,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         skipped=sum(corpus.skipped for corpus in corpora.values()),
         portraits=portraits,
         parts=parts,
+        holdout_parts=holdout_parts,
         by_part=settings.mixing == "files" and bool(parts),
         scored=tuple(read_scored(settings)),
         starts=starts,
@@ -258,7 +271,28 @@ def _open_files(settings: DataSettings) -> tuple[dict[str, Corpus], list[int]]:
     return corpora, ends
 
 
-def _parts(settings: DataSettings, rows: Sequence[int]) -> tuple[Part, ...]:
+def _sources(settings: DataSettings, ends: Sequence[int], count: int) -> dict[str, int]:
+    """The rows of each entry of data.train by its name; none if entries are not told apart.
+
+    Args:
+        settings: conf/data. ends: where each entry ends, of all rows. count: rows that are taken, from the first on.
+    """
+    if not settings.is_mixed:
+        return {}
+    sizes = np.diff(np.minimum(ends, count), prepend=0).tolist()
+    return dict(zip(_distinct([Path(entry.file).name for entry in settings.entries]), sizes, strict=True))
+
+
+def _parts_of_held_out(known: Rows, numbers: np.ndarray, sources: Mapping[str, int]) -> dict[Triplet, str]:
+    """The part that each held-out row is of, by name; numbers are those of the rows that are trained on."""
+    if not sources:
+        return {}
+    held = np.delete(np.arange(len(known)), numbers)
+    names, ends = list(sources), np.cumsum(list(sources.values()))
+    return {known[row]: names[int(np.searchsorted(ends, row, side="right"))] for row in held.tolist()}
+
+
+def _parts(settings: DataSettings, names: Iterable[str], rows: Sequence[int]) -> tuple[Part, ...]:
     """The entries of data.train with the rows to train on that each has; none if they are not told apart."""
     if not settings.is_mixed:
         return ()
@@ -269,8 +303,8 @@ def _parts(settings: DataSettings, rows: Sequence[int]) -> tuple[Part, ...]:
     given = [entry.share for entry in entries if entry.share is not None]
     shares = [share / sum(given) for share in given] or shares_of(rows, settings.evenness)
     return tuple(
-        Part(printable(Path(entry.file).name), count, share, entry.query, entry.document, _loss(entry.loss))
-        for entry, count, share in zip(entries, rows, shares, strict=True)
+        Part(name, count, share, entry.query, entry.document, _loss(entry.loss))
+        for name, entry, count, share in zip(names, entries, rows, shares, strict=True)
     )
 
 
@@ -288,13 +322,18 @@ def _portrait(rows: Sequence[Triplet]) -> Portrait:
 
 
 def _by_name(corpora: Mapping[str, Corpus]) -> dict[str, Portrait]:
-    """Portraits by the names of the files alone, numbered where two are the same: records say nothing of machines."""
-    portraits: dict[str, Portrait] = {}
-    for path, corpus in corpora.items():
-        name = printable(Path(path).name)
-        taken = sum(other == name or other.startswith(f"{name} (") for other in portraits)
-        portraits[f"{name} ({taken + 1})" if taken else name] = corpus.portrait
-    return portraits
+    """Portraits by the names of the files alone: records say nothing of machines."""
+    portraits = (corpus.portrait for corpus in corpora.values())
+    return dict(zip(_distinct([Path(path).name for path in corpora]), portraits, strict=True))
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Names as they can be shown, numbered from the second on where they are the same."""
+    distinct: list[str] = []
+    for name in map(printable, names):
+        taken = sum(other == name or other.startswith(f"{name} (") for other in distinct)
+        distinct.append(f"{name} ({taken + 1})" if taken else name)
+    return distinct
 
 
 def _named_files(name: str) -> list[Path]:

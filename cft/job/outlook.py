@@ -1,6 +1,7 @@
 """What lies ahead of a training: rows, texts that are cut, steps and passes, the rate, and about how long it takes."""
 
 import time
+from collections import Counter
 
 import torch
 
@@ -46,10 +47,12 @@ def _parts(data: TrainingData, steps: int, batch: int) -> list[tuple[str, str]]:
     if not data.parts:
         return []
     drawn = "batches" if data.by_part else "each batch"
+    held = Counter(data.holdout_parts[row] for row in data.holdout)
     return [
         (
             f"  {part.name}",
-            f"{share:.1%} of {drawn}, {part.rows:,} rows, {share * steps * batch / part.rows:.3g} passes",
+            f"{share:.1%} of {drawn}, {part.rows:,} rows, {share * steps * batch / part.rows:.3g} passes, "
+            f"{held[part.name]:,} held out",
         )
         for part, share in zip(data.parts, data.mixture.normalized, strict=True)
     ]

@@ -31,7 +31,7 @@ from cft.config.schema import (
     Role,
 )
 from cft.data.records import ScoredPair, Triplet, content_digest
-from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_set
+from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_sets
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
 from cft.job.fitting import fit
@@ -317,12 +317,11 @@ class InputCache:
         settings = replace(settings, step=None)
         if settings.source is EvalSource.rows:
 
-            def load() -> RetrievalSet:
+            def load() -> dict[str, RetrievalSet]:
                 rows = self.data(data).halved() if halved else self.data(data)
-                return rows_as_set(rows, settings.documents, DATA_SEED)
+                return rows_as_sets(rows, settings.documents, DATA_SEED)
 
-            found = self._once((settings, data, halved), load)
-            return {found.name: found}
+            return self._once((settings, data, halved), load)
         if settings.source in (EvalSource.retrieval, EvalSource.docstrings):
             return self._once((settings, "retrieval"), lambda: load_retrieval_sets(settings))
         return {}

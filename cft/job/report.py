@@ -202,14 +202,23 @@ def all_measures(before: Evaluation, after: Evaluation) -> list[Row]:
 
 
 def examples(sets: Mapping[str, RetrievalSet], before: Evaluation, after: Evaluation) -> str:
-    """Three queries with what came first before and what comes first now, those first for which that is another."""
-    name, data = next(iter(sets.items()))
-    sides = {"before": before.retrieval[name], "now": after.retrieval[name]}
+    """Three queries with what came first before and what comes first now, those first for which that is another.
+
+    Of several sets, the first three have one or more each.
+    """
+    shown = list(sets.values())[:_EXAMPLES]
+    parts = [_examples(data, before, after, _EXAMPLES // len(shown), several=len(sets) > 1) for data in shown]
+    return "\n\n".join(parts)
+
+
+def _examples(data: RetrievalSet, before: Evaluation, after: Evaluation, count: int, *, several: bool) -> str:
+    sides = {"before": before.retrieval[data.name], "now": after.retrieval[data.name]}
     changed = np.flatnonzero(sides["before"].first != sides["now"].first)
     rest = np.setdiff1d(np.arange(len(data.queries)), changed)
-    places = [*changed[:: max(1, len(changed) // _EXAMPLES)][:_EXAMPLES], *rest][:_EXAMPLES]
+    places = [*changed[:: max(1, len(changed) // count)][:count], *rest][:count]
     finding = f"{counted(len(changed), 'query', 'queries')} of {len(data.queries):,}"
-    lines = [f"{finding} found another document first than before; examples, those first:", ""]
+    where = f"{data.name}: " if several else ""
+    lines = [f"{where}{finding} found another document first than before; examples, those first:", ""]
     for place in map(int, places):
         lines.append(f"query   {shorten(data.queries[place], _EXAMPLE_LENGTH)}")
         for side, found in sides.items():

@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 
 from cft.config.schema import TEACHER, Config
-from cft.data.retrieval import RetrievalSet, rows_as_set
+from cft.data.retrieval import RetrievalSet, rows_as_sets
+from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.job.lengths import Cut, find_cut
@@ -99,7 +100,7 @@ class TrainingStage:
             bf16=plan.start.bf16,
             teacher=_load_teacher(plan),
             guide=_load_guide(plan),
-            looked_for=_held_out(plan.data) if plan.config.train.eval_every else None,
+            looked_for=_held_out(plan.data) if plan.config.train.eval_every else {},
             world=world,
         )
 
@@ -196,10 +197,16 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     return Embedder(model, base.backbone, replace(contract, dimensions=tuple(config.loss.dimensions)))
 
 
-def _held_out(data: TrainingData) -> RetrievalSet | None:
-    """Held-out anchors and texts, to watch a training by; None where pairs do that, or there are too few."""
-    texts = {text for row in data.watched for text in (row.positive, *row.negatives)}
-    return rows_as_set(replace(data, holdout=data.watched), 0, DATA_SEED) if len(texts) > 1 and not data.dev else None
+def _held_out(data: TrainingData) -> dict[str, RetrievalSet]:
+    """Held-out anchors and texts, to watch a training by; none where pairs do that, or there are too few."""
+    if data.dev:
+        return {}
+    texts: dict[str, set[str]] = {}  # of each part
+    for row in data.watched:
+        of_row = {normalized(text) for text in (row.positive, *row.negatives)}
+        texts.setdefault(data.holdout_parts.get(row, ""), set()).update(of_row)
+    rows = [row for row in data.watched if len(texts[data.holdout_parts.get(row, "")]) > 1]
+    return rows_as_sets(replace(data, holdout=rows), 0, DATA_SEED) if rows else {}
 
 
 def _load_teacher(plan: Plan) -> Teacher | None:

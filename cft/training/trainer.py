@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -71,7 +71,8 @@ class TrainingRun:
     bf16: bool = False  # run the model under autocast to bfloat16
     teacher: Teacher | None = None  # whose similarities are part of the target
     guide: Guide | None = None  # which says what candidates do not count
-    looked_for: RetrievalSet | None = None  # scores the training where there are no scored pairs
+    # queries and documents of held-out rows score the training where there are no scored pairs
+    looked_for: Mapping[str, RetrievalSet] = field(default_factory=dict)
     world: World = SINGLE_PROCESS  # the processes that train together
 
 
@@ -479,28 +480,32 @@ def _score_development_data(state: _State, done: int) -> dict:
     """Score the embedder on development data, under the prompt that it will be saved with."""
     data = state.run.data
     embedder = state.embedder.with_prompts(state.run.config.prompt.saved)
-    looked_for = None if data.dev else state.run.looked_for
+    looked_for = {} if data.dev else state.run.looked_for
     with state.autocast():
         scores = evaluate(embedder, {"dev": data.dev} if data.dev else {}, data.watched, progress="development data")
         found = _look_for(embedder, looked_for) if looked_for else {}
     row = {"event": "dev", "step": done, "spearman": scores.scores.get("dev"), "accuracy": scores.triplet_accuracy}
     row |= found
     parts = [f"Spearman {row['spearman']:.2f}" if row["spearman"] is not None else ""]
-    parts += [f"{MEASURE_NAMES[name]} {value:.2f}, {_sizes(looked_for)}" for name, value in found.items() if looked_for]
+    parts += [f"{MEASURE_NAMES[name]} {value:.2f}, {_sizes(looked_for)}" for name, value in found.items()]
     parts += [f"{row['accuracy']:.1%} of held-out triplets in order" if row["accuracy"] is not None else ""]
     log.info("step %d, development data: %s", done, ", ".join(filter(None, parts)))
     return row
 
 
-def _sizes(data: RetrievalSet) -> str:
+def _sizes(sets: Mapping[str, RetrievalSet]) -> str:
     """Of what a development score is: the result is scored among more documents, and may differ."""
-    return f"{len(data.queries):,} held-out queries among {len(data.documents):,} documents"
+    queries = sum(len(data.queries) for data in sets.values())
+    documents = sum(len(data.documents) for data in sets.values())
+    mean = f", mean over {len(sets)} files" if len(sets) > 1 else ""
+    return f"{queries:,} held-out queries among {documents:,} documents{mean}"
 
 
-def _look_for(embedder: Embedder, data: RetrievalSet) -> dict[str, float]:
-    """The headline of held-out anchors that look for their positives among the held-out texts."""
+def _look_for(embedder: Embedder, sets: Mapping[str, RetrievalSet]) -> dict[str, float]:
+    """The headline of held-out anchors that look for their positives among the held-out texts, its mean over sets."""
     queries, documents = embedder.in_role(Role.query), embedder.in_role(Role.document)
-    return {HEADLINE: evaluate_retrieval(data, queries.encode, documents.encode).means[HEADLINE]}
+    found = [evaluate_retrieval(data, queries.encode, documents.encode).means[HEADLINE] for data in sets.values()]
+    return {HEADLINE: sum(found) / len(found)}
 
 
 def _require_finite(

@@ -8,6 +8,7 @@ import pytest
 from jobs import history, run_folder, settings
 
 from cft.config.schema import DataSettings, DataSource, LossSettings, Prompts
+from cft.data.retrieval import rows_as_sets
 from cft.data.training_data import load_training_data
 from cft.job import runner
 from cft.system.errors import UserError
@@ -51,6 +52,46 @@ def test_held_out_rows_leave_the_others_with_their_own_entry(entries):
     first = data.parts[0].rows
     assert all(row.anchor.startswith("nli") for row in data.triplets[:first])
     assert all(row.anchor.startswith("faq") for row in data.triplets[first:])
+
+
+def test_a_small_entry_has_held_out_rows_however_large_the_other_is(tmp_path, caplog):
+    """Of one pool, 20 of 2,000 rows would be held out, and of the 40 that matter perhaps none."""
+    large, small = write(tmp_path, "nli.jsonl", 2000), write(tmp_path, "faq.jsonl", 40)
+    given = [{"file": large, "share": 1}, {"file": small, "share": 1}]
+    data = load_training_data(mixed(given, holdout=20), seed=0)
+    assert [data.holdout_parts[row] for row in data.holdout] == ["nli.jsonl"] * 16 + ["faq.jsonl"] * 4
+    assert [part.rows for part in data.parts] == [1984, 36]
+    tiny = write(tmp_path, "tiny.jsonl", 9)
+    data = load_training_data(mixed([*given, {"file": tiny, "share": 1}], holdout=20), seed=0)
+    assert set(data.holdout_parts.values()) == {"nli.jsonl", "faq.jsonl"}
+    assert "tiny.jsonl: 9 rows are too few to hold one out, and nothing scores what is learnt of them" in caplog.text
+
+
+def test_rows_that_two_entries_share_are_held_out_of_both(tmp_path):
+    rows = [write(tmp_path, f"{name}.jsonl", 40) for name in "ab"]
+    (tmp_path / "b.jsonl").write_text((tmp_path / "a.jsonl").read_text())
+    data = load_training_data(mixed([{"file": each, "share": 1} for each in rows], holdout=8), seed=0)
+    held = {row.anchor for row in data.holdout}
+    assert held and held.isdisjoint(row.anchor for row in data.triplets)
+
+
+@pytest.mark.parametrize("positives", ["all", "redraw"])
+def test_each_entry_is_a_set_of_its_own_among_its_own_documents(tmp_path, positives):
+    files = [tmp_path / "one" / "faq.jsonl", tmp_path / "two" / "faq.jsonl"]
+    for place, path in enumerate(files):
+        path.parent.mkdir()
+        lines = ({"sent0": f"q{place} {n}", "sent1": [f"d{place} {n}", f"e{place} {n}"]} for n in range(40))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [{"file": str(path), "share": 1, "negative_columns": []} for path in files]
+    data = load_training_data(mixed(given, holdout=8, positives=positives), seed=0)
+    assert [part.name for part in data.parts] == ["faq.jsonl", "faq.jsonl (2)"]
+    for documents in (0, 30, 1000):
+        sets = rows_as_sets(data, documents, 0)
+        assert list(sets) == ["held-out rows of faq.jsonl", "held-out rows of faq.jsonl (2)"]
+        for place, found in enumerate(sets.values()):
+            assert found.queries and all(text.startswith(f"q{place}") for text in found.queries)
+            assert all(text[1] == str(place) for text in found.documents)
+            assert len(found.documents) == {0: 2 * len(found.queries), 30: 30, 1000: 80}[documents]
 
 
 def test_without_anything_of_their_own_files_are_one_pool_as_before(tmp_path):
@@ -135,10 +176,27 @@ def test_a_job_takes_batches_by_the_shares_and_says_so(tmp_path, entries, mixing
     assert flat.count("nli") == 24 and flat.count("faq") == 8
     assert all(len(set(batch)) == (1 if mixing == "files" else 2) for batch in batches)
     drawn = "batches" if mixing == "files" else "each batch"
-    assert f"faq.jsonl           25.0% of {drawn}, 30 rows, 0.267 passes" in caplog.text
+    assert f"faq.jsonl           25.0% of {drawn}, 30 rows, 0.267 passes, 0 held out" in caplog.text
     assert len(history(run_folder(tmp_path))) == 8
     record = json.loads((run_folder(tmp_path) / "data.json").read_text())
     assert [part["name"] for part in record["parts"]] == ["nli.jsonl", "faq.jsonl"]
+
+
+def test_a_job_scores_what_is_held_out_file_by_file(tmp_path, entries, caplog):
+    more = ["train.steps=4", "train.batch_size=4", "eval=rows", "train.eval_every=2", "baseline=none"]
+    config = settings(tmp_path, *more)
+    config.data = mixed([{**entries[0], "file": write(tmp_path, "nli.jsonl", 200)}, entries[1]], holdout=12)
+    with caplog.at_level(logging.INFO):
+        runner.run(config)
+    (table,) = run_folder(tmp_path).glob("evaluations/*/table.md")
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.read_text().splitlines()[4:7]]
+    names = [f"held-out rows of {name}.jsonl" for name in ("nli", "faq")]
+    assert rows == [[names[0], "9"], [names[1], "3"], ["mean over sets", ""]]
+    for name, count in zip(names, (9, 3), strict=True):
+        assert re.search(rf"{name}: \d (query|queries) of {count} found another document first", caplog.text)
+    assert "12 held-out queries among 21 documents, mean over 2 files" in caplog.text
+    development = [row for row in history(run_folder(tmp_path)) if row["event"] == "dev"]
+    assert len(development) == 2 and all(0 <= row["ndcg@10"] <= 100 for row in development)
 
 
 def test_shares_words_and_losses_are_part_of_the_name(tmp_path, entries):

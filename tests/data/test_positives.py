@@ -12,7 +12,7 @@ from cft.config.rules import require_valid
 from cft.config.schema import DataSettings, DataSource
 from cft.data.portrait import Painter
 from cft.data.records import Triplet
-from cft.data.retrieval import rows_as_set
+from cft.data.retrieval import rows_as_sets
 from cft.data.sampling import batches, draw_positives, shared_texts
 from cft.data.training_data import load_training_data
 from cft.job import runner
@@ -105,7 +105,7 @@ def test_a_draw_is_the_file_of_its_part_and_of_its_share(tmp_path):
 
 def test_all_positives_of_a_held_out_row_are_right_answers(tmp_path):
     data = load(write(tmp_path, range(80)), holdout=8)
-    found = rows_as_set(data, 1000, 0)
+    found = rows_as_sets(data, 1000, 0)["held-out rows"]
     for anchor, judged in zip(found.queries, found.judgements, strict=True):
         n = int(anchor.split()[-1].rstrip("?"))
         answers = {found.documents[int(found.document_ids.index(id))] for id in judged}
