@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.compose import all_keys, compose_config, flatten, nearest_names
-from cft.config.schema import PLACEHOLDER, DataSource, EvalSource, Prompts
+from cft.config.schema import PLACEHOLDER, EvalSource, Prompts
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, Resamples, resample, resample_means, undefined_note
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
@@ -85,15 +85,10 @@ def _state(run: RunFolder, settings: dict[str, str]) -> str:
 
 
 def _planned_steps(run: RunFolder, settings: dict[str, str]) -> str:
-    """The steps that a training comes to: as many as configured, but at most its epochs have full batches for."""
+    """The steps that a training comes to: as many as configured, or as its data have batches for."""
     path = run.file(RunFolder.DATA)
-    alone = settings.get("data.source") == DataSource.scored.value
-    names = ("train.steps", "train.epochs", "train.scored_batch" if alone else "train.batch_size")
-    if not path.exists() or not all(settings.get(name, "").isdigit() for name in names):
-        return settings.get("train.steps", "?")
-    steps, epochs, batch = (int(settings[name]) for name in names)
-    data = read_json(path)
-    return str(min(steps, epochs * (int(data.get("rows", data["triplets"])) // batch)))
+    known = read_json(path) if path.exists() else {}
+    return str(known.get("steps", settings.get("train.steps", "?")))
 
 
 def _parse_filter(entry: str) -> tuple[str, str]:

@@ -183,7 +183,8 @@ def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     parts = {"parts": data.parts} if data.parts else {}
     counts |= {"rows": data.rows} if data.starts is not None or data.is_scored_alone else {}
     counts |= {"scored_pairs": len(data.scored)} if data.scored else {}
-    facts = {"content": data.content, "skipped_rows": data.skipped, **counts, "cut": cut, **portraits, **parts}
+    facts = {"content": data.content, "skipped_rows": data.skipped, "steps": plan.steps, **counts, "cut": cut}
+    facts |= {**portraits, **parts}
     write_record(folder.file(RunFolder.DATA), facts)
 
 

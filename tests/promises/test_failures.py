@@ -21,6 +21,7 @@ from jobs import QUICK, adapter_bytes, run_folder, settings
 from cft.config.schema import Precision
 from cft.evaluation import scores
 from cft.job import runner, runs
+from cft.job.plan import make_plan
 from cft.job.run_folder import RunFolder
 from cft.job.start import wants_bf16
 from cft.model.embedder import Embedder
@@ -90,6 +91,21 @@ def test_a_failed_training_is_marked_until_it_goes_well(tmp_path, monkeypatch):
     monkeypatch.undo()
     runner.run(settings(tmp_path))
     assert not (folder / RunFolder.FAILED).exists() and "6 steps" in runs.list_runs(tmp_path, [])[1]
+
+
+def test_the_steps_of_a_failed_training_are_those_that_its_data_allow(tmp_path, monkeypatch):
+    """Rows that share texts make fewer batches where no text may stand twice in one."""
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"sent0": f"question {n}", "sent1": f"answer {max(n, 8)}", "hard_neg": f"other {n}"} for n in range(32)]
+    rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    job = ["data=files", f"data.train={rows}", "train=quick", "eval=none", "baseline=none", "data.holdout=0"]
+    config = settings(tmp_path, *job, "train.no_duplicates=true", "train.batch_size=8", "train.epochs=1")
+    steps = make_plan(config).steps
+    assert 2 < steps < 4
+    break_step(monkeypatch, 2, lambda work: (_ for _ in ()).throw(UserError("step 3 says no")))
+    with pytest.raises(UserError, match="step 3 says no"):
+        runner.run(config)
+    assert f"failed at step 2 of {steps}" in runs.list_runs(tmp_path, [])[1]
 
 
 def test_a_defect_leaves_its_traceback_in_the_log(tmp_path, monkeypatch):
