@@ -20,6 +20,7 @@ from cft.model.layer_weights import add_layer_weights
 from cft.model.sources import ADAPTER_CONFIG, ModelFiles
 from cft.model.tokenizer import byte_tokenizer, cached_tokenizer, special_tokens, tokenizer_digest
 from cft.model.truncate import keep_layers
+from cft.system.cores import use_granted_cores
 from cft.system.errors import UserError, first_line
 from cft.system.overrides import override
 
@@ -80,11 +81,14 @@ def load_backbone(
 ) -> Backbone:
     """Load trunk and tokenizer, cut to the chosen layer, and find the kind of batch that is exact for the model.
 
+    From here on torch has no more threads than this process has cores.
+
     Raises:
         UserError: if transformers cannot read the model, weights are missing, it cannot be run in batches, or its
             tokenizer has no EOS though one is to be appended.
     """
     _quiet_transformers()
+    use_granted_cores()
     unused: tuple[str, ...] = ()
     tokenizer = load_tokenizer(model, files)
     if files.folder is None:

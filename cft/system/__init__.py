@@ -3,6 +3,7 @@
 # The modules that other rooms may use.
 __all__ = [
     "console",  # messages and exit statuses of all commands
+    "cores",  # how many threads there are cores for
     "devices",  # one GPU for each of several processes
     "digest",  # names by content; dataclasses to plain data and back
     "disk",  # free space, checked before it is needed

@@ -14,6 +14,8 @@ from typing import TypeVar
 import psutil
 import torch
 
+from cft.system import control_groups
+
 Result = TypeVar("Result")
 
 # What allocators say that raise no error of their own kind: torch's on a CPU, C++'s, cuBLAS's, NCCL's, a driver's.
@@ -21,6 +23,12 @@ _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad_al
 
 # A limit of this size or more is none: version 1 of control groups writes nearly 2^63 for "unlimited".
 _UNLIMITED = 1 << 60
+
+# By the version of control groups: the files of limits, of usage, and what memory.stat calls cached files.
+_FILES = {
+    1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file"),
+    2: (("memory.max", "memory.high"), "memory.current", "inactive_file"),
+}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,40 +104,14 @@ def kills_by_memory(root: Path = Path("/")) -> int | None:
 
 def _left_by_control_groups(root: Path) -> Iterator[int]:
     """What every control group around this process leaves, the group itself and all that it lies in."""
-    for folder, limits, usage, inactive in _control_groups(root):
+    for folder, version in control_groups.folders("memory", root):
+        limits, usage, inactive = _FILES[version]
         used = _number(folder / usage)
         for name in limits:
             limit = _number(folder / name)
             if limit is not None and limit < _UNLIMITED and used is not None:
                 # The kernel takes cached files back before it kills.
                 yield limit - max(used - _statistic(folder / "memory.stat", inactive), 0)
-
-
-def _control_groups(root: Path) -> Iterator[tuple[Path, tuple[str, ...], str, str]]:
-    """Folders of control groups, with the names of limits, usage and cached files in them."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    limits: tuple[str, ...]
-    for line in lines:
-        number, controllers, place = (line.split(":", 2) + ["", ""])[:3]
-        if number == "0" and not controllers:  # version 2
-            # The folder `unified` is where a machine has both versions.
-            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-            limits, files = ("memory.max", "memory.high"), ("memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):  # version 1
-            mounts = [root / "sys/fs/cgroup/memory"]
-            limits, files = ("memory.limit_in_bytes",), ("memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        for mount in mounts:
-            # In a container the group's own name is that of the host, and its folder is the mount itself.
-            for folder in dict.fromkeys([mount / place.lstrip("/"), mount]):
-                while folder.is_relative_to(mount):
-                    if folder.is_dir():
-                        yield folder, limits, *files
-                    folder = folder.parent
 
 
 def _left_by_slurm() -> Iterator[int]:
