@@ -122,6 +122,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/long_texts.py
 	$(BIN)/python benchmarks/training_step.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
+	-$(BIN)/python benchmarks/granted_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))  # needs the right to make a control group
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
 
 TINY ?=

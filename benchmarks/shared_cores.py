@@ -13,12 +13,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from publish import Comparison, Found, publish
 
 CFT, DEFAULT = "cft", "OpenMP's default"
 # 300,000 turns is what GNU's OpenMP takes where nothing is set (GOMP_SPINCOUNT in libgomp's manual).
-SPINS = {CFT: None, DEFAULT: "300000"}
+SETTINGS: dict[str, dict[str, str]] = {CFT: {}, DEFAULT: {"GOMP_SPINCOUNT": "300000"}}
 
 
 def work(model: str, triplets: str | None, batch: int) -> None:
@@ -37,16 +38,21 @@ def work(model: str, triplets: str | None, batch: int) -> None:
 
 
 class Side:
-    """One process that takes steps when it is asked to."""
+    """One process that takes steps when it is asked to.
 
-    def __init__(self, spins: str | None, arguments: list[str]) -> None:
+    Args:
+        setting: of OpenMP, in place of all that is set here. arguments: of the child.
+        enter: what the child calls first.
+    """
+
+    def __init__(self, setting: dict[str, str], arguments: list[str], enter: Callable[[], None] | None = None) -> None:
         # OMP_WAIT_POLICY would outrank the number of turns on both sides.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        if spins is not None:
-            environment["GOMP_SPINCOUNT"] = spins
         command = [sys.executable, __file__, "--child", *arguments]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, text=True, env=environment | setting, preexec_fn=enter
+        )
         self._line()
 
     def _line(self) -> str:
@@ -90,7 +96,7 @@ def main() -> None:
         return
     passed = [f"--model={given.model}", f"--batch={given.batch}"]
     passed += [f"--triplets={given.triplets}"] if given.triplets else []
-    sides = {name: Side(spins, passed) for name, spins in SPINS.items()}
+    sides = {name: Side(setting, passed) for name, setting in SETTINGS.items()}
     alone, losses = rounds(sides, given.repeats)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
