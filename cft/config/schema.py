@@ -220,6 +220,15 @@ class ModelSettings:
             yield f"{key}.eos_token={self.eos_token} would not be appended: {key}.append_eos is false"
 
 
+# Roles of a layer in the order of their names in folders, layers by name behind them.
+_ROLES = ("query", "key", "value", "output")
+_TARGETS = ("query", "value")
+
+
+def _place_of_role(name: str) -> int:
+    return _ROLES.index(name) if name in _ROLES else len(_ROLES)
+
+
 @dataclass
 class LoraSettings:
     """conf/lora: which low-rank updates are trained; rank 0 trains the whole model instead."""
@@ -230,11 +239,19 @@ class LoraSettings:
     # gaussian (paper) or kaiming first factor and a second of 0; pissa, or pissa_niter_16 (faster): singular values
     init: str = "gaussian"
     # roles (query, key, value, output), whatever a family calls them; or layers by name
-    targets: list[str] = field(default_factory=lambda: ["query", "value"])
+    targets: list[str] = field(default_factory=lambda: list(_TARGETS))
     # plain, rslora (scaled by alpha / sqrt(rank)) or dora (direction by the update, length of each row apart)
     variant: LoraVariant = LoraVariant.plain
     bias: LoraBias = LoraBias.none  # biases trained beside the updates: none, lora_only (of the updated layers), or all
     lr_ratio: float = 1.0  # LoRA+: the second factor's learning rate is so many times lr; 1 or more; 16 is its paper's
+
+    def __post_init__(self) -> None:
+        # What embeds alike has one name: layers in any order, and lora.rank=0 beside lora=none.
+        if all(isinstance(name, str) for name in self.targets):
+            self.targets = sorted(set(self.targets), key=lambda name: (_place_of_role(name), name))
+        if self.rank == 0:
+            self.dropout = 0.0 if self.dropout == LoraSettings.dropout else self.dropout
+            self.targets = [] if self.targets == list(_TARGETS) else self.targets
 
     @property
     def principal(self) -> bool:
@@ -260,12 +277,15 @@ class LoraSettings:
             )
         if not self.lr_ratio >= 1:
             yield f"lora.lr_ratio={self.lr_ratio}: must be 1 (one rate for both factors) or more"
-        changed = self.lr_ratio != 1 or self.variant is not LoraVariant.plain or self.bias is not LoraBias.none
-        if not self.rank and (changed or self.principal):
-            yield (
-                "lora.variant, lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0 (lora=none): leave "
-                "them out"
-            )
+        if not self.rank and (given := list(self._without_effect())):
+            yield f"{' '.join(given)} would not be read at lora.rank=0 (lora=none), which trains the whole model"
+
+    def _without_effect(self) -> Iterator[str]:
+        """What was given of an update where there is none."""
+        usual = LoraSettings(rank=0)
+        for key in ("alpha", "dropout", "init", "targets", "variant", "bias", "lr_ratio"):
+            if getattr(self, key) != getattr(usual, key):
+                yield override(f"lora.{key}", getattr(self, key))
 
 
 @dataclass
@@ -304,6 +324,11 @@ class LossSettings:
         """What no job could run with."""
         if self._odd_dimensions:
             yield f"{override('loss.dimensions', self.dimensions)}: numbers of a vector, each 1 or more"
+        elif self.scored == "angle" and any(width % 2 for width in self.dimensions):
+            yield (
+                f"{override('loss.dimensions', self.dimensions)}: AnglE takes a vector in two halves; name even "
+                "numbers, or choose loss.scored=cosent"
+            )
         if not -1 <= self.guide_margin <= 1:
             yield f"loss.guide_margin={self.guide_margin:g}: must be -1 to 1"
         if self.guide is None and (self.guide_margin or self.guide_relative):

@@ -10,7 +10,7 @@ BEIR's layout, a folder a set; each file also gzipped, or as Parquet:
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -252,6 +252,18 @@ def _rows_as_set(
         [(str(number), text) for number, text in enumerate(texts)],
         [(queries[anchor], document, 1) for anchor, document in judged],
     )
+
+
+def watched_sets(data: TrainingData) -> dict[str, RetrievalSet]:
+    """Held-out anchors and texts, to watch a training by; none where pairs do that, or there are too few."""
+    if data.dev:
+        return {}
+    texts: dict[str, set[str]] = {}  # of each part
+    for row in data.watched:
+        of_row = {normalized(text) for text in (row.positive, *row.negatives)}
+        texts.setdefault(data.holdout_parts.get(row, ""), set()).update(of_row)
+    rows = [row for row in data.watched if len(texts[data.holdout_parts.get(row, "")]) > 1]
+    return rows_as_sets(replace(data, holdout=rows), 0, 0) if rows else {}
 
 
 def require_readable(settings: EvalSettings) -> None:

@@ -20,6 +20,7 @@ from cft.config.compose import compose_model
 from cft.config.rules import require_valid
 from cft.config.schema import (
     TEACHER,
+    Batches,
     Config,
     DataSettings,
     DataSource,
@@ -31,7 +32,7 @@ from cft.config.schema import (
     Role,
 )
 from cft.data.records import ScoredPair, Triplet, content_digest
-from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_sets
+from cft.data.retrieval import RetrievalSet, load_retrieval_sets, rows_as_sets, watched_sets
 from cft.data.sts import load_eval_sets
 from cft.data.training_data import TrainingData, load_training_data
 from cft.job.fitting import fit
@@ -151,6 +152,8 @@ class Plan:
             **({"guide": _embedding(*self.guide)} if self.guide else {}),
             # Without dropout a training gives what it gave under the first recipe.
             **({"training_recipe": TRAINING_RECIPE} if config.lora.dropout else {}),
+            # With it, padded rows draw other random numbers than trees.
+            **({"batches": "padded"} if config.lora.dropout and config.model.batches is Batches.padded else {}),
             # Part of the result only where training itself is under another prompt.
             **({"saved_template": prompt.saved_template} if prompt.saved_template != prompt.train_template else {}),
             **_roles("roles", prompt.in_training),
@@ -266,7 +269,7 @@ def _embedding(model: ModelSettings, files: ModelFiles) -> dict:
 
 
 def require_width(loss: LossSettings, width: int | None) -> None:
-    """Refuse to train more first numbers than a vector has; None for a width that is not known yet.
+    """Refuse a loss that vectors of this width cannot have; None for a width that is not known yet.
 
     Raises:
         UserError: naming them.
@@ -275,6 +278,11 @@ def require_width(loss: LossSettings, width: int | None) -> None:
         raise UserError(
             f"{override('loss.dimensions', loss.dimensions)}: a vector of this model has {width} numbers, and all of "
             f"them always count; name fewer than {width}"
+        )
+    if width is not None and width % 2 and loss.scored == "angle":
+        raise UserError(
+            f"loss.scored=angle: AnglE takes a vector in two halves, and those of this model have {width} numbers; "
+            "choose loss.scored=cosent"
         )
 
 
@@ -369,6 +377,12 @@ def _with_rows_to_choose_by(config: Config, data: TrainingData) -> TrainingData:
     if not _is_halved(config):
         return data
     data = data.halved()
+    if not watched_sets(data) and not any(row.negatives for row in data.watched):
+        raise UserError(
+            f"{config.train.chooses} needs a development score, and of {len(data.watched) + len(data.holdout)} "
+            f"held-out rows the {len(data.watched)} to choose by give none: raise data.holdout (about a tenth of the "
+            "rows can be held out), bring more rows, or give scored pairs by data.dev=FILE"
+        )
     log.info(
         "%s: %d held-out rows choose the step, and the other %d score the result",
         *(config.train.chooses, len(data.watched), len(data.holdout)),

@@ -107,7 +107,7 @@ def report_training(
         | {f"after/mean/{width}": found.headline for width, found in shortened.after.items()},
         table=compared.table,
         pictures={path.stem: path for path in pictures if path.suffix == ".png"},
-        step=plan.stop_at,
+        step=_steps(plan),
         adapter=plan.scored.adapter,
         outcome=_outcome(plan, before, after, compared),
     )

@@ -166,7 +166,7 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
         config,
         data=first.data,
         loss=config.loss.without_scored(),
-        train=replace(train, keep=[], eval_every=0),
+        train=replace(train, keep=[], eval_every=0, best=False, patience=None),
         lr=first.lr,
         first=FirstSettings(),
         eval=EvalSettings(name="none", source=EvalSource.none),

@@ -10,13 +10,11 @@ from dataclasses import replace
 import torch
 
 from cft.config.schema import TEACHER, Config
-from cft.data.retrieval import RetrievalSet, rows_as_sets
-from cft.data.texts import normalized
-from cft.data.training_data import TrainingData
+from cft.data.retrieval import watched_sets
 from cft.evaluation import pairs
 from cft.job.lengths import Cut, find_cut
 from cft.job.outlook import outlook, seconds_a_step
-from cft.job.plan import DATA_SEED, Plan, require_width
+from cft.job.plan import Plan, require_width
 from cft.job.run_folder import Finished, RunFolder
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora, fitting_targets, kept_in_checkpoints, trainable
@@ -100,7 +98,7 @@ class TrainingStage:
             bf16=plan.start.bf16,
             teacher=_load_teacher(plan),
             guide=_load_guide(plan),
-            looked_for=_held_out(plan.data) if plan.config.train.eval_every else {},
+            looked_for=watched_sets(plan.data) if plan.config.train.eval_every else {},
             world=world,
         )
 
@@ -196,18 +194,6 @@ def _trainable_embedder(plan: Plan, base: Embedder) -> Embedder:
     model = add_lora(base.model, config.lora, seed=config.seed).to(plan.start.device) if fresh else base.model
     contract = base.contract.with_prompts(config.prompt.in_training)
     return Embedder(model, base.backbone, replace(contract, dimensions=tuple(config.loss.dimensions)))
-
-
-def _held_out(data: TrainingData) -> dict[str, RetrievalSet]:
-    """Held-out anchors and texts, to watch a training by; none where pairs do that, or there are too few."""
-    if data.dev:
-        return {}
-    texts: dict[str, set[str]] = {}  # of each part
-    for row in data.watched:
-        of_row = {normalized(text) for text in (row.positive, *row.negatives)}
-        texts.setdefault(data.holdout_parts.get(row, ""), set()).update(of_row)
-    rows = [row for row in data.watched if len(texts[data.holdout_parts.get(row, "")]) > 1]
-    return rows_as_sets(replace(data, holdout=rows), 0, DATA_SEED) if rows else {}
 
 
 def _load_teacher(plan: Plan) -> Teacher | None:

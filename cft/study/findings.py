@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cft.config.schema import Config
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import (
     LEAST_PAIRS,
@@ -99,6 +100,7 @@ class Overlap:
     # By cell, the mean over the sets on all pairs, without the pairs that have a sentence in the training data, and
     # with every distinct pair counted once, in the first set it stands in; None where a set has too few pairs left.
     scores: dict[str, tuple[float, float | None, float | None]]
+    differs: bool = False  # whether cells were trained on different data, with other sentences of the sets
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
     folders = [] if status else [outputs / state.scores for state in states]
     trainings = [] if status else [RunFolder(outputs / state.training) for state in states if state.training]
     first = RunState() if status else states[0]
-    config = study.runs[study.cells[cell.name][0]]
+    config = _as_trained(study.runs[study.cells[cell.name][0]], trainings)
     step = 0 if cell.base else (config.eval.step or config.train.steps)
     costs = [] if cell.base else [t.cost(batch_size=config.rows_a_step, stop_at=step) for t in trainings]
     return CellResult(
@@ -183,6 +185,15 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
         step=step,
         costs=[cost for cost in costs if cost],
     )
+
+
+def _as_trained(config: Config, trainings: Sequence[RunFolder]) -> Config:
+    """A cell's configuration with what its data chose (train=fitted), which its trainings have on record."""
+    if not config.train.fitted or not trainings:
+        return config
+    record = read_json(trainings[0].file(RunFolder.CONFIG))
+    chosen = {name: record["train"][name] for name in ("steps", "batch_size", "epochs")}
+    return replace(config, lr=record["lr"], train=replace(config.train, **chosen))
 
 
 def _status(states: list[RunState], outputs: Path) -> str:
@@ -272,18 +283,21 @@ def _content(folder: Path) -> list[str]:
 
 def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pairs) -> Overlap:
     """Count what sets share with one another and with the training data, and score without it."""
-    seen = next((of_cell.seen for of_cell in data.values() if of_cell.seen), None)
+    by_cell = {name: of_cell.seen for name, of_cell in data.items() if of_cell.seen}
+    # of any training; what an untrained cell is measured by, beside whichever it is compared with
+    seen = {
+        name: np.max([of_cell[name] for of_cell in by_cell.values()], axis=0) for name in reference.identity if by_cell
+    }
     sets_with: dict[int, list[str]] = {}
     for name, numbers in reference.identity.items():
         for number in np.unique(numbers).tolist():
             sets_with.setdefault(number, []).append(name)
-    counts, once, unseen = {}, {}, {}
+    counts, once = {}, {}
     for name, numbers in reference.identity.items():
         sentences = seen[name] if seen else np.zeros(len(numbers), dtype=np.uint8)
         sets = [sets_with[number] for number in numbers.tolist()]
         _, first = np.unique(numbers, return_index=True)
         once[name] = np.isin(np.arange(len(numbers)), first) & np.array([names[0] == name for names in sets])
-        unseen[name] = sentences == 0
         counts[name] = SetOverlap(
             pairs=len(numbers),
             shared=sum(len(names) > 1 for names in sets),
@@ -293,13 +307,19 @@ def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pai
     scores = {
         cell.name: (
             float(np.mean(cell.overall)),
-            _mean_on(cell, reference.scores, unseen) if seen else None,
+            _mean_on(cell, reference.scores, _unseen(by_cell.get(cell.name, seen))) if seen else None,
             _mean_on(cell, reference.scores, once),
         )
         for cell in cells
         if cell.by_seed and not cell.cell.hidden
     }
-    return Overlap(counts, scores)
+    differs = any(not np.array_equal(of_cell[name], seen[name]) for of_cell in by_cell.values() for name in seen)
+    return Overlap(counts, scores, differs)
+
+
+def _unseen(seen: Arrays) -> Arrays:
+    """Pairs of which no sentence stands in the training data, by set."""
+    return {name: of_set == 0 for name, of_set in seen.items()}
 
 
 def _mean_on(cell: CellResult, scores: Arrays, kept: Arrays) -> float | None:

@@ -71,6 +71,8 @@ def compose_study(
     Raises:
         UserError: naming the cell that does not compose.
     """
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={','.join(map(str, seeds))}: a seed named twice is one training, not two")
     cells: dict[str, list[str]] = {}
     runs: dict[str, Config] = {}
     for cell in experiment.cells:

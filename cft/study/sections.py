@@ -42,6 +42,10 @@ _OVERLAP_CAPTION = (
     "Pairs that stand in another of the sets too, and pairs of which one or both sentences stand in the training data "
     "(case, blanks and punctuation aside)."
 )
+_OF_SEVERAL_TRAININGS = (
+    " The cells were trained on different data: here a sentence counts if any of them has it, and below each cell is "
+    "scored without what it was itself trained on (an untrained one without what any was)."
+)
 _WITHOUT_CAPTION = (
     "Mean over the sets on all pairs, without pairs that have a sentence in the training data, and with every distinct "
     "pair counted once, in the first set it stands in."
@@ -73,7 +77,8 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         report += [Heading("Cost", 3), Table("cost", _COST_CAPTION, costs(findings))]
     if findings.overlap and findings.done:
         report.append(Heading("Overlap audit", 3))
-        report.append(Table("overlap", _OVERLAP_CAPTION, overlap_by_set(findings)))
+        of_several = _OF_SEVERAL_TRAININGS if findings.overlap.differs else ""
+        report.append(Table("overlap", _OVERLAP_CAPTION + of_several, overlap_by_set(findings)))
         report.append(Table("without_overlap", _WITHOUT_CAPTION, overlap_by_cell(findings)))
     return report
 

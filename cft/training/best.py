@@ -1,5 +1,6 @@
 """The best step of a training by its development score, and when to give up waiting for a better one."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,9 +18,11 @@ def development_score(row: dict) -> float | None:
 
 
 def scored_steps(history: Sequence[dict]) -> list[tuple[int, float]]:
-    """Steps and their development scores."""
+    """Steps and their development scores, from the first that moved a weight on: a warm-up begins at a rate of 0."""
+    steps = [row for row in history if row["event"] == "step"]
+    moved = next((row["step"] for row in steps if row["lr"]), math.inf if steps else 0)
     scores = ((row["step"], development_score(row)) for row in history)
-    return [(step, score) for step, score in scores if score is not None]
+    return [(step, score) for step, score in scores if score is not None and step >= moved]
 
 
 def best_step(history: Sequence[dict]) -> int | None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from cft.config.rules import require_valid
 from cft.data.sampling import shared_texts
-from cft.job import runner
+from cft.job import runner, tracking
 from cft.job.plan import make_plan
 from cft.model.embedder import Embedder, first_numbers
 from cft.system import signals
@@ -105,6 +105,50 @@ def test_rows_that_choose_the_step_do_not_score_the_result(tmp_path, caplog):
     assert len(whole.retrieval["held-out rows"].queries) == 12 and plan.folder != whole.folder
 
 
+def test_rows_that_give_no_score_cannot_choose_the_step(tmp_path):
+    """Of 24 rows two are held out, and the one that would choose has nothing to find its positive among."""
+    job = [*ROWS, f"data.train={pairs_file(tmp_path, 24)}", "data.holdout=2", "train.steps=4", "train.batch_size=4"]
+    with pytest.raises(UserError, match=r"train.best=true needs a development score, and of 2 held-out rows the 1 to"):
+        make_plan(settings(tmp_path, *job, "train.best=true"))
+
+
+def test_a_step_that_moved_no_weight_is_never_the_best(tmp_path, monkeypatch):
+    """A warm-up begins at a rate of 0, so that the first step's score is that of the start."""
+    monkeypatch.setattr(
+        best_module,
+        "development_score",
+        lambda row: {1: 99.0, 3: 7.0}.get(row["step"], 5.0) if row["event"] == "dev" else None,
+    )
+    job = [*(each for each in JOB if not each.startswith("train.eval_every")), "train.eval_every=1", "train.best=true"]
+    runner.run(settings(tmp_path, *job, "train.steps=4", "schedule.warmup_ratio=0.25"))
+    rates = [row["lr"] for row in history(run_folder(tmp_path)) if row["event"] == "step"]
+    assert rates[0] == 0 and rates[1] > 0
+    assert json.loads((run_folder(tmp_path) / "training.json").read_text())["best_step"] == 3
+
+
+def test_a_tracker_is_told_the_step_whose_weights_were_scored(tmp_path, monkeypatch, scores_of_looks):
+    scores_of_looks(5.0, 7.0, 4.0, 3.0)
+    told = []
+    real = tracking.CsvTracker.finish
+
+    def finish(self, result):
+        told.append(result.step)
+        return real(self, result)
+
+    monkeypatch.setattr(tracking.CsvTracker, "finish", finish)
+    runner.run(settings(tmp_path, *JOB, "train.best=true", "logger=csv"))
+    assert told == [6]
+
+
+def test_a_first_stage_takes_its_last_step_whatever_chooses_that_of_the_second(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
+    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=4", "train.batch_size=8"]
+    job += ["train.best=true", "train.patience=9", "train.eval_every=2"]
+    runner.run(settings(tmp_path, *job, *first))
+    assert "the first stage: 2 steps" in caplog.text and "the result has the weights of step" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -119,8 +163,11 @@ def test_rows_that_choose_the_step_do_not_score_the_result(tmp_path, caplog):
         (["lora.lr_ratio=0.5"], "lora.lr_ratio=0.5: must be 1"),
         (
             ["lora=none", "lora.variant=dora"],
-            "lora.variant, lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0",
+            "lora.variant=dora would not be read at lora.rank=0",
         ),
+        (["lora=none", "lora.alpha=16"], "lora.alpha=16 would not be read at lora.rank=0 (lora=none)"),
+        (["lora.rank=0", "lora.targets=[key]"], "'lora.targets=[key]' would not be read at lora.rank=0"),
+        (["loss.scored=angle", "loss.dimensions=[4,7]"], "AnglE takes a vector in two halves; name even numbers"),
         (["loss.dimensions=[0,4]"], "loss.dimensions=[0,4]': numbers of a vector, each 1 or more"),
     ],
 )

@@ -106,5 +106,5 @@ def test_they_are_refused_where_there_are_none_or_too_many(family, targets, bias
 
 
 def test_they_are_refused_without_an_update(tmp_path):
-    with pytest.raises(UserError, match="lora.bias, lora.lr_ratio and PiSSA are without effect at lora.rank=0"):
+    with pytest.raises(UserError, match="lora.bias=all would not be read at lora.rank=0"):
         settings(tmp_path, "lora=none", "lora.bias=all")

@@ -140,7 +140,7 @@ def test_its_result_is_trained_on_as_the_plain_lora_that_it_is(tmp_path):
         (["lora.init=pissa", "lora.variant=dora"], "DoRA takes the lengths of rows from weights that PiSSA divides"),
         (["lora.init=pissa", "model.quantization=nf4"], "the singular values of weights in nf4 cannot be taken out"),
         (["lora.init=pissa", "first=docstrings"], "the second stage would go on from a plain LoRA of twice the rank"),
-        (["lora.init=pissa", "lora=none"], "PiSSA are without effect at lora.rank=0"),
+        (["lora.init=pissa", "lora=none"], "lora.init=pissa would not be read at lora.rank=0"),
         (["lora.init=pissa_niter_0"], "must be gaussian, kaiming, pissa, or pissa_niter_N as in pissa_niter_16"),
     ],
 )

@@ -193,6 +193,33 @@ def test_the_overlap_audit_counts_and_scores_without_what_overlaps(paper):
     assert (mean, unseen, once) == pytest.approx((-5.0, 100.0, 70.0))
 
 
+def test_each_cell_is_audited_by_what_it_was_itself_trained_on(paper):
+    scores = {"a": np.array([1.0, 2.0, 3.0, 4.0])}
+    identity = {"a": np.arange(4)}
+    cosines = {"a": np.array([0.1, 0.2, 0.0, 0.4])}  # without the third pair in perfect order
+    found = collect(paper.studies["table6"], []).cells[0]
+    cells = [
+        replace(
+            found,
+            cell=replace(found.cell, name=name),
+            by_seed=[replace(found.by_seed[0], cosines=cosines, scores={"a": 40.0})],
+        )
+        for name in ("third", "first", "untrained")
+    ]
+    third, first = ({"a": np.array(seen)} for seen in ([0, 0, 1, 0], [2, 0, 0, 0]))
+    data = {
+        name: pairs.Pairs(scores, identity, seen)
+        for name, seen in (("third", third), ("first", first), ("untrained", None))
+    }
+    for order in (cells, cells[::-1]):
+        audit = findings._overlap(order, data, data["third"])
+        by_cell = {name: unseen for name, (_, unseen, _) in audit.scores.items()}
+        assert by_cell == {"third": pytest.approx(100), "first": pytest.approx(50), "untrained": pytest.approx(100)}
+        assert audit.sets["a"] == findings.SetOverlap(pairs=4, shared=0, one_seen=1, both_seen=1) and audit.differs
+    alike = findings._overlap(cells[:1], {"third": data["third"]}, data["third"])
+    assert not alike.differs and alike.sets["a"].both_seen == 0
+
+
 def test_cells_scored_on_different_pairs_are_not_compared(paper):
     study = paper.studies["table6"]
     other = pairs.Pairs({"x": np.ones(3)}, {"x": np.arange(3)}, None)
@@ -230,8 +257,9 @@ def test_seeds_give_a_mean_with_their_spread(paper):
 def test_every_experiment_can_be_laid_out_at_every_scale(name, scale):
     from cft.config.compose import check_overrides
 
-    wanted = {"small": ["data.dev", "eval.folder"], "study": ["data.dev", "eval.folder"], "nli": ["eval.file"]}
-    given = [f"{key}=a.csv" for key in ["data.train", *wanted[scale]]] if scale in wanted else []
+    wanted = dict.fromkeys(("small", "study"), ["data.train", "data.dev", "eval.folder"])
+    wanted |= {"nli": ["data.train", "eval.file"], "questions": ["eval.folder"], "questions_sts": ["eval.folder"]}
+    given = [f"{key}=a.csv" for key in wanted.get(scale, [])]
     told = spec.load(name, scale, given)
     assert told.title and told.question and (told.cells or told.rows)
     for cell in told.cells:

@@ -17,9 +17,9 @@ from cft.system.errors import UserError
 from cft.training import trainer
 
 
-def studies(outputs: Path, names: list[str], *overrides: str, seeds: tuple[int, ...] = ()):
+def studies(outputs: Path, names: list[str], *overrides: str, seeds: tuple[int, ...] = (), scale: str = "smoke"):
     given = [f"outputs={outputs}", *overrides]
-    found = [plan.compose_study(spec.load(name, "smoke", given), given, list(seeds), compose_config) for name in names]
+    found = [plan.compose_study(spec.load(name, scale, given), given, list(seeds), compose_config) for name in names]
     for study in found:
         study.save(plan.study_folder(outputs, study.name))
     return found
@@ -168,8 +168,25 @@ def test_a_study_compares_what_queries_find(tmp_path, monkeypatch):
     text = "\n".join(map(str, sections.blocks(found, tmp_path / "report")))
     assert "nDCG@10 x 100 with 95% bootstrap intervals over queries" in text
     assert "'set', 'queries'" in text and "on 12 different queries" in text
+    with pytest.raises(UserError, match="seeds=1,2,1: a seed named twice is one training, not two"):
+        studies(tmp_path, ["table5"], seeds=(1, 2, 1))
     with pytest.raises(UserError, match="eval=none: a study compares scores"):
         studies(tmp_path, ["table5"], "eval=none")
+
+
+def test_a_report_tells_of_the_settings_that_the_data_chose(tmp_path):
+    rows = [{"sent0": f"what is thing {n}?", "sent1": f"thing {n} is number {n * n}"} for n in range(200)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, scale = tmp_path / "mine.yaml", tmp_path / "scale.yaml"
+    path.write_text("title: Own\nquestion: Which?\ncells:\n  - {name: mine, overrides: []}\n")
+    own = [f"data.train={tmp_path / 'mine.jsonl'}", "data.negative_columns=[]", "loss=in_batch", "train.steps=3"]
+    scale.write_text(json.dumps({"overrides": ["model=tiny", "data=files", "logger=none", *own]}))
+    (study,) = studies(tmp_path, [str(path)], scale=str(scale))
+    assert run([study]) == 0
+    (cell,) = findings.collect(study, []).cells
+    trained = json.loads((cell.training.path / "config.json").read_text())
+    assert trained["train"]["batch_size"] != 60 and trained["lr"] == cell.lr != 5e-5 and cell.step == 3
+    assert cell.costs[0].triplets == 3 * trained["train"]["batch_size"]
 
 
 def test_a_frozen_plan_comes_back_as_it_was(tmp_path):
