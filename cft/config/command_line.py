@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from cft.system.console import exit_statuses, set_up_console
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.overrides import shell_word
 from cft.system.text import described, did_you_mean
 
@@ -80,7 +81,7 @@ class _Word:
         if self.is_list:
             return self._listed(label, text)
         if Path in (self.type, *members):
-            return Path(text).expanduser()
+            return user_path(text)
         return int(text) if self.is_int else float(text) if self.is_float else text
 
     def _listed(self, label: str, text: str) -> list[Any]:
@@ -109,7 +110,7 @@ class _Word:
             wanted = " or ".join(self.choices)
         elif Path in kinds:
             if isinstance(value, (str, Path)) or (value is None and type(None) in kinds):
-                return Path(value).expanduser() if value is not None else None
+                return user_path(value) if value is not None else None
             wanted = "a path"
         elif self.is_float:
             if value is None and type(None) in kinds:

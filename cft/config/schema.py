@@ -4,7 +4,6 @@ The comment at a field is the key's explanation; docs/configuration.md is made o
 from these defaults. Other modules take these dataclasses, or plain values out of them, and never see OmegaConf.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -450,10 +449,24 @@ def _is_delimiter(name: str) -> bool:
     return name in DELIMITERS or (len(name) == 1 and not name.isalnum() and name not in '"\r\n')
 
 
+# What tables and trackers call the mean over the test sets.
+_MEANS = ("mean", "overall", "mean over sets")
+
+
+def problem_of_set_name(name: str) -> str:
+    """Why no test set can be called so; empty if it can."""
+    if not name.strip():
+        return "a set has no name; give it one"
+    return f"the mean over the sets is called {name!r}; rename the set" if name.casefold() in _MEANS else ""
+
+
 def _column_problems(key: str, columns: list[str]) -> Iterator[str]:
     if len(columns) != 3 or len(set(columns)) != 3:
         yield f"{override(key, columns)}: must name three columns, of a sentence, another sentence and their score"
 
+
+# Of shares; sums of larger ones would not be numbers any more.
+_LARGEST_SHARE = 1_000_000_000
 
 # Settings of the loss that one of several files may have for itself, where batches are of one file each.
 _OWN_LOSS = ("hard_negatives", "temperature", "mask_false_negatives", "both_directions", "anchors_as_negatives")
@@ -490,8 +503,8 @@ class TrainFile:
         if not isinstance(self.file, str) or not self.file:
             yield f"{override(f'{key}.file', self.file)}: must be a file or a pattern"
         number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
-        if self.share is not None and not (number and 0 < self.share < math.inf):
-            yield f"{override(f'{key}.share', self.share)}: must be a number above 0"
+        if self.share is not None and not (number and 0 < self.share <= _LARGEST_SHARE):
+            yield f"{override(f'{key}.share', self.share)}: must be a number above 0, at most {_LARGEST_SHARE:,}"
         columns = {name: getattr(self, f"{name}_column") for name in ("anchor", "positive")}
         for name, column in columns.items():
             if column is not None and (not isinstance(column, str) or not column):
@@ -764,6 +777,8 @@ class EvalSettings:
             yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
         if self.rows is not None and not in_sets and self.source not in (EvalSource.pairs, EvalSource.docstrings):
             yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
+        for problem in filter(None, map(problem_of_set_name, self.sets)):
+            yield f"{override('eval.sets', self.sets)}: {problem}"
         if in_sets and not self.sets:
             example = ["STS12", "STSBenchmark"] if self.source is EvalSource.sts else ["SciFact", "ArguAna"]
             yield f"eval.sets is empty: name the sets to score, as in {override('eval.sets', example)}"

@@ -123,21 +123,19 @@ def stream_triplet_rows(
     return stream_rows(source, triplets, columns.on_bad_row)
 
 
+# The key that names the columns of scored pairs, by that of their file.
+_COLUMNS_OF_PAIRS = {"data.dev": "data.dev_columns", "data.scored": "data.scored_columns"}
+
+
 def read_scored_pairs(
     path: str | Path,
     *,
     columns: Sequence[str] = PAIR_COLUMNS,
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
-    columns_key: str = "eval.columns",
-    score_of: Callable[[dict[str, Any], str, str], float] = number_of,
 ) -> tuple[list[ScoredPair], list[Skipped]]:
     """What `stream_scored_pairs` reads: the pairs, and the rows that were left out."""
-    return apart(
-        stream_scored_pairs(
-            path, columns=columns, on_bad_row=on_bad_row, key=key, columns_key=columns_key, score_of=score_of
-        )
-    )
+    return apart(stream_scored_pairs(path, columns=columns, on_bad_row=on_bad_row, key=key))
 
 
 def apart(rows: Iterable[ScoredPair | Skipped]) -> tuple[list[ScoredPair], list[Skipped]]:
@@ -152,8 +150,8 @@ def stream_scored_pairs(
     columns: Sequence[str] = PAIR_COLUMNS,
     on_bad_row: BadRows = BadRows.RAISE,
     key: str = "eval.folder",
-    columns_key: str = "eval.columns",
     score_of: Callable[[dict[str, Any], str, str], float] = number_of,
+    delimiter: str | None = None,
 ) -> Iterator[ScoredPair | Skipped]:
     """Read pairs of sentences, texts verbatim, with scores on any scale, and the rows that were left out.
 
@@ -161,20 +159,23 @@ def stream_scored_pairs(
         path: the file.
         columns: of the two sentences and of the score, a finite number.
         on_bad_row: stop at a bad row, or leave it out.
-        key, columns_key: the config keys that named the file and its columns, for messages.
+        key: the config key that named the file, for messages.
         score_of: reads a score out of a row's cells, given its column and what messages call it.
+        delimiter: between columns of CSV and TSV; None finds it out.
 
     Raises:
         UserError: naming the file, row, column and remedy.
     """
     sentence1, sentence2, score = columns
+    columns_key = _COLUMNS_OF_PAIRS.get(key, "eval.columns")
     source = Source(
         Path(path),
         key,
         dict.fromkeys(columns, columns_key),
         column_advice=f"Scored pairs need two columns of sentences and one of scores: set {columns_key} to their names",
         # No setting skips rows of an evaluation: scores on different rows cannot be compared.
-        row_advice="mend or drop it",
+        row_advice="mend or drop it" + (", or set data.on_bad_row=skip" if key == "data.scored" else ""),
+        delimiter=delimiter,
     )
 
     def pair(cells: dict[str, Any]) -> ScoredPair:

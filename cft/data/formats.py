@@ -260,7 +260,8 @@ def _json_rows(source: Source) -> _Lines:
 
 def _json_object(text: str) -> _Cells:
     try:
-        value = json.loads(text.rstrip("\r\n"))  # at the end of a line that was cut off, the end is what is wrong
+        # at the end of a line that was cut off, the end is what is wrong
+        value = json.loads(text.rstrip("\r\n"), object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return BadRow(f"is not valid JSON ({problem} at character {error.pos + 1}); a line holds one object")
@@ -269,7 +270,26 @@ def _json_object(text: str) -> _Cells:
     return _object(value)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that has a key twice, of which Python would take the last, is marked as such."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    keys = [key for key, _ in pairs]
+    return _Twice(found, key=next(key for key in keys if keys.count(key) > 1))
+
+
+class _Twice(dict[str, Any]):
+    """An object that has a key more than once."""
+
+    def __init__(self, content: dict[str, Any], *, key: str) -> None:
+        super().__init__(content)
+        self.key = key
+
+
 def _object(value: Any) -> _Cells:
+    if isinstance(value, _Twice):
+        return BadRow(f"has the key {value.key!r} more than once; keep one")
     return value if isinstance(value, dict) else BadRow(f"is not a JSON object but {described(value)}")
 
 
@@ -290,7 +310,7 @@ def _json_list_rows(source: Source) -> _Lines:
 
 def _list_entries(source: Source) -> Iterator[tuple[int, Any]]:
     """The entries of a JSON list one by one, each with the line that it starts on; the text is held whole."""
-    text, decoder = "".join(_lines(source)), json.JSONDecoder()
+    text, decoder = "".join(_lines(source)), json.JSONDecoder(object_pairs_hook=_once)
     place, line, counted = text.index("[") + 1, 1, 0
 
     def skip_blanks(place: int) -> int:

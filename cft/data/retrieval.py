@@ -26,6 +26,7 @@ from cft.data.sts import HubSet, fetch_dataset, not_here
 from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.overrides import override
 from cft.system.text import did_you_mean, printable, shorten
 
@@ -43,6 +44,9 @@ _LARGEST_GRADE = 1_000_000
 
 # What tables call the set of held-out rows.
 OWN = "held-out rows"
+
+# The one part of data whose parts are not told apart.
+_WHOLE = frozenset([""])
 
 _ID_LENGTH = 80  # of an id in a message
 
@@ -213,7 +217,7 @@ def rows_as_sets(data: TrainingData, documents: int, seed: int) -> dict[str, Ret
         return {OWN: _rows_as_set(OWN, data.holdout, data.triplets, documents, seed)}
     found = {}
     for number, part in enumerate(data.parts):
-        held = [row for row in data.holdout if data.holdout_parts[row] == part.name]
+        held = [row for row in data.holdout if part.name in data.holdout_parts[row]]
         triplets = data.triplets_of_part(number)
         if held:
             name = f"{OWN} of {part.name}"
@@ -260,9 +264,9 @@ def watched_sets(data: TrainingData) -> dict[str, RetrievalSet]:
         return {}
     texts: dict[str, set[str]] = {}  # of each part
     for row in data.watched:
-        of_row = {normalized(text) for text in (row.positive, *row.negatives)}
-        texts.setdefault(data.holdout_parts.get(row, ""), set()).update(of_row)
-    rows = [row for row in data.watched if len(texts[data.holdout_parts.get(row, "")]) > 1]
+        for part in data.holdout_parts.get(row, _WHOLE):
+            texts.setdefault(part, set()).update(normalized(text) for text in (row.positive, *row.negatives))
+    rows = [row for row in data.watched if all(len(texts[part]) > 1 for part in data.holdout_parts.get(row, _WHOLE))]
     return rows_as_sets(replace(data, holdout=rows), 0, 0) if rows else {}
 
 
@@ -275,7 +279,7 @@ def require_readable(settings: EvalSettings) -> None:
     if settings.source is not EvalSource.retrieval or settings.folder is None:
         return
     for name in settings.sets:
-        place = _place_of(name, Path(settings.folder).expanduser())
+        place = _place_of(name, user_path(settings.folder))
         documents, queries, _ = _files_of(name, place, settings.split)
         next(_stream_queries(queries))
         next(_stream_documents(documents))
@@ -285,7 +289,7 @@ def _load(name: str, settings: EvalSettings) -> RetrievalSet:
     if settings.folder is None:
         place, (queries, documents, judgements) = None, _from_hub(HUB_SETS[name])
     else:
-        place = _place_of(name, Path(settings.folder).expanduser())
+        place = _place_of(name, user_path(settings.folder))
         queries, documents, judgements = _from_folder(name, place, settings.split)
     judged = {query for query, _, _ in judgements}
     queries = [query for query in queries if query[0] in judged]
@@ -293,7 +297,15 @@ def _load(name: str, settings: EvalSettings) -> RetrievalSet:
         queries = [queries[number * len(queries) // settings.rows] for number in range(settings.rows)]
         kept = {id for id, _ in queries}
         judgements = [row for row in judgements if row[0] in kept]
-    return make_set(name, queries, documents, judgements, place)
+    found = make_set(name, queries, documents, judgements, place)
+    left_out = sum(id is not None for id in found.own_document)
+    if left_out:
+        log.info(
+            "%s: %s a document of the same id, which is left out of the ranking, as MTEB does; where it is another "
+            "text, give queries and documents ids of their own",
+            *(name, "1 query has" if left_out == 1 else f"{left_out:,} queries have"),
+        )
+    return found
 
 
 _Parts = tuple[list[_Text], list[Document], list[_Judgement]]
@@ -365,7 +377,8 @@ def _find(place: Path, stem: str, name: str, columns: str, others: str = "") -> 
 def _other_splits(place: Path) -> str:
     """The splits that a set has, at the end of an error."""
     with contextlib.suppress(OSError):
-        names = {entry.name.split(".")[0] for entry in (place / "qrels").iterdir()}
+        files = [entry.name for entry in (place / "qrels").iterdir()]
+        names = {name.removesuffix(ending) for name in files for ending in ENDINGS if name.endswith(ending)}
         return f"; splits there: {', '.join(sorted(names))} (eval.split=SPLIT)" if names else ""
     return ""
 

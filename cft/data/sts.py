@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import EvalSettings, EvalSource
+from cft.config.schema import EvalSettings, EvalSource, problem_of_set_name
 from cft.data import scenes
 from cft.data.files import read_scored_pairs, stream_scored_pairs
 from cft.data.formats import ENDINGS
 from cft.data.portrait import warnings_of_pairs
 from cft.data.records import ScoredPair, require_rankable
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.hub import OFFLINE_HINT, hub_answers, without_hub
 from cft.system.overrides import override
 from cft.system.text import printable
@@ -66,7 +67,7 @@ def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[Score
     if settings.source is EvalSource.pairs:
         return {path.name.split(".")[0]: _read_pairs(path, "eval.file", settings) for path in _own_files(settings)}
     if settings.folder is not None:
-        folder = Path(settings.folder).expanduser()
+        folder = user_path(settings.folder)
         return {name: _read_set(name, folder, settings) for name in settings.sets}
     unknown = [name for name in settings.sets if name not in NINE_SETS]
     if unknown:
@@ -84,7 +85,7 @@ def require_readable(settings: EvalSettings) -> None:
     if settings.source is EvalSource.pairs:
         paths = [("eval.file", path) for path in _own_files(settings)]
     elif settings.source is EvalSource.sts and settings.folder is not None:
-        folder = Path(settings.folder).expanduser()
+        folder = user_path(settings.folder)
         paths = [("eval.folder", _find_file(name, folder)) for name in settings.sets]
     for key, path in paths:
         next(stream_scored_pairs(path, columns=settings.columns, key=key))
@@ -99,9 +100,11 @@ def thin_out(pairs: list[ScoredPair], rows: int | None) -> list[ScoredPair]:
 
 def _own_files(settings: EvalSettings) -> list[Path]:
     """The files of `eval.file`, no two of one name."""
-    paths = [Path(name).expanduser() for name in dict.fromkeys(settings.files)]
+    paths = [user_path(name) for name in dict.fromkeys(settings.files)]
     names = [path.name.split(".")[0] for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
+    for problem in filter(None, map(problem_of_set_name, names)):
+        raise UserError(f"{override('eval.file', settings.files)}: {problem} (a set is called as its file)")
     if twice is not None:
         raise UserError(f"{override('eval.file', settings.files)}: two files are called {twice!r}; rename one of them")
     return paths

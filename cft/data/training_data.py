@@ -33,6 +33,7 @@ from cft.data.sampling import draw_positives, shared_texts
 from cft.data.scored import read_scored, stream_scored
 from cft.data.sts import DEV_SET, load_hub_set
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.hub import OFFLINE_HINT, hub_answers
 from cft.system.overrides import override
 from cft.system.text import printable
@@ -44,6 +45,9 @@ NLI_FILE = "nli_for_simcse.csv"
 
 _SCENES_TRIPLETS = 5000
 _SCENES_DEV_PAIRS = 200
+
+# A file, and the columns that are read of it.
+_File = tuple[Path, tuple[str, ...]]
 
 # Rows by which it is said whether rows have hard negatives.
 _TOLD_BY = 10_000
@@ -81,8 +85,8 @@ class TrainingData:
     parts: tuple[Part, ...] = ()  # entries of data.train that are told apart, in the order of their rows; usually none
     scored: tuple[ScoredPair, ...] = ()  # pairs to train on beside the triplets
     by_part: bool = False  # whether a batch has rows of one part only
-    # the part that each held-out row is of, by name, where parts are told apart
-    holdout_parts: Mapping[Triplet, str] = field(default_factory=dict, compare=False)
+    # the parts that each held-out row is of, by name, where parts are told apart: usually one
+    holdout_parts: Mapping[Triplet, frozenset[str]] = field(default_factory=dict, compare=False)
     # held-out rows that watch the training, where those of `holdout` are kept for its result alone; None: the same ones
     watching: list[Triplet] | None = None
     # (rows,) where one positive of each row is drawn at a time, the row's first triplet, which the others follow; None
@@ -173,10 +177,10 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         UserError: naming the file and row, the package that is not installed, or the hub file that is neither on this
             machine nor to be had.
     """
-    corpora: dict[str, Corpus] = {}
+    corpora: dict[_File, Corpus] = {}
     portraits: dict[str, Portrait] = {}
     parts: tuple[Part, ...] = ()
-    holdout_parts: dict[Triplet, str] = {}
+    holdout_parts: dict[Triplet, frozenset[str]] = {}
     starts: np.ndarray | None = None
     if settings.is_scored_alone:
         rows: Sequence[Triplet] = []
@@ -253,20 +257,22 @@ def _starts(rows: Rows, settings: DataSettings) -> np.ndarray | None:
     return None
 
 
-def _open_files(settings: DataSettings) -> tuple[dict[str, Corpus], list[int]]:
-    """The rows by file, and how many there are up to the end of each entry of data.train."""
+def _open_files(settings: DataSettings) -> tuple[dict[_File, Corpus], list[int]]:
+    """The rows by file and columns, and how many there are up to the end of each entry of data.train."""
     if settings.source is DataSource.hub:
         corpus = _open_triplets(path := _hub_file(settings), settings, TrainFile(str(path)))
-        return {str(path): corpus}, [len(corpus.rows)]
-    corpora: dict[str, Corpus] = {}
+        return {(path, ()): corpus}, [len(corpus.rows)]
+    corpora: dict[_File, Corpus] = {}
     ends: list[int] = []
     for number, entry in enumerate(settings.entries):
-        paths = _named_files(entry.file)
-        new = [path for path in paths if str(path) not in corpora]
-        if settings.is_mixed and len(new) < len(paths):
-            twice = next(path for path in paths if path not in new)
+        anchor, positive, negatives = settings.columns_of(entry)
+        columns = (anchor, positive, *negatives)
+        files = {(path.resolve(), columns): path for path in _named_files(entry.file)}
+        new = {file: path for file, path in files.items() if file not in corpora}
+        if settings.is_mixed and len(new) < len(files):
+            twice = next(path for file, path in files.items() if file not in new)
             raise UserError(f"data.train[{number}]: {printable(twice.name)} is of an earlier entry already")
-        corpora |= {str(path): _open_triplets(path, settings, entry) for path in new}
+        corpora |= {file: _open_triplets(path, settings, entry) for file, path in new.items()}
         ends.append(sum(len(corpus.rows) for corpus in corpora.values()))
     return corpora, ends
 
@@ -283,13 +289,17 @@ def _sources(settings: DataSettings, ends: Sequence[int], count: int) -> dict[st
     return dict(zip(_distinct([Path(entry.file).name for entry in settings.entries]), sizes, strict=True))
 
 
-def _parts_of_held_out(known: Rows, numbers: np.ndarray, sources: Mapping[str, int]) -> dict[Triplet, str]:
-    """The part that each held-out row is of, by name; numbers are those of the rows that are trained on."""
+def _parts_of_held_out(known: Rows, numbers: np.ndarray, sources: Mapping[str, int]) -> dict[Triplet, frozenset[str]]:
+    """The parts that each held-out row is of, by name; numbers are those of the rows that are trained on."""
     if not sources:
         return {}
     held = np.delete(np.arange(len(known)), numbers)
     names, ends = list(sources), np.cumsum(list(sources.values()))
-    return {known[row]: names[int(np.searchsorted(ends, row, side="right"))] for row in held.tolist()}
+    parts: dict[Triplet, frozenset[str]] = {}
+    for number in held.tolist():
+        row = known[number]
+        parts[row] = parts.get(row, frozenset()) | {names[int(np.searchsorted(ends, number, side="right"))]}
+    return parts
 
 
 def _parts(settings: DataSettings, names: Iterable[str], rows: Sequence[int]) -> tuple[Part, ...]:
@@ -299,7 +309,10 @@ def _parts(settings: DataSettings, names: Iterable[str], rows: Sequence[int]) ->
     entries = settings.entries
     for number, (entry, count) in enumerate(zip(entries, rows, strict=True)):
         if not count:
-            raise UserError(f"data.train[{number}]: no row of {printable(Path(entry.file).name)} is left to train on")
+            why = f"; data.rows={settings.rows} counts rows of all files, the first ones first" if settings.rows else ""
+            raise UserError(
+                f"data.train[{number}]: no row of {printable(Path(entry.file).name)} is left to train on{why}"
+            )
     given = [entry.share for entry in entries if entry.share is not None]
     shares = [share / sum(given) for share in given] or shares_of(rows, settings.evenness)
     return tuple(
@@ -321,10 +334,10 @@ def _portrait(rows: Sequence[Triplet]) -> Portrait:
     return painter.portrait()
 
 
-def _by_name(corpora: Mapping[str, Corpus]) -> dict[str, Portrait]:
+def _by_name(corpora: Mapping[_File, Corpus]) -> dict[str, Portrait]:
     """Portraits by the names of the files alone: records say nothing of machines."""
     portraits = (corpus.portrait for corpus in corpora.values())
-    return dict(zip(_distinct([Path(path).name for path in corpora]), portraits, strict=True))
+    return dict(zip(_distinct([path.name for path, _ in corpora]), portraits, strict=True))
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
@@ -338,7 +351,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
 
 def _named_files(name: str) -> list[Path]:
     """The file of a path, or those of a pattern by name."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists() or not glob.has_magic(str(path)):
         return [path]
     found = sorted(Path(each) for each in glob.glob(str(path), recursive=True))
@@ -403,8 +416,8 @@ def _read_dev(settings: DataSettings) -> list[ScoredPair]:
 
 def _stream_dev(settings: DataSettings) -> Iterator[ScoredPair | Skipped]:
     return stream_scored_pairs(
-        Path(str(settings.dev)).expanduser(),
+        user_path(str(settings.dev)),
         columns=settings.dev_columns,
+        delimiter=sign_of(settings.delimiter),
         key="data.dev",
-        columns_key="data.dev_columns",
     )

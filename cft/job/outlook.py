@@ -47,7 +47,7 @@ def _parts(data: TrainingData, steps: int, batch: int) -> list[tuple[str, str]]:
     if not data.parts:
         return []
     drawn = "batches" if data.by_part else "each batch"
-    held = Counter(data.holdout_parts[row] for row in data.holdout)
+    held = Counter(part for row in data.holdout for part in data.holdout_parts[row])
     return [
         (
             f"  {part.name}",

@@ -28,6 +28,7 @@ from cft.model.weights import (
 )
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.hub import fetch_repository, last_part, may_be_repository
 from cft.system.overrides import override, overrides
 
@@ -53,7 +54,7 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     Raises:
         UserError: if there is none, only a pickled one, or one that was changed after its contract was written.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         if not may_be_repository(name):
             raise UserError(f"{override('adapter', name)}: no such folder (a hub repository is named OWNER/NAME)")

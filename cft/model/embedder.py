@@ -24,6 +24,7 @@ from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
 from cft.model.tokenizer import PromptedIds, prompted_ids, require_room
 from cft.model.weights import ADAPTER_FILES, load_weights, require_promised_weights, save_weights
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.hub import fetch_repository, may_be_repository
 from cft.system.memory import unless_out_of_memory
 from cft.system.text import described
@@ -146,7 +147,7 @@ class Embedder:
         """
         if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
             raise UserError(f"the folder of an embedder is a path or OWNER/NAME, not {described(folder)}")
-        name, folder = str(folder), Path(folder).expanduser()
+        name, folder = str(folder), user_path(folder)
         if not folder.is_dir():
             if not may_be_repository(name):
                 raise UserError(f"{name}: no such folder (a hub repository is named OWNER/NAME)")
@@ -170,7 +171,7 @@ class Embedder:
         Returns:
             SHA-256 of the weights and of how they are put on the base model.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         weights = save_weights(self.model, folder / ADAPTER_FOLDER, self.contract.model)
         replace(self.contract, adapter=weights).save(folder, place=self.backbone.place)
         return weights

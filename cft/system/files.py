@@ -27,6 +27,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+def user_path(given: str | Path) -> Path:
+    """A path as a user gave it, `~` and `~NAME` being home folders, unless a file is called so or nobody is."""
+    path = Path(given)
+    if os.path.exists(path):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # what asks for the file then says that there is none
+        return path
+
+
 def cache_folder() -> Path:
     """The cache of all jobs, which can be deleted at any time: $CFT_CACHE, or `cft` in the user's cache folder."""
     named = os.environ.get("CFT_CACHE")

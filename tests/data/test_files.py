@@ -180,6 +180,19 @@ def test_the_first_json_object_may_lack_a_further_negative_that_another_has(tmp_
     assert [row.negatives for row in found] == [("c",), ("c", "d")]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_an_object_with_a_key_twice_is_a_bad_row(tmp_path, ending):
+    """Python would take the last, and CSV and Parquet files with a column twice are refused."""
+    path = tmp_path / f"rows{ending}"
+    twice = '{"sent0": "a", "sent1": "b", "hard_neg": "c", "sent0": "d"}'
+    good = '{"sent0": "e", "sent1": "f", "hard_neg": "g"}'
+    path.write_text(f"[{good}, {twice}]" if ending == ".json" else f"{good}\n{twice}\n")
+    with pytest.raises(UserError, match=r"row 2 .*has the key 'sent0' more than once; keep one; mend or drop it"):
+        read_triplets(path, **COLUMNS)
+    good_rows, skipped = read_triplets(path, **COLUMNS, on_bad_row=BadRows.SKIP)
+    assert good_rows == [Triplet("e", "f", ("g",))] and len(skipped) == 1
+
+
 def test_a_byte_order_mark_crlf_and_blank_lines_do_no_harm(tmp_path):
     (tmp_path / "x.csv").write_bytes("\r\nsent0,sent1,hard_neg\r\na,b,c\r\n\r\nd,e,f\r\n".encode("utf-8-sig"))
     (tmp_path / "x.jsonl").write_bytes(f"{as_json()}\r\n\n{as_json(sent0='d')}".encode("utf-8-sig"))

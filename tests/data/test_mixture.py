@@ -59,11 +59,11 @@ def test_a_small_entry_has_held_out_rows_however_large_the_other_is(tmp_path, ca
     large, small = write(tmp_path, "nli.jsonl", 2000), write(tmp_path, "faq.jsonl", 40)
     given = [{"file": large, "share": 1}, {"file": small, "share": 1}]
     data = load_training_data(mixed(given, holdout=20), seed=0)
-    assert [data.holdout_parts[row] for row in data.holdout] == ["nli.jsonl"] * 16 + ["faq.jsonl"] * 4
+    assert [name for row in data.holdout for name in data.holdout_parts[row]] == ["nli.jsonl"] * 16 + ["faq.jsonl"] * 4
     assert [part.rows for part in data.parts] == [1984, 36]
     tiny = write(tmp_path, "tiny.jsonl", 9)
     data = load_training_data(mixed([*given, {"file": tiny, "share": 1}], holdout=20), seed=0)
-    assert set(data.holdout_parts.values()) == {"nli.jsonl", "faq.jsonl"}
+    assert set(data.holdout_parts.values()) == {frozenset(["nli.jsonl"]), frozenset(["faq.jsonl"])}
     assert "tiny.jsonl: 9 rows are too few to hold one out, and nothing scores what is learnt of them" in caplog.text
 
 
@@ -73,6 +73,10 @@ def test_rows_that_two_entries_share_are_held_out_of_both(tmp_path):
     data = load_training_data(mixed([{"file": each, "share": 1} for each in rows], holdout=8), seed=0)
     held = {row.anchor for row in data.holdout}
     assert held and held.isdisjoint(row.anchor for row in data.triplets)
+    assert {name: len(found.queries) for name, found in rows_as_sets(data, 100, 0).items()} == {
+        "held-out rows of a.jsonl": len(held),
+        "held-out rows of b.jsonl": len(held),
+    }
 
 
 @pytest.mark.parametrize("positives", ["all", "redraw"])
@@ -92,6 +96,32 @@ def test_each_entry_is_a_set_of_its_own_among_its_own_documents(tmp_path, positi
             assert found.queries and all(text.startswith(f"q{place}") for text in found.queries)
             assert all(text[1] == str(place) for text in found.documents)
             assert len(found.documents) == {0: 2 * len(found.queries), 30: 30, 1000: 80}[documents]
+
+
+@pytest.mark.parametrize("shares", [{}, {"share": 1}])
+def test_a_file_of_two_kinds_of_pairs_is_read_for_each(tmp_path, shares):
+    path = write(tmp_path, "both.jsonl", 20, ("question", "answer", "title"))
+    columns = [{"anchor_column": each, "positive_column": "answer"} for each in ("question", "title")]
+    data = load_training_data(
+        mixed([{"file": path, **each, **shares, "negative_columns": []} for each in columns]), seed=0
+    )
+    anchors = [row.anchor for row in data.triplets]
+    assert len(anchors) == 40 and [anchors[0], anchors[20]] == ["both.jsonl question 0", "both.jsonl title 0"]
+
+
+def test_a_file_is_one_however_its_path_is_written(tmp_path):
+    path = write(tmp_path, "a.jsonl", 20)
+    (tmp_path / "sub").mkdir()
+    other = f"{tmp_path}/sub/../a.jsonl"
+    assert len(load_training_data(mixed([path, other]), seed=0).triplets) == 20
+    with pytest.raises(UserError, match=r"data.train\[1\]: a.jsonl is of an earlier entry already"):
+        load_training_data(mixed([{"file": each, "share": 1} for each in (path, other)]), seed=0)
+
+
+def test_rows_that_are_too_few_for_the_last_file_say_why(tmp_path):
+    files = [{"file": write(tmp_path, f"{name}.jsonl", 20), "share": 1} for name in "ab"]
+    with pytest.raises(UserError, match=r"no row of b.jsonl is left .*; data.rows=15 counts rows of all files"):
+        load_training_data(mixed(files, rows=15), seed=0)
 
 
 def test_without_anything_of_their_own_files_are_one_pool_as_before(tmp_path):
@@ -224,6 +254,7 @@ def test_shares_words_and_losses_are_part_of_the_name(tmp_path, entries):
     [
         ([{"fil": "a"}], {}, r"data.train=\[\{fil:a\}\]'?: entry 0 has no setting 'fil'; it may have file, share"),
         ([{"share": 1}], {}, r"data.train=\[\{share:1\}\]'?: entry 0 names no file"),
+        ([{"file": "a", "share": 1e308}, {"file": "b", "share": 1e308}], {}, "a number above 0, at most 1,000,000,000"),
         ([{"file": "a", "share": 0}, "b"], {}, r"data.train\[0\].share=0'?: must be a number above 0"),
         ([{"file": "a", "share": 1}, "b"], {}, r"data.train\[1\] has no share, and others have"),
         ([{"file": "a", "loss": {"temperature": 1}}, "b"], {}, "needs batches of its own: data.mixing=files"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pyarrow
@@ -76,6 +77,20 @@ def test_the_querys_own_document_is_left_out_where_mteb_leaves_it_out(tmp_path, 
     write_set(tmp_path, corpus=numbered, queries=numbered, qrels=[(1, 1, 1), (2, 1, 1)], name=name)
     settings = EvalSettings(name="retrieval", source=EvalSource.retrieval, folder=str(tmp_path), sets=[name])
     assert load_retrieval_sets(settings)[name].own_document == [None, own]
+
+
+def test_documents_that_are_left_out_are_said(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    load(write_set(tmp_path))
+    assert "Set: 1 query has a document of the same id, which is left out of the ranking, as MTEB does" in caplog.text
+
+
+def test_a_set_with_a_dot_in_its_splits_name_is_listed_whole(tmp_path):
+    place = write_set(tmp_path) / "Set" / "qrels"
+    (place / "test.tsv").rename(place / "dev.v2.tsv")
+    with pytest.raises(UserError, match=re.escape("splits there: dev.v2 (eval.split=SPLIT)")):
+        load(tmp_path)
+    assert load(tmp_path, split="dev.v2").query_ids == ["q2", "q1"]
 
 
 def test_a_quick_look_takes_queries_evenly(tmp_path):

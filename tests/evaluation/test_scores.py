@@ -153,3 +153,23 @@ def test_uniformity_of_many_vectors_takes_flat_memory():
         return found
 
     assert peak(10_000) < 1.1 * peak(5_000) < 200e6, "all cosines of 10,000 vectors at once would take 800 MB"
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("overall.csv", "the mean over the sets is called 'overall'; rename the set"),
+        ("Mean.csv", "the mean over the sets is called 'Mean'"),
+        (".hidden.csv", "a set has no name; give it one"),
+    ],
+)
+def test_a_set_that_is_called_as_the_mean_is_refused(tmp_path, file, message):
+    """Tables, verdicts and trackers would show one of the two for both."""
+    from cft.data.sts import load_eval_sets
+
+    (tmp_path / file).write_text("sentence1,sentence2,score\na,b,1\nc,d,2\n")
+    with pytest.raises(UserError, match=message):
+        load_eval_sets(composed(*["eval=pairs", f"eval.file={tmp_path / file}"]).eval, seed=0)
+    name = file.partition(".")[0]
+    with pytest.raises(UserError, match=message):
+        composed(*["eval=sts", f"eval.folder={tmp_path}", f"eval.sets=['{name}',b]"])

@@ -8,7 +8,7 @@ import pytest
 from cft.config.schema import Pooling
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, exclusive_lock, read_json, write_json
+from cft.system.files import atomic_write, exclusive_lock, read_json, user_path, write_json
 
 
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
@@ -69,3 +69,13 @@ def test_a_key_that_a_record_lacks_is_named_with_the_record(tmp_path):
     assert found == {"outer": {"inner": 1}} and found["outer"]["inner"] == 1 and found.get("other") is None
     with pytest.raises(UserError, match=r"record\.json lacks 'other'"):
         found["outer"]["other"]
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_file_or_a_home_or_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(user_path("~/a.csv")) == "/home/me/a.csv"
+    assert str(user_path("~nobody-is-called-so/a.csv")) == "~nobody-is-called-so/a.csv"
+    (tmp_path / "~pairs.csv").touch()
+    assert str(user_path("~pairs.csv")) == str(user_path("./~pairs.csv")) == "~pairs.csv"
+    assert str(user_path("a.csv")) == "a.csv"

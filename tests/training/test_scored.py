@@ -12,7 +12,7 @@ from cft.config.compose import compose_config
 from cft.config.schema import DataSettings, DataSource, LossSettings
 from cft.data.records import ScoredPair
 from cft.data.scored import read_scored
-from cft.data.training_data import load_training_data
+from cft.data.training_data import _read_dev, load_training_data
 from cft.job import runner
 from cft.job.plan import make_plan
 from cft.system.errors import UserError
@@ -111,6 +111,7 @@ def test_labels_of_nli_are_read_as_they_are(tmp_path):
     ("scores", "column", "message"),
     [
         ([0, 1, 2], "label", "are entailment, neutral and contradiction in NLI files, where the lowest is the most"),
+        ([0, 1, 2], " Label", "are entailment, neutral and contradiction in NLI files"),
         ([1, 0, -1], "gold_label", "are entailment, neutral and contradiction"),
         (["entailment", 1.0], "label", "labels of NLI in some rows and numbers in others"),
         ([3, 3, 3], "score", "all 3 scores are equal"),
@@ -127,6 +128,28 @@ def test_scores_that_may_be_meant_otherwise_are_refused(tmp_path, scores, column
 @pytest.mark.parametrize("scores", [[0, 1, 1], [0.0, 2.5, 5.0]])
 def test_a_column_called_label_may_hold_scores_that_rise(tmp_path, scores):
     assert [pair.score for pair in read(write(tmp_path, pairs_of(scores, "label")), "label")] == scores
+
+
+def test_what_numbers_of_labels_are_taken_for_is_said_where_it_is_a_guess(tmp_path, caplog):
+    read(write(tmp_path, pairs_of([0, 1, 1], "label")), "label")
+    assert "of the numbers 0 and 1 in the column 'label', 1 is taken as the more alike" in caplog.text
+    caplog.clear()
+    read(write(tmp_path, pairs_of([0, 1, 1], "score")))
+    assert not caplog.text
+
+
+def test_the_delimiter_of_scored_pairs_can_be_said_too(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("sentence1^sentence2^score\na, b^c^1\nd^e^0\n")
+    assert read(str(path), delimiter="^")[0] == ScoredPair("a, b", "c", 1.0)
+    settings = DataSettings(name="f", source=DataSource.files, dev=str(path), delimiter="^")
+    assert _read_dev(settings)[1] == ScoredPair("d", "e", 0.0)
+
+
+def test_a_bad_row_says_how_to_leave_it_out(tmp_path):
+    path = write(tmp_path, pairs_of([0.5, "much", 0.1]))
+    with pytest.raises(UserError, match="mend or drop it, or set data.on_bad_row=skip"):
+        read(path)
 
 
 def test_bad_rows_are_skipped_where_that_is_wanted(tmp_path, caplog):
