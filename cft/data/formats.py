@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -404,17 +405,29 @@ def _check_columns(source: Source, columns: list[str]) -> list[str]:
     """
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
-        raise source.error(f"has the column {_named(twice[0])} more than once; rename one")
+        raise source.error(
+            f"has the column {_named(twice[0])} more than once; rename one, or give the file a header if that is a row"
+        )
     needed = _needed(source, columns)
     if needed is not None:
+        if not source.columns.keys() <= set(columns):
+            name = printable(source.path.name)
+            source.note(Note(f"{name}: read by its {' and '.join(needed)}, as it has no {' or '.join(source.columns)}"))
         return needed
-    folded = {column.strip().casefold(): _named(column) for column in reversed(columns)}
+    folded = {_folded(column): _named(column) for column in reversed(columns)}
     name, key = next((name, key) for name, key in source.columns.items() if name not in columns)
     named = f" ({key} names it)" if key else ""
     listed = shorten(", ".join(map(_named, columns[:_MAX_NAMES])), _NAMES_LENGTH) or "none"
     more = f" and {len(columns) - _MAX_NAMES} more" if len(columns) > _MAX_NAMES else ""
-    guess = did_you_mean(name.strip().casefold(), folded, sentence=True, show=folded.__getitem__)
+    guess = did_you_mean(_folded(name), folded, sentence=True, show=folded.__getitem__)
+    if unicodedata.normalize("NFC", name) in (unicodedata.normalize("NFC", column) for column in columns):
+        guess = " One of them is this one in another of Unicode's forms: write it as the file does, or rename it there."
     raise source.error(f"has no column {name!r}{named}; its columns are {listed}{more}.{guess} {source.column_advice}.")
+
+
+def _folded(name: str) -> str:
+    """By which a column's name is guessed."""
+    return unicodedata.normalize("NFC", name.strip().casefold())
 
 
 def _named(column: str) -> str:

@@ -180,6 +180,20 @@ def test_the_first_json_object_may_lack_a_further_negative_that_another_has(tmp_
     assert [row.negatives for row in found] == [("c",), ("c", "d")]
 
 
+def test_a_column_in_another_unicode_form_is_called_that(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("re\u0301ponse,sent1,hard_neg\na,b,c\n")
+    with pytest.raises(UserError, match="One of them is this one in another of Unicode's forms"):
+        read_triplets(path, anchor="r\u00e9ponse", positive="sent1", negatives=["hard_neg"])
+
+
+def test_a_row_in_the_place_of_a_header_is_called_that(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,b\nc,d,e\n")
+    with pytest.raises(UserError, match="has the column 'b' more than once; rename one, or give the file a header"):
+        read_triplets(path, **COLUMNS)
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".json"])
 def test_an_object_with_a_key_twice_is_a_bad_row(tmp_path, ending):
     """Python would take the last, and CSV and Parquet files with a column twice are refused."""
