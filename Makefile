@@ -13,6 +13,7 @@ SCALE ?= paper
 SEEDS ?=
 TRIPLETS ?=
 DEV ?=
+PAIRS ?=
 ARGS ?=
 FILES := $(if $(TRIPLETS),data.train=$(TRIPLETS)) $(if $(DEV),data.dev=$(DEV)) $(if $(STS),eval.folder=$(STS)) $(ARGS)
 STUDY_ARGS := --scale $(SCALE) $(if $(SEEDS),--seeds $(SEEDS)) $(FILES)
@@ -101,12 +102,15 @@ study: install  ## docs/study.md's trainings, in hours: TRIPLETS=FILE DEV=FILE S
 	$(BIN)/python -m cft.study run $(SEVERAL) --scale study --seeds $(STUDY_SEEDS) $(FILES)
 	$(BIN)/python -m cft.study run $(ONCE) --scale study --seeds 1 $(FILES)
 
+# PAIRS="a.jsonl b.jsonl" (question-answer pairs) with TRIPLETS, BEIR=FOLDER and STS=FOLDER adds those of study/roles.
 choices: install  ## docs/choices.md's trainings, minutes each on two cores; resumes; TRIPLETS=FILE DEV=FILE for those on NLI
-	$(BIN)/python benchmarks/choices.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
+	$(BIN)/python benchmarks/choices.py $(if $(TRIPLETS),--triplets $(TRIPLETS)) $(if $(PAIRS),--pairs $(PAIRS))
 	$(BIN)/python -m cft.study run study/choices study/lora study/pooling --scale choices --seeds $(or $(SEEDS),1) $(ARGS)
 	$(BIN)/python -m cft.study run study/encoder --scale encoder --seeds $(or $(SEEDS),1,2,3) $(ARGS)
 	$(if $(TRIPLETS),$(BIN)/python -m cft.study run study/scored --scale nli --seeds $(or $(SEEDS),1) \
 		data.train=$(TRIPLETS) eval.file=$(DEV) $(ARGS))
+	$(if $(PAIRS),$(BIN)/python -m cft.study run study/roles --scale questions --seeds $(or $(SEEDS),1) eval.folder=$(BEIR) $(ARGS))
+	$(if $(PAIRS),$(BIN)/python -m cft.study run study/roles --scale questions_sts --seeds $(or $(SEEDS),1) eval.folder=$(STS) $(ARGS))
 
 verdicts: install  ## docs/study_tables.md again, from the records beside it: TRIPLETS=FILE STS=FOLDER
 	$(BIN)/python -m cft.report $(SEVERAL) $(ONCE) --scale study --into docs/study_tables.md outputs=docs/records $(FILES)
