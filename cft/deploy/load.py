@@ -14,6 +14,7 @@ from cft.data.files import BadRows
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.sources import ADAPTER_CONFIG, fetch
 from cft.system.errors import UserError
+from cft.system.files import named
 from cft.system.overrides import override, overrides
 from cft.system.text import described, did_you_mean
 
@@ -110,11 +111,13 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     if not isinstance(name, (str, Path)) or "\0" in str(name):
         raise UserError(f"run={described(name)}: must be a folder, or the end of a run's name")
     path, name = Path(name).expanduser(), str(name)
+    if not name.strip():
+        raise UserError(f"{override('run', name)}: names no embedder; give its folder, or the end of its name")
     if (path / CONTRACT).exists():
         return path
     final, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
     folders = [*final, *kept]
-    matches = [folder for folder in folders if str(folder).endswith(name)] if name else []
+    matches = named(name, folders, outputs)
     if len(matches) == 1:
         return matches[0]
     listed = matches or final or kept

@@ -17,7 +17,7 @@ from cft.job.verdicts import MEAN_ROW
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
-from cft.system.files import exclusive_lock, read_json
+from cft.system.files import exclusive_lock, named, read_json
 from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
@@ -114,13 +114,14 @@ def find_run(outputs: Path, name: str) -> Path:
     Raises:
         UserError: if there is none, or several.
     """
+    if not name.strip():
+        raise UserError(f"{name!r} names no run: give its folder, or the end of its name under {outputs}")
     candidates = [run.path for run in trainings(outputs)]
     candidates += [*sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
     given = Path(name)
     if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
         return given
-    exact = [folder for folder in candidates if folder.name == name]
-    matches = exact or [folder for folder in candidates if folder.name.endswith(name)]
+    matches = named(name, candidates, outputs)
     if len(matches) == 1:
         return matches[0]
     if given.is_dir() and given.resolve().parent != outputs.resolve():
@@ -259,7 +260,8 @@ def _load(folder: Path) -> Evaluation:
 
 
 def remove_runs(folders: list[Path], *, sure: bool) -> None:
-    """Delete trainings with all their scores, after asking unless `sure`."""
+    """Delete trainings with all their scores, after asking unless `sure`; one that is named twice counts once."""
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         sys.stdout.write(f"{folder}: {byte_size(size)}\n")
