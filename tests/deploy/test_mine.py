@@ -134,6 +134,24 @@ def test_no_positive_of_any_row_of_an_anchor_is_its_negative_nor_is_the_anchor(f
         assert len(row["hard_neg"]) == len(set(row["hard_neg"])) > 90
 
 
+@pytest.mark.parametrize("corpus", [True, False])
+def test_answers_in_rows_that_are_not_written_are_known_too(files, corpus):
+    rows = [("what?", "one"), ("who?", "two"), ("what?", "two"), ("what?", "three"), ("what?", ["four", "five"])]
+    (files.folder / "pairs.jsonl").write_text("".join(json.dumps({"q": a, "d": d}) + "\n" for a, d in rows))
+    answers = ["one", "two", "three", "four", "five", "six"]
+    (files.folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in answers))
+    ours = mined(files, rows=2, num_negatives=2, **({} if corpus else {"corpus": ""}))
+    found = {(row["sent0"], row["sent1"]): row["hard_neg"] for row in ours}
+    if corpus:
+        assert found.keys() == {("what?", "one"), ("who?", "two")}
+        assert found["what?", "one"] == ["six"], "all others are answers to it in some row"
+        assert len(found["who?", "two"]) == 2
+    else:
+        assert found == {("who?", "two"): ["one"]}, (
+            "what is looked through are the answers of the rows that are written"
+        )
+
+
 def test_a_list_of_positives_stays_one_and_none_of_them_is_a_negative(files):
     rows = [{"q": f"what is {n}?", "d": [f"answer {k} to {n}" for k in range(1 + n % 3)]} for n in range(12)]
     (files.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -189,6 +207,11 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
     [
         ({"range_max": 500}, "range_max=500: there are 150 distinct documents, and ranks up to 500"),
         ({"range_min": 400}, "range_min=400: there are 150 distinct documents"),
+        ({"num_negatives": 160}, "num_negatives=160: there are 150 distinct documents, and ranks up to 160"),
+        (
+            {"num_negatives": 140, "range_min": 20},
+            "range_min=20: there are 150 distinct documents, and ranks up to 160",
+        ),
         (
             {"num_negatives": 5, "range_max": 4},
             "num_negatives=5: between range_min=0 and range_max=4 there are 4 ranks",
