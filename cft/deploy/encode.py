@@ -136,8 +136,7 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     shard = vectors.Shard.parse(options.shard) if options.shard else None
     with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions), shard) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
-        if embedder.texts_cut:
-            sys.stderr.write(vectors.cut_message(embedder))
+        sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut))
         if shard:
             sys.stderr.write(_what_is_left(blocks, shard))
             return count, skipped
@@ -169,7 +168,8 @@ def _rows(options: EncodeOptions, source: Path) -> Iterator[_Row | Skipped]:
             source, column=options.column, id_column=options.id_column, on_bad_row=options.on_bad_row
         )
     else:
-        texts = stream_texts(source, column=options.column, on_bad_row=options.on_bad_row)
+        called = "stdin" if options.input == _PIPE else ""
+        texts = stream_texts(source, column=options.column, on_bad_row=options.on_bad_row, called=called)
         found = (row if isinstance(row, Skipped) else (row, "") for row in texts)
     for number, row in enumerate(found, start=1):
         yield row if isinstance(row, Skipped) else _Row(number, row[1], row[0])

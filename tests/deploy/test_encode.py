@@ -187,6 +187,24 @@ def test_pipes(commands, trained):
     assert "4 texts embedded" in done.err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"", "cft: stdin: is empty"),
+        (b"one\n\xff\xfe\xfa\n", "cft: stdin: line 2 is not valid UTF-8"),
+        (b"\xff\xfea\0", "cft: stdin: is text in UTF-16"),
+        (b"one\n\ntwo\n", "cft: data row 2 (stdin:2) has an empty 'text'"),
+    ],
+)
+def test_what_comes_through_a_pipe_is_called_stdin(trained, monkeypatch, capsys, given, message):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    monkeypatch.setattr("sys.argv", ["cft.encode", f"run={trained}", "-", "-"])
+    with pytest.raises(SystemExit):
+        encode_command.main()
+    said = capsys.readouterr().err
+    assert message in said and "pipe.txt" not in said
+
+
 def write_rows(path) -> None:
     rows = [{"key": 7, "text": "a"}, {"key": "b,2", "text": ""}, {"key": "c", "text": "c"}, {"key": "d", "text": "d"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

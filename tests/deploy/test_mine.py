@@ -192,6 +192,13 @@ def test_docstrings_are_the_rows_that_a_run_takes_first(files, monkeypatch):
     assert {text for row in ours for text in row["hard_neg"]} <= {row.positive for row in rows[:25]}
 
 
+def test_texts_that_are_too_long_are_counted_once_each(files, capsys):
+    documents = [f"a long document {number} " * 40 for number in range(6)]
+    (files.folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    mined(files)
+    assert re.findall(r"\d+ texts? reached", capsys.readouterr().err) == ["6 texts reached"]
+
+
 def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
     first = mined(files)
     whole = Embedder.encode
