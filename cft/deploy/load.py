@@ -77,14 +77,22 @@ class TextFileOptions(EmbedderOptions):
     device: Annotated[Device, "where it runs"] = "auto"
 
 
-def require_columns(id_column: str, path: str) -> None:
-    """Refuse ids of a file that has none.
+def require_columns(path: str, **named: str) -> None:
+    """Refuse columns of what has none.
+
+    Args:
+        path: the file; none for what is no file, such as a pipe's lines.
+        named: the options that name columns, and their values; the usual ones say nothing of the file.
 
     Raises:
-        UserError: if an id's column is named and the file is of plain lines.
+        UserError: if a column is named and the file is of plain lines, or there is none.
     """
-    if id_column and path.lower().endswith((".txt", ".txt.gz")):
-        raise UserError(f"id_column={id_column}: lines of plain text have no columns; leave it out")
+    if path and not path.lower().endswith((".txt", ".txt.gz")):
+        return
+    for key, column in named.items():
+        if column not in ("", TextFileOptions.column):
+            lacking = "lines of plain text have no columns" if path else "there is no file of columns"
+            raise UserError(f"{override(key, column)}: {lacking}; leave it out")
 
 
 @dataclass(frozen=True)

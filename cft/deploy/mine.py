@@ -20,7 +20,7 @@ from cft.data.docstrings import training_rows
 from cft.data.files import Skipped, TripletColumns, stream_triplet_rows
 from cft.data.records import Triplet
 from cft.deploy import corpora
-from cft.deploy.load import TextFileOptions, load_embedder
+from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.deploy.mining import Mined, MiningRules, Sampling, search_negatives
 from cft.job.plan import DATA_SEED
 from cft.system.errors import UserError
@@ -86,6 +86,7 @@ class MineOptions(TextFileOptions):
             raise UserError(
                 f"{override('data.train', self.train)} would not be read with data=docstrings; leave one out"
             )
+        require_columns(self.corpus, column=self.column)
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise UserError(
                 f"num_negatives={self.num_negatives}: between range_min={self.range_min} and "

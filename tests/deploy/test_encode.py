@@ -278,6 +278,21 @@ def test_plain_lines_and_pipes_have_no_ids(tmp_path, trained):
         embed(trained, write(tmp_path, ".csv"), "-", "id_column=n")
 
 
+@pytest.mark.parametrize("source", ["texts.txt", "texts.TXT.gz", "-"])
+def test_plain_lines_have_no_column(source):
+    with pytest.raises(UserError, match=r"^column=nonsense: lines of plain text have no columns; leave it out"):
+        encode_command.COMMAND.read(["run=r", "column=nonsense", source, "v.npy"])
+    assert encode_command.COMMAND.read(["run=r", "column=text", source, "v.npy"]).column == "text"
+
+
+def test_a_role_and_a_prompt_are_not_both_taken():
+    with pytest.raises(
+        UserError, match=r"^role=document takes the prompt of its training, and .*zz \{text\}.* is another"
+    ):
+        encode_command.COMMAND.read(["run=r", "role=document", "prompt=zz {text}", "t.txt", "v.npy"])
+    assert encode_command.COMMAND.read(["run=r", "role=text", "prompt=zz {text}", "t.txt", "v.npy"]).prompt
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8", "uint8", "binary", "ubinary"])
 @pytest.mark.parametrize("target", ["v.npy", "v.parquet"])
 def test_vectors_in_fewer_bytes_are_those_of_all_texts_at_once(tmp_path, trained, monkeypatch, dtype, target):

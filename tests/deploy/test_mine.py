@@ -229,6 +229,8 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
         ({"data": "docstrings"}, "would not be read with data=docstrings"),
         ({"train": ""}, "data.train= is missing"),
         ({"anchor_column": "query"}, "data.anchor_column"),
+        ({"column": "body", "corpus": ""}, "column=body: there is no file of columns; leave it out"),
+        ({"column": "body", "corpus": "d.txt"}, "column=body: lines of plain text have no columns; leave it out"),
         ({"out": "t.csv"}, ".jsonl"),
         ({"max_score": -2.0}, "no document passes the rules for any row (max_score"),
     ],
