@@ -171,8 +171,8 @@ def _write_adapter(
     adapter = fetch_adapter(str(source.trained), None)
     if adapter.config is None:
         raise UserError(
-            f"{source.trained} was trained whole (lora=none): there is no adapter; choose format=sentence-transformers, "
-            "the whole model"
+            f"{source.trained} was trained whole (lora=none): there is no adapter; choose "
+            "format=sentence-transformers, the whole model"
         )
     contract = adapter.contract or (embedder or load_embedder(**options.embedder)).contract
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
