@@ -36,6 +36,11 @@ def trainings(outputs: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in configs]
 
 
+def merges(outputs: Path) -> list[RunFolder]:
+    """Folders of what was merged out of trainings, by name."""
+    return [RunFolder(path.parent) for path in sorted(outputs.glob(f"*/{RunFolder.MERGED}"))]
+
+
 def settings_of(run: RunFolder) -> dict[str, str]:
     """A run's settings by dotted key; none for an untrained model."""
     path = run.file(RunFolder.CONFIG)
@@ -43,7 +48,7 @@ def settings_of(run: RunFolder) -> dict[str, str]:
 
 
 def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
-    """A row a training that all filters hold for.
+    """A row a training that all filters hold for; without filters, a row a merge of trainings too.
 
     Raises:
         UserError: if a filter names no setting.
@@ -52,7 +57,7 @@ def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
     table: list[Row] = [
         ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
     ]
-    for run in trainings(outputs):
+    for run in [*trainings(outputs), *(merges(outputs) if not wanted else [])]:
         settings = settings_of(run)
         if not all(_equal(settings.get(key, ""), value) for key, value in wanted):
             continue
@@ -76,6 +81,8 @@ def _scores(training: RunFolder) -> list[Row]:
 
 
 def _state(run: RunFolder, settings: dict[str, str]) -> str:
+    if run.file(RunFolder.MERGED).exists():
+        return f"merged of {len(read_json(run.file(RunFolder.MERGED))['parents'])} runs"
     planned = _planned_steps(run, settings)
     if finished := run.finished():
         return f"{finished.steps} steps"
@@ -116,7 +123,7 @@ def find_run(outputs: Path, name: str) -> Path:
     """
     if not name.strip():
         raise UserError(f"{name!r} names no run: give its folder, or the end of its name under {outputs}")
-    candidates = [run.path for run in trainings(outputs)]
+    candidates = [run.path for run in [*trainings(outputs), *merges(outputs)]]
     candidates += [*sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
     given = Path(name)
     if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
