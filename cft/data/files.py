@@ -197,7 +197,12 @@ def warn_of_skipped(listed: Sequence[Skipped], count: int) -> None:
 
 
 def stream_texts(
-    path: str | Path, *, column: str = "text", on_bad_row: BadRows = BadRows.RAISE, column_key: str = "column"
+    path: str | Path,
+    *,
+    column: str = "text",
+    on_bad_row: BadRows = BadRows.RAISE,
+    column_key: str = "column",
+    called: str = "",
 ) -> Iterator[str | Skipped]:
     """Read texts, verbatim, one after the other, with the rows that were left out.
 
@@ -206,6 +211,7 @@ def stream_texts(
         column: that holds the texts, where there are columns.
         on_bad_row: stop at a bad row, or leave it out.
         column_key: the option that named the column, for messages.
+        called: what messages call the file; empty for its name.
 
     Raises:
         UserError: naming the file, row, column and remedy.
@@ -217,6 +223,7 @@ def stream_texts(
         column_advice=f"Set {column_key}= to a column of the file",
         row_advice="mend or drop it, or set on_bad_row=skip",
         plain=True,
+        called=called,
     )
     return stream_rows(source, lambda cells: text_of(cells, column, "text"), on_bad_row)
 

@@ -97,6 +97,12 @@ class Source:
     instead: tuple[str, ...] = ()
     delimiter: str | None = None  # of CSV and TSV; None finds it out
     note: Callable[[Note], None] = field(default=log_note)  # takes what is worth saying about how the file is read
+    called: str = ""  # what messages call the file, where its path says nothing to its owner
+
+    @property
+    def name(self) -> str:
+        """The file's name in messages."""
+        return printable(self.called or self.path.name)
 
     @property
     def ending(self) -> str:
@@ -110,11 +116,11 @@ class Source:
     def place(self, row: RawRow) -> str:
         """A row as messages call it."""
         line = "" if row.line is None else f":{row.line}"
-        return f"data row {row.number} ({printable(self.path.name)}{line})"
+        return f"data row {row.number} ({self.name}{line})"
 
     def error(self, problem: str) -> UserError:
         """An error about the file as a whole."""
-        path = printable(str(self.path))
+        path = printable(self.called or str(self.path))
         if self.key:  # a name that cannot be printed cannot be pasted either
             path = override(self.key, path) if path == str(self.path) else "=".join((self.key, path))
         return UserError(f"{path}: {problem}")
@@ -209,12 +215,12 @@ def _delimited_rows(source: Source) -> _Lines:
             'put a text that begins with " in quotes and double the quotes within'
         ) from error
     if joined > _MAX_JOINED:
-        source.note(Note(f"{printable(source.path.name)}: {joined - _MAX_JOINED} more rows of that kind", warning=True))
+        source.note(Note(f"{source.name}: {joined - _MAX_JOINED} more rows of that kind", warning=True))
 
 
 def _joined_note(source: Source, record: delimited.Record) -> Note:
     return Note(
-        f"{printable(source.path.name)}: the row on lines {record.line} to {record.line + record.lines - 1} has a text "
+        f"{source.name}: the row on lines {record.line} to {record.line + record.lines - 1} has a text "
         f"in quotes that goes over {record.lines} lines, each of which would be a row of its own: if a quotation mark "
         "is unpaired there, rows were joined",
         warning=True,
@@ -232,7 +238,7 @@ def _dialect(source: Source) -> Dialect:
             return delimited.header(itertools.islice(_lines(source), after, None), delimiter)
 
         delimiter = delimited.choose_delimiter(usual, header_by, lambda columns: _needed(source, columns) is not None)
-    name = printable(source.path.name)
+    name = source.name
     if delimiter != usual:
         how = "data.delimiter" if source.delimiter else "its first line" if named else "its header"
         source.note(Note(f"{name}: columns are separated by {delimited.name_of(delimiter)}, as {how} says"))

@@ -142,11 +142,11 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
             log.warning("%s is damaged: its vectors are computed again", target)
             shutil.rmtree(folder, ignore_errors=True)
     earlier = _embedded_before(root, record, corpus, embedder) if gigabytes else None
+    cut_before = embedder.texts_cut  # of another corpus
     with vectors.in_blocks(target, record) as blocks:
         blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
         blocks.write_npy()
-    if embedder.texts_cut:
-        sys.stderr.write(vectors.cut_message(embedder))
+    sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut - cut_before))
     with atomic_write(folder / _keys_file(embedder.device.type)) as scratch, scratch.open("wb") as stream:
         np.save(stream, corpus.keys, allow_pickle=False)
     found = np.asarray(vectors.open_vectors(target, record, ""))

@@ -62,6 +62,10 @@ class EncodeOptions(TextFileOptions):
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         super().__post_init__()
+        require_columns(".txt" if self.input == _PIPE else self.input, column=self.column, id_column=self.id_column)
+        if self.prompt and self.role is not Role.text:
+            role, prompt = override("role", self.role), override("prompt", self.prompt)
+            raise UserError(f"{role} takes the prompt of its training, and {prompt} is another; leave one out")
         if self.ranges and self.dtype not in IN_BYTES:
             raise UserError(f"{override('ranges', self.ranges)} goes with dtype=int8 or dtype=uint8")
         if self.shard:
@@ -136,8 +140,7 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     shard = vectors.Shard.parse(options.shard) if options.shard else None
     with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions), shard) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
-        if embedder.texts_cut:
-            sys.stderr.write(vectors.cut_message(embedder))
+        sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut))
         if shard:
             sys.stderr.write(_what_is_left(blocks, shard))
             return count, skipped
@@ -169,7 +172,8 @@ def _rows(options: EncodeOptions, source: Path) -> Iterator[_Row | Skipped]:
             source, column=options.column, id_column=options.id_column, on_bad_row=options.on_bad_row
         )
     else:
-        texts = stream_texts(source, column=options.column, on_bad_row=options.on_bad_row)
+        called = "stdin" if options.input == _PIPE else ""
+        texts = stream_texts(source, column=options.column, on_bad_row=options.on_bad_row, called=called)
         found = (row if isinstance(row, Skipped) else (row, "") for row in texts)
     for number, row in enumerate(found, start=1):
         yield row if isinstance(row, Skipped) else _Row(number, row[1], row[0])
@@ -183,7 +187,6 @@ def _rows_file(target: Path) -> Path:
 def _check_output(target: Path, options: EncodeOptions) -> None:
     if options.output == _PIPE and options.id_column:
         raise UserError("id_column= keeps ids in a file beside the vectors: name an output instead of -")
-    require_columns(options.id_column, ".txt" if options.input == _PIPE else options.input)
     begun = vectors.blocks_of(target).exists()  # what stands beside the vectors is written before them
     beside = [_rows_file(target), vectors.record_of(target)] if target.suffix == ".npy" and not begun else []
     require_output(target, _ENDINGS, overwrite=options.overwrite, exists=beside)

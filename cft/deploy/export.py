@@ -170,7 +170,10 @@ def _write_adapter(
         raise UserError("a base model alone has no adapter; choose format=merged or format=sentence-transformers")
     adapter = fetch_adapter(str(source.trained), None)
     if adapter.config is None:
-        raise UserError(f"{source.trained} was trained whole (lora=none): there is no adapter; choose format=merged")
+        raise UserError(
+            f"{source.trained} was trained whole (lora=none): there is no adapter; choose "
+            "format=sentence-transformers, the whole model"
+        )
     contract = adapter.contract or (embedder or load_embedder(**options.embedder)).contract
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy(adapter.folder / name, scratch / name)

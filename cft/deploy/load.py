@@ -14,6 +14,7 @@ from cft.data.files import BadRows
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.sources import ADAPTER_CONFIG, fetch
 from cft.system.errors import UserError
+from cft.system.files import named
 from cft.system.overrides import override, overrides
 from cft.system.text import described, did_you_mean
 
@@ -76,14 +77,22 @@ class TextFileOptions(EmbedderOptions):
     device: Annotated[Device, "where it runs"] = "auto"
 
 
-def require_columns(id_column: str, path: str) -> None:
-    """Refuse ids of a file that has none.
+def require_columns(path: str, **named: str) -> None:
+    """Refuse columns of what has none.
+
+    Args:
+        path: the file; none for what is no file, such as a pipe's lines.
+        named: the options that name columns, and their values; the usual ones say nothing of the file.
 
     Raises:
-        UserError: if an id's column is named and the file is of plain lines.
+        UserError: if a column is named and the file is of plain lines, or there is none.
     """
-    if id_column and path.lower().endswith((".txt", ".txt.gz")):
-        raise UserError(f"id_column={id_column}: lines of plain text have no columns; leave it out")
+    if path and not path.lower().endswith((".txt", ".txt.gz")):
+        return
+    for key, column in named.items():
+        if column not in ("", TextFileOptions.column):
+            lacking = "lines of plain text have no columns" if path else "there is no file of columns"
+            raise UserError(f"{override(key, column)}: {lacking}; leave it out")
 
 
 @dataclass(frozen=True)
@@ -110,11 +119,13 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     if not isinstance(name, (str, Path)) or "\0" in str(name):
         raise UserError(f"run={described(name)}: must be a folder, or the end of a run's name")
     path, name = Path(name).expanduser(), str(name)
+    if not name.strip():
+        raise UserError(f"{override('run', name)}: names no embedder; give its folder, or the end of its name")
     if (path / CONTRACT).exists():
         return path
     final, kept = (_newest_first(outputs.glob(f"{place}/{CONTRACT}")) for place in ("*", "*/steps/*"))
     folders = [*final, *kept]
-    matches = [folder for folder in folders if str(folder).endswith(name)] if name else []
+    matches = named(name, folders, outputs)
     if len(matches) == 1:
         return matches[0]
     listed = matches or final or kept

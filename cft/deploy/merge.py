@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD = "merge.json"
-
 # Of what a vector depends on, all must be equal but for these: what was trained, and what says nothing of vectors.
 _FREE = ("adapter", "model", "weights", "content")
 # How far the sum of changes that PEFT makes may be from ours, as a share of the largest sum of products' sizes in it.
@@ -97,6 +95,7 @@ def merge_runs(options: MergeOptions) -> str:
         UserError: if a run is not there, they are of different bases or embed differently, or cannot be merged so;
             before a model is loaded.
     """
+    from cft.job.card import write_merged_card
     from cft.model.adapters import fetch_adapter
 
     folders = [find_embedder(name, options.outputs) for name in options.runs]
@@ -125,7 +124,9 @@ def merge_runs(options: MergeOptions) -> str:
         expected = merged.encode(_TEXTS)
         merged.save(scratch)
         record = {"method": options.method.value, "parents": parents, "cft": __version__}
-        write_json(scratch / RECORD, record | ({"density": options.density} if options.method is Method.ties else {}))
+        record |= {"density": options.density} if options.method is Method.ties else {}
+        write_json(scratch / RunFolder.MERGED, record)
+        write_merged_card(scratch, target.name, folders, record)
         _require_same(scratch, expected)
         os.rename(scratch, target)
     return _report(target, parents, options)
@@ -302,13 +303,14 @@ def _require_same(folder: Path, expected: Any) -> None:
 
 def _report(target: Path, parents: list[dict], options: MergeOptions) -> str:
     table: list[Row] = [("run", "share")]
+    files = f"adapter/, contract.json, {RunFolder.MERGED}, {RunFolder.CARD}"
     table += [(parent["run"], f"{parent['share']:.3f}") for parent in parents]
     return "\n".join(
         [
             as_text(table),
             "",
-            f"written: {target} (method={options.method.value}; adapter/, contract.json, {RECORD})",
-            f"  python -m cft.similar, cft.encode and cft.export take {override('run', target)}",
+            f"written: {target} (method={options.method.value}; {files})",
+            f"  python -m cft.similar, cft.encode, cft.export and cft.push take {override('run', target)}",
             f"next: score it, python -m cft.run {override('adapter', target)} train.steps=0 eval=... and their other "
             "settings",
         ]

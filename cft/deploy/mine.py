@@ -20,7 +20,7 @@ from cft.data.docstrings import training_rows
 from cft.data.files import Skipped, TripletColumns, stream_triplet_rows
 from cft.data.records import Triplet
 from cft.deploy import corpora
-from cft.deploy.load import TextFileOptions, load_embedder
+from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.deploy.mining import Mined, MiningRules, Sampling, search_negatives
 from cft.job.plan import DATA_SEED
 from cft.system.errors import UserError
@@ -52,7 +52,11 @@ class MineOptions(TextFileOptions):
         PairSource.files
     )
     train: Annotated[str, "a file of pairs: anchors (queries) and their positives", Rules(called="data.train")] = ""
-    rows: Annotated[int | None, "the first so many rows", Rules(called="data.rows")] = None
+    rows: Annotated[
+        int | None,
+        "write the first so many rows alone; the answers of all rows are read, and are no negatives of their anchors",
+        Rules(called="data.rows"),
+    ] = None
     out: Annotated[str, "a .jsonl for sent0, sent1 and hard_neg, the list of the negatives"]
     corpus: Annotated[
         str, "the documents: a .txt of one text a line, .csv, .tsv, .jsonl or .parquet; none: positives"
@@ -82,6 +86,7 @@ class MineOptions(TextFileOptions):
             raise UserError(
                 f"{override('data.train', self.train)} would not be read with data=docstrings; leave one out"
             )
+        require_columns(self.corpus, column=self.column)
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise UserError(
                 f"num_negatives={self.num_negatives}: between range_min={self.range_min} and "
@@ -99,8 +104,9 @@ class MineOptions(TextFileOptions):
 class _Pairs:
     """Pairs, and the documents among which their negatives are looked for."""
 
-    rows: list[list[Triplet]]  # of the file, a triplet for each positive
-    positives: dict[str, list[str]]  # of every distinct anchor, its distinct positives
+    rows: list[list[Triplet]]  # that are written, a triplet for each positive
+    positives: dict[str, list[str]]  # of every distinct anchor of theirs, its distinct positives
+    known: dict[str, dict[str, None]]  # the same in all rows of the file: what is no negative of the anchor
     corpus: corpora.Corpus
     others: corpora.Corpus  # positives that are not in the corpus: negatives of other anchors, too
     numbers: dict[str, int]  # documents by their text, of those that are an anchor or a positive
@@ -142,14 +148,19 @@ def mine_file(options: MineOptions) -> str:
 
 
 def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
-    rows = list(itertools.islice(_pairs(options), options.rows))
+    read = _pairs(options)
+    rows = list(itertools.islice(read, options.rows))
     positives: dict[str, dict[str, None]] = {}
     for triplet in itertools.chain.from_iterable(rows):
         positives.setdefault(triplet.anchor, {})[triplet.positive] = None
+    known = {anchor: dict(found) for anchor, found in positives.items()}
+    for triplet in itertools.chain.from_iterable(read):  # an answer is one in whichever row it stands
+        if triplet.anchor in known:
+            known[triplet.anchor][triplet.positive] = None
     answers = list(dict.fromkeys(triplet.positive for row in rows for triplet in row))
     corpus = corpora.of_file(Path(options.corpus).expanduser(), options) if options.corpus else _of_texts(answers)
     stack.callback(corpus.close)
-    named = {*answers, *positives}
+    named = {*positives}.union(*known.values())
     numbers: dict[str, int] = {}
     for place, number in enumerate(corpus.distinct.tolist()):
         text = corpus.text(number)
@@ -161,7 +172,7 @@ def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
     others = _of_texts(missing)
     stack.callback(others.close)
     every = {anchor: list(found) for anchor, found in positives.items()}
-    return _Pairs(rows, every, corpus, others, numbers, inside + len(missing))
+    return _Pairs(rows, every, known, corpus, others, numbers, inside + len(missing))
 
 
 def _pairs(options: MineOptions) -> Iterator[list[Triplet]]:
@@ -189,7 +200,8 @@ def _rules(options: MineOptions, documents: int) -> MiningRules:
     """
     last_rank = options.range_max if options.range_max is not None else options.range_min + options.num_negatives
     if documents < last_rank:
-        name = "range_max" if options.range_max is not None else "range_min"
+        beside = "range_min" if documents >= options.num_negatives else "num_negatives"
+        name = "range_max" if options.range_max is not None else beside
         raise UserError(
             f"{override(name, getattr(options, name))}: there are {documents:,} distinct documents, and ranks up to "
             f"{last_rank} are to be looked at; lower it, or bring more documents"
@@ -230,8 +242,8 @@ def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: cont
 
 
 def _own(pairs: _Pairs, anchor: str) -> list[int]:
-    """Documents that are no negatives of an anchor: its positives, and the anchor itself."""
-    texts = dict.fromkeys([*pairs.positives[anchor], anchor])
+    """Documents that are no negatives of an anchor: its positives in any row, and the anchor itself."""
+    texts = dict.fromkeys([*pairs.known[anchor], anchor])
     return [pairs.numbers[text] for text in texts if text in pairs.numbers]
 
 

@@ -68,7 +68,10 @@ def push(options: PushOptions) -> str:
                 shutil.copy(run / name, staged / name)
         card = staged / CARD
         if not card.exists():
-            raise UserError(f"{run} has no model card ({CARD}): run its training's command again, which writes it")
+            raise UserError(
+                f"{run} has no model card ({CARD}): write one there, or run the command of its training again, or "
+                "merge its runs again, which write one"
+            )
         text = for_reader(card.read_text(encoding="utf-8"), library=options.format, place=options.repo)
         card.write_text(text, encoding="utf-8")
         if options.format == "peft":

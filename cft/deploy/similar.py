@@ -71,9 +71,12 @@ class SimilarOptions(TextFileOptions):
         super().__post_init__()
         if self.query and self.queries:
             raise UserError("a query and queries= are both given; leave one out")
-        if not self.corpus.exists() and os.path.isfile(self.query):
-            raise UserError(f"{self.corpus}: no such file, but {self.query} is one; the query comes before the file")
-        require_columns(self.id_column, str(self.corpus))
+        # Of a name that is too long, as a text may be, `Path.exists` raises.
+        if not os.path.exists(self.corpus) and os.path.isfile(self.query):
+            words = shorten(str(self.corpus), _LONGEST_SHOWN)
+            raise UserError(f"{words}: no such file, but {self.query} is one; the query comes before the file")
+        require_columns(str(self.corpus), column=self.column, id_column=self.id_column)
+        require_columns(self.queries, query_column=self.query_column)
 
 
 class Hit(NamedTuple):

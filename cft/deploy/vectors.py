@@ -94,10 +94,12 @@ def blocks_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.parts")
 
 
-def cut_message(embedder: "Embedder") -> str:
-    """How many texts were too long, as a line."""
+def cut_message(embedder: "Embedder", count: int) -> str:
+    """How many texts were too long, as a line; nothing if none were."""
+    if not count:
+        return ""
     return (
-        f"{counted(embedder.texts_cut, 'text')} reached the {embedder.contract.max_length} tokens that this embedder "
+        f"{counted(count, 'text')} reached the {embedder.contract.max_length} tokens that this embedder "
         "reads at most: what is behind them was left out\n"
     )
 

@@ -1,5 +1,6 @@
 """The model card of a training: README.md with metadata that the Hugging Face hub reads, rewritten at every score."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,6 +17,7 @@ from cft.evaluation.retrieval import HEADLINE
 from cft.evaluation.scores import METRICS, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.model.contract import Contract
+from cft.model.sources import ADAPTER_CONFIG, ADAPTER_FOLDER
 from cft.system.errors import UserError, first_line
 from cft.system.files import read_json, write_text
 from cft.system.hub import may_be_repository
@@ -51,10 +53,17 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         for set_name, measures in entry["after"].get("retrieval", {}).items():
             hub_results[f"{name}/{set_name}"] = _retrieval_result(set_name, measures[HEADLINE])
     card = ModelCard.from_template(
-        _metadata(folder, config, contract, list(hub_results.values())),
+        _metadata(
+            folder.name,
+            contract,
+            is_adapter=bool(config.lora.rank),
+            datasets=[NLI_REPOSITORY] if config.data.source is DataSource.hub else None,
+            eval_results=list(hub_results.values()),
+        ),
         template_path=str(_TEMPLATE),
         base=contract.model if may_be_repository(contract.model) else config.model.name,
         rows=_noun(config),
+        licence=config.model.license,
         version=__version__,
         library="cft",
         config=config,
@@ -63,6 +72,30 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         scores=scores,
         found=found,
         steps=_steps(folder, config),
+    )
+    write_text(folder / FILE_NAME, card.content)
+
+
+def write_merged_card(folder: Path, name: str, runs: Sequence[Path], record: dict) -> None:
+    """Write the card of an embedder that was merged; it has no scores.
+
+    Args:
+        folder: with contract and weights. name: what the folder will be called. runs: that were merged. record: how.
+    """
+    contract = Contract.load(folder)
+    paths = [RunFolder(run).file(RunFolder.CONFIG) for run in runs]
+    model = next((read_json(path)["model"] for path in paths if path.exists()), {})
+    # Where this machine has the base model is nobody's business.
+    base = contract.model if may_be_repository(contract.model) else model.get("name") or Path(contract.model).name
+    card = ModelCard.from_template(
+        _metadata(name, contract, is_adapter=(folder / ADAPTER_FOLDER / ADAPTER_CONFIG).exists()),
+        template_path=str(_TEMPLATE),
+        base=base,
+        licence=model.get("license"),
+        version=__version__,
+        library="cft",
+        contract=contract,
+        merge=record,
     )
     write_text(folder / FILE_NAME, card.content)
 
@@ -123,13 +156,20 @@ def _noun(config: Config) -> str:
     return "triplets" if config.data.source is not DataSource.files or config.data.negative_columns else "pairs"
 
 
-def _metadata(folder: Path, config: Config, contract: Contract, eval_results: list[EvalResult]) -> ModelCardData:
+def _metadata(
+    name: str,
+    contract: Contract,
+    *,
+    is_adapter: bool,
+    datasets: list[str] | None = None,
+    eval_results: list[EvalResult] | None = None,
+) -> ModelCardData:
     on_hub = may_be_repository(contract.model) and contract.weights.startswith("commit:")
     return ModelCardData(
-        model_name=folder.name,
-        library_name="peft" if config.lora.rank else "transformers",
+        model_name=name,
+        library_name="peft" if is_adapter else "transformers",
         base_model=contract.model if on_hub else None,
-        datasets=[NLI_REPOSITORY] if config.data.source is DataSource.hub else None,
+        datasets=datasets,
         pipeline_tag="sentence-similarity",
         tags=["feature-extraction", "sentence-similarity", "text-embeddings", "cft"],
         eval_results=eval_results or None,

@@ -29,10 +29,10 @@ _OF_ROWS = ("data", "data.source", "data.train", "data.anchor_column", "data.pos
 
 
 def train(
-    settings: Sequence[str] | Config = (),
+    settings: Iterable[str] | Config = (),
     *,
     triplets: Iterable[Row] | None = None,
-    callbacks: Sequence[RowCallback] = (),
+    callbacks: Iterable[RowCallback] = (),
 ) -> Embedder:
     """Train an embedder as `python -m cft.run` does, and load it.
 
@@ -63,12 +63,14 @@ def train(
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("cft.train is one process's; under torchrun, run `-m cft.run` with the same settings")
-    config = _with_rows(settings, triplets) if triplets is not None else _composed(settings)
+    words = settings if isinstance(settings, Config) else _words(settings)
+    called = _functions(callbacks)
+    config = _with_rows(words, _rows(triplets)) if triplets is not None else _composed(words)
     if not config.train.steps:
         raise UserError("train.steps=0: there is nothing to train; Embedder.base gives a base model")
 
     def on_row(row: dict) -> None:
-        for callback in callbacks:
+        for callback in called:
             callback(row)
 
     inputs = InputCache()
@@ -76,21 +78,51 @@ def train(
     return Embedder.load(runner.result_of(config, inputs))
 
 
-def _composed(settings: Sequence[str] | Config) -> Config:
-    return settings if isinstance(settings, Config) else compose_config(_words(settings))
+def _composed(settings: list[str] | Config) -> Config:
+    return settings if isinstance(settings, Config) else compose_config(settings)
 
 
-def _words(settings: Sequence[str]) -> list[str]:
-    if isinstance(settings, str) or not all(isinstance(each, str) for each in settings):
-        raise UserError(f"settings are a list of texts such as ['lr=1e-3'], not {described(settings)}")
-    return list(settings)
+def _words(settings: Iterable[str]) -> list[str]:
+    """Settings as a list; whatever gives them may give them once."""
+    known = _listed(settings)
+    if known is None or not all(isinstance(each, str) for each in known):
+        given = settings if known is None else known
+        raise UserError(f"settings are a list of texts such as ['lr=1e-3'], not {_shown(given)}")
+    return known
 
 
-def _with_rows(settings: Sequence[str] | Config, triplets: Iterable[Row]) -> Config:
+def _functions(callbacks: Iterable[RowCallback]) -> list[RowCallback]:
+    """Callbacks as a list."""
+    known = _listed(callbacks)
+    if known is None or not all(map(callable, known)):
+        given = callbacks if known is None else known
+        raise UserError(f"callbacks are a list of functions such as [print], not {_shown(given)}")
+    return known
+
+
+def _rows(triplets: Iterable[Row]) -> Iterable[Row]:
+    """What gives rows, one after the other; they are read when the settings are known to be right."""
+    if isinstance(triplets, (str, bytes, Mapping)) or not isinstance(triplets, Iterable):
+        raise UserError(f"triplets are a list of rows, not {described(triplets)}; {_FORM}")
+    return triplets
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """The members of a list, or of whatever gives them one after the other; None if it gives none that are meant."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        return None
+    return list(given)
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else described(value)
+
+
+def _with_rows(settings: list[str] | Config, triplets: Iterable[Row]) -> Config:
     """The settings, trained on these rows."""
     if isinstance(settings, Config):
         raise UserError("triplets go with a list of settings; a whole configuration names its own data")
-    twice = [each for each in _words(settings) if each.partition("=")[0].lstrip("+~") in _OF_ROWS]
+    twice = [each for each in settings if each.partition("=")[0].lstrip("+~") in _OF_ROWS]
     if twice:
         raise UserError(f"{twice[0]} names rows, and triplets are rows too; leave one out")
     _composed(settings)  # what is wrong with them is wrong before any row is looked at

@@ -78,6 +78,7 @@ class RunFolder:
     FAILED = "failed.json"
     SCORES = "metrics.json"
     CARD = "README.md"
+    MERGED = "merge.json"  # of what was not trained but merged out of trainings
     EVALUATIONS = "evaluations"
     DIMENSIONS = "dimensions"  # in an evaluation's folder: scores with the first numbers of vectors alone
     STEPS = "steps"

@@ -17,7 +17,7 @@ from cft.job.verdicts import MEAN_ROW
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
-from cft.system.files import exclusive_lock, read_json
+from cft.system.files import exclusive_lock, named, read_json
 from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
@@ -36,6 +36,11 @@ def trainings(outputs: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in configs]
 
 
+def merges(outputs: Path) -> list[RunFolder]:
+    """Folders of what was merged out of trainings, by name."""
+    return [RunFolder(path.parent) for path in sorted(outputs.glob(f"*/{RunFolder.MERGED}"))]
+
+
 def settings_of(run: RunFolder) -> dict[str, str]:
     """A run's settings by dotted key; none for an untrained model."""
     path = run.file(RunFolder.CONFIG)
@@ -43,7 +48,7 @@ def settings_of(run: RunFolder) -> dict[str, str]:
 
 
 def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
-    """A row a training that all filters hold for.
+    """A row a training that all filters hold for; without filters, a row a merge of trainings too.
 
     Raises:
         UserError: if a filter names no setting.
@@ -52,7 +57,7 @@ def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
     table: list[Row] = [
         ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
     ]
-    for run in trainings(outputs):
+    for run in [*trainings(outputs), *(merges(outputs) if not wanted else [])]:
         settings = settings_of(run)
         if not all(_equal(settings.get(key, ""), value) for key, value in wanted):
             continue
@@ -76,6 +81,8 @@ def _scores(training: RunFolder) -> list[Row]:
 
 
 def _state(run: RunFolder, settings: dict[str, str]) -> str:
+    if run.file(RunFolder.MERGED).exists():
+        return f"merged of {len(read_json(run.file(RunFolder.MERGED))['parents'])} runs"
     planned = _planned_steps(run, settings)
     if finished := run.finished():
         return f"{finished.steps} steps"
@@ -114,13 +121,14 @@ def find_run(outputs: Path, name: str) -> Path:
     Raises:
         UserError: if there is none, or several.
     """
-    candidates = [run.path for run in trainings(outputs)]
+    if not name.strip():
+        raise UserError(f"{name!r} names no run: give its folder, or the end of its name under {outputs}")
+    candidates = [run.path for run in [*trainings(outputs), *merges(outputs)]]
     candidates += [*sorted(outputs.glob("base-*")), *sorted(outputs.glob("adapter-*"))]
     given = Path(name)
     if given.is_dir() and given.resolve() in {folder.resolve() for folder in candidates}:
         return given
-    exact = [folder for folder in candidates if folder.name == name]
-    matches = exact or [folder for folder in candidates if folder.name.endswith(name)]
+    matches = named(name, candidates, outputs)
     if len(matches) == 1:
         return matches[0]
     if given.is_dir() and given.resolve().parent != outputs.resolve():
@@ -259,7 +267,8 @@ def _load(folder: Path) -> Evaluation:
 
 
 def remove_runs(folders: list[Path], *, sure: bool) -> None:
-    """Delete trainings with all their scores, after asking unless `sure`."""
+    """Delete trainings with all their scores, after asking unless `sure`; one that is named twice counts once."""
+    folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         sys.stdout.write(f"{folder}: {byte_size(size)}\n")

@@ -27,7 +27,7 @@ from cft.system.errors import UserError
 from cft.system.files import user_path
 from cft.system.hub import fetch_repository, may_be_repository
 from cft.system.memory import unless_out_of_memory
-from cft.system.text import described
+from cft.system.text import described, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +145,7 @@ class Embedder:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
                 what the contract promises.
         """
-        if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
-            raise UserError(f"the folder of an embedder is a path or OWNER/NAME, not {described(folder)}")
-        name, folder = str(folder), user_path(folder)
+        name, folder = str(folder), _checked_folder(folder, "a path or OWNER/NAME")
         if not folder.is_dir():
             if not may_be_repository(name):
                 raise UserError(f"{name}: no such folder (a hub repository is named OWNER/NAME)")
@@ -170,8 +168,14 @@ class Embedder:
 
         Returns:
             SHA-256 of the weights and of how they are put on the base model.
+
+        Raises:
+            UserError: if a file stands where the folder is to be.
         """
-        folder = user_path(folder)
+        folder = _checked_folder(folder)
+        taken = next(place for place in (folder, *folder.parents) if place.exists())
+        if not taken.is_dir():
+            raise UserError(f"folder={folder}: {taken} is a file; name a folder to write into")
         weights = save_weights(self.model, folder / ADAPTER_FOLDER, self.contract.model)
         replace(self.contract, adapter=weights).save(folder, place=self.backbone.place)
         return weights
@@ -186,14 +190,31 @@ class Embedder:
         return self.with_prompts(Prompts(template))
 
     def with_prompts(self, prompts: Prompts) -> "Embedder":
-        """The same model under other prompts, by role; nothing is copied."""
+        """The same model under other prompts, by role; nothing is copied.
+
+        Raises:
+            UserError: if they are no `cft.config.schema.Prompts`, or one of them has no place for the text.
+        """
+        if not isinstance(prompts, Prompts):
+            raise UserError(
+                f"prompts={described(prompts)}: must be Prompts of cft.config.schema, such as "
+                f"Prompts(query='query: {PLACEHOLDER}'); with_template takes one text"
+            )
         contract = self.contract.with_prompts(prompts)
         for template in dict.fromkeys(map(prompts.of, Role)):
             require_room(self.backbone.tokenizer, template, contract.room, copies=contract.copies)
         return Embedder(self.model, self.backbone, contract)
 
     def in_role(self, role: Role) -> "Embedder":
-        """The same model under the prompt that texts of this role have; itself if all roles have the same."""
+        """The same model under the prompt that texts of this role have; itself if all roles have the same.
+
+        Raises:
+            UserError: if there is no such role.
+        """
+        known = [each.value for each in Role]
+        if not isinstance(role, str) or role not in known:
+            guess = did_you_mean(role, known) if isinstance(role, str) else ""
+            raise UserError(f"role={role!r}: must be {', '.join(known[:-1])} or {known[-1]}{guess}")
         if not self.contract.prompts.differ:
             return self
         return Embedder(self.model, self.backbone, self.contract.with_template(self.contract.prompts.of(role)))
@@ -336,14 +357,13 @@ class Embedder:
 
         Raises:
             UserError: if `texts` is no list of texts, a text is empty, the model gives NaN or infinity for one, it has
-                fewer numbers than `dimensions`, or `dtype` is none.
+                fewer numbers than `dimensions`, or another argument is not as above.
         """
         require_dtype(dtype)
         texts = checked_texts(texts)
         if dimensions is not None:
             self.require_dimensions(dimensions)
-        if token_budget is not None and (not isinstance(token_budget, int) or token_budget < 1):
-            raise UserError(f"token_budget={token_budget!r}: must be a whole number above 0, or None")
+        _check_way(token_budget, progress)
         if not texts:
             return quantize(self.encode(["a"], dimensions=dimensions)[:0], dtype)  # the model knows the width
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -421,6 +441,13 @@ class Embedder:
             )
 
 
+def _checked_folder(folder: Any, wanted: str = "a path") -> Path:
+    """A folder that a caller named."""
+    if not isinstance(folder, (str, Path)) or not str(folder) or "\0" in str(folder):
+        raise UserError(f"the folder of an embedder is {wanted}, not {described(folder)}")
+    return user_path(folder)
+
+
 @contextmanager
 def _also_no_folder(name: str) -> Iterator[None]:
     """In an error of the hub, say first that there is no such folder: that is what most people meant."""
@@ -474,6 +501,15 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling, starts: torch.T
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1)
     with torch.autocast(states.device.type, enabled=False):  # which would round the mean to bfloat16
         return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
+
+
+def _check_way(token_budget: Any, progress: Any) -> None:
+    """Refuse what is no number of tokens or no caption."""
+    whole = isinstance(token_budget, int) and not isinstance(token_budget, bool)
+    if token_budget is not None and (not whole or token_budget < 1):
+        raise UserError(f"token_budget={token_budget!r}: must be a whole number above 0, or None")
+    if progress is not None and not isinstance(progress, str):
+        raise UserError(f"progress={progress!r}: must be a caption such as 'embedding', or None for silence")
 
 
 def first_numbers(vectors: np.ndarray, dimensions: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cft.system.errors import UserError
-from cft.system.text import did_you_mean
+from cft.system.text import described, did_you_mean
 
 Dtype = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 DTYPES = get_args(Dtype)
@@ -86,7 +86,10 @@ def _steps(vectors: np.ndarray, ranges: np.ndarray | None) -> np.ndarray:
 
 def _scale(ranges: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Where a column begins and how large its steps are, (D,) each."""
-    ranges = np.asarray(ranges, dtype=np.float32)
+    try:
+        ranges = np.asarray(ranges, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"ranges must be (2, {width}) finite numbers, not {described(ranges)}") from error
     if ranges.shape != (2, width) or not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
         raise UserError(f"ranges must be (2, {width}) finite numbers, the least above the largest, not {ranges.shape}")
     step = (ranges[1] - ranges[0]) / _STEPS

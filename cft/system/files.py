@@ -49,6 +49,18 @@ def cache_folder() -> Path:
         raise UserError("this user has no home folder: name a folder for the cache by CFT_CACHE") from error
 
 
+def named(name: str, folders: Sequence[Path], root: Path) -> list[Path]:
+    """Of the folders under `root`, that of this name, or else those whose names end so; no name is the end of none.
+
+    A whole name is that of a folder, or a path below `root`: it is never only the end of a longer one.
+    """
+    parts = Path(name).parts
+    if not name.strip() or not parts:
+        return []
+    whole = [folder for folder in folders if folder.relative_to(root).parts[-len(parts) :] == parts]
+    return whole or [folder for folder in folders if str(folder.relative_to(root)).endswith(name)]
+
+
 # What to say about a file that is one.
 LFS_POINTER = "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`"
 

@@ -187,6 +187,24 @@ def test_pipes(commands, trained):
     assert "4 texts embedded" in done.err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"", "cft: stdin: is empty"),
+        (b"one\n\xff\xfe\xfa\n", "cft: stdin: line 2 is not valid UTF-8"),
+        (b"\xff\xfea\0", "cft: stdin: is text in UTF-16"),
+        (b"one\n\ntwo\n", "cft: data row 2 (stdin:2) has an empty 'text'"),
+    ],
+)
+def test_what_comes_through_a_pipe_is_called_stdin(trained, monkeypatch, capsys, given, message):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+    monkeypatch.setattr("sys.argv", ["cft.encode", f"run={trained}", "-", "-"])
+    with pytest.raises(SystemExit):
+        encode_command.main()
+    said = capsys.readouterr().err
+    assert message in said and "pipe.txt" not in said
+
+
 def write_rows(path) -> None:
     rows = [{"key": 7, "text": "a"}, {"key": "b,2", "text": ""}, {"key": "c", "text": "c"}, {"key": "d", "text": "d"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -258,6 +276,21 @@ def test_plain_lines_and_pipes_have_no_ids(tmp_path, trained):
         embed(trained, write(tmp_path, ".txt"), tmp_path / "v.npy", "id_column=key")
     with pytest.raises(UserError, match="name an output instead of -"):
         embed(trained, write(tmp_path, ".csv"), "-", "id_column=n")
+
+
+@pytest.mark.parametrize("source", ["texts.txt", "texts.TXT.gz", "-"])
+def test_plain_lines_have_no_column(source):
+    with pytest.raises(UserError, match=r"^column=nonsense: lines of plain text have no columns; leave it out"):
+        encode_command.COMMAND.read(["run=r", "column=nonsense", source, "v.npy"])
+    assert encode_command.COMMAND.read(["run=r", "column=text", source, "v.npy"]).column == "text"
+
+
+def test_a_role_and_a_prompt_are_not_both_taken():
+    with pytest.raises(
+        UserError, match=r"^role=document takes the prompt of its training, and .*zz \{text\}.* is another"
+    ):
+        encode_command.COMMAND.read(["run=r", "role=document", "prompt=zz {text}", "t.txt", "v.npy"])
+    assert encode_command.COMMAND.read(["run=r", "role=text", "prompt=zz {text}", "t.txt", "v.npy"]).prompt
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "uint8", "binary", "ubinary"])

@@ -56,6 +56,22 @@ def test_an_embedder_is_found_by_folder_name_and_end_of_name(trained):
         load.find_embedder("zzz", outputs / "nowhere")
 
 
+def test_a_whole_name_is_not_taken_for_the_end_of_another_and_an_empty_one_names_none(tmp_path, monkeypatch):
+    places = [tmp_path / name for name in ("tiny-1", "xtiny-1", "tiny-1/steps/000002", "xtiny-1/steps/000002")]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / "contract.json").write_text("{}")
+    assert load.find_embedder("tiny-1", tmp_path) == places[0]
+    assert load.find_embedder("tiny-1/steps/000002", tmp_path) == places[2]
+    for ambiguous in ("ny-1", "000002"):
+        with pytest.raises(UserError, match="several embedders end so"):
+            load.find_embedder(ambiguous, tmp_path)
+    monkeypatch.chdir(places[0])
+    for name in ("", " "):
+        with pytest.raises(UserError, match="run='.*: names no embedder; give its folder, or the end of its name"):
+            load.find_embedder(name, tmp_path)
+
+
 @pytest.mark.parametrize("choice", ["tiny", "minilm", "smollm2"])
 def test_a_choice_of_a_model_has_the_settings_that_a_job_gives_it(choice):
     source = find_source(model=choice)

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from exports import train
+from huggingface_hub import ModelCard
 from peft import PeftModel
 
-from cft.deploy import merge
+from cft.deploy import merge, push
 from cft.deploy.merge import MergeOptions, merge_runs
+from cft.deploy.push import PushOptions
+from cft.job.runs import find_run, list_runs
 from cft.merge import COMMAND
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -113,6 +116,36 @@ def test_the_result_is_an_embedder_like_any_other(tmp_path, monkeypatch):
     assert Embedder.load(again).encode(TEXTS).shape == (3, 32)
     with pytest.raises(UserError, match="exists; name another folder by out="):
         merge_runs(COMMAND.read([f"runs=[{runs[0]},{runs[1]}]"]))
+
+
+@pytest.mark.parametrize("choice", ["lora.variant=plain", "lora=none"])
+def test_it_has_a_card_by_which_it_is_sent_to_the_hub(tmp_path, monkeypatch, choice):
+    runs = runs_of(tmp_path, choice, seeds=[1, 2])
+    whole = choice == "lora=none"
+    merge_runs(options(runs, tmp_path, weights=[3, 1], method="linear" if whole else "ties"))
+    folder, form = tmp_path / "merged", "sentence-transformers" if whole else "peft"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.model_name == "merged" and card.data.library_name == ("transformers" if whole else "peft")
+    assert "# A text embedder out of tiny\n\nTrainings of it, merged by cft" in card.content
+    rows = [f"| share of {run.name} | {share} |" for run, share in zip(runs, ["0.750", "0.250"], strict=True)]
+    assert "\n".join([f"| merged by | method={'linear' if whole else 'ties, density=0.5'} |", *rows]) in card.content
+    assert "| embedding | the last token's state" in card.content and "## Scores" not in card.content
+    assert "|\n\n|" not in card.content and str(tmp_path) not in card.content
+    sent = []
+    monkeypatch.setattr(push, "_send", lambda staged, *_, **__: sent.append((staged / "README.md").read_text()))
+    push.push(PushOptions(run=str(folder), repo="me/it", format=form))
+    assert '("me/it")' in sent[0] and all(row in sent[0] for row in rows)
+
+
+def test_it_is_listed_and_found_among_the_runs(tmp_path):
+    runs = runs_of(tmp_path, seeds=[1, 2])
+    merge_runs(options(runs, tmp_path, out=str(tmp_path / "all/merged-1")))
+    header, row = list_runs(tmp_path / "all", [])
+    assert dict(zip(header, row, strict=True)) == dict.fromkeys(header, "") | {
+        "run": "merged-1", "state": "merged of 2 runs"
+    }  # fmt: skip
+    assert list_runs(tmp_path / "all", ["lr=1"]) == [header]
+    assert find_run(tmp_path / "all", "ed-1") == tmp_path / "all/merged-1"
 
 
 def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):

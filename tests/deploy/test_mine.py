@@ -134,6 +134,24 @@ def test_no_positive_of_any_row_of_an_anchor_is_its_negative_nor_is_the_anchor(f
         assert len(row["hard_neg"]) == len(set(row["hard_neg"])) > 90
 
 
+@pytest.mark.parametrize("corpus", [True, False])
+def test_answers_in_rows_that_are_not_written_are_known_too(files, corpus):
+    rows = [("what?", "one"), ("who?", "two"), ("what?", "two"), ("what?", "three"), ("what?", ["four", "five"])]
+    (files.folder / "pairs.jsonl").write_text("".join(json.dumps({"q": a, "d": d}) + "\n" for a, d in rows))
+    answers = ["one", "two", "three", "four", "five", "six"]
+    (files.folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in answers))
+    ours = mined(files, rows=2, num_negatives=2, **({} if corpus else {"corpus": ""}))
+    found = {(row["sent0"], row["sent1"]): row["hard_neg"] for row in ours}
+    if corpus:
+        assert found.keys() == {("what?", "one"), ("who?", "two")}
+        assert found["what?", "one"] == ["six"], "all others are answers to it in some row"
+        assert len(found["who?", "two"]) == 2
+    else:
+        assert found == {("who?", "two"): ["one"]}, (
+            "what is looked through are the answers of the rows that are written"
+        )
+
+
 def test_a_list_of_positives_stays_one_and_none_of_them_is_a_negative(files):
     rows = [{"q": f"what is {n}?", "d": [f"answer {k} to {n}" for k in range(1 + n % 3)]} for n in range(12)]
     (files.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -174,6 +192,13 @@ def test_docstrings_are_the_rows_that_a_run_takes_first(files, monkeypatch):
     assert {text for row in ours for text in row["hard_neg"]} <= {row.positive for row in rows[:25]}
 
 
+def test_texts_that_are_too_long_are_counted_once_each(files, capsys):
+    documents = [f"a long document {number} " * 40 for number in range(6)]
+    (files.folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    mined(files)
+    assert re.findall(r"\d+ texts? reached", capsys.readouterr().err) == ["6 texts reached"]
+
+
 def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
     first = mined(files)
     whole = Embedder.encode
@@ -189,6 +214,11 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
     [
         ({"range_max": 500}, "range_max=500: there are 150 distinct documents, and ranks up to 500"),
         ({"range_min": 400}, "range_min=400: there are 150 distinct documents"),
+        ({"num_negatives": 160}, "num_negatives=160: there are 150 distinct documents, and ranks up to 160"),
+        (
+            {"num_negatives": 140, "range_min": 20},
+            "range_min=20: there are 150 distinct documents, and ranks up to 160",
+        ),
         (
             {"num_negatives": 5, "range_max": 4},
             "num_negatives=5: between range_min=0 and range_max=4 there are 4 ranks",
@@ -199,6 +229,8 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
         ({"data": "docstrings"}, "would not be read with data=docstrings"),
         ({"train": ""}, "data.train= is missing"),
         ({"anchor_column": "query"}, "data.anchor_column"),
+        ({"column": "body", "corpus": ""}, "column=body: there is no file of columns; leave it out"),
+        ({"column": "body", "corpus": "d.txt"}, "column=body: lines of plain text have no columns; leave it out"),
         ({"out": "t.csv"}, ".jsonl"),
         ({"max_score": -2.0}, "no document passes the rules for any row (max_score"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_model
+from exports import train
 
 from cft.config.compose import compose_config
 from cft.deploy.push import PushOptions, look_over, push
@@ -79,6 +80,21 @@ def test_an_adapter_for_a_model_of_this_machine_alone_is_not_sent(tmp_path, hub)
     push(told(folder, "format=sentence-transformers"))
     assert (hub.folder / "modules.json").exists()
     assert str(base) not in "".join(path.read_text() for path in hub.folder.rglob("*.json"))
+
+
+def test_a_folder_without_a_card_is_told_how_it_gets_one(trained, hub, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run/README.md").unlink()
+    with pytest.raises(UserError, match=r"run has no model card \(README.md\): write one there, or .*merge its runs"):
+        push(told(tmp_path / "run"))
+
+
+def test_what_was_trained_whole_goes_as_a_whole_model_and_that_is_said(tmp_path, hub):
+    folder = train(tmp_path, "model=tiny", "lora=none")
+    with pytest.raises(UserError, match=r"there is no adapter; choose format=sentence-transformers, the whole model$"):
+        push(told(folder))
+    push(told(folder, "format=sentence-transformers"))
+    assert (hub.folder / "modules.json").exists()
 
 
 @pytest.mark.parametrize(

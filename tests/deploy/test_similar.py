@@ -397,9 +397,21 @@ def test_a_query_that_cannot_be_embedded_does_not_end_the_prompt(corpus, monkeyp
 def test_words_in_the_wrong_order_and_two_kinds_of_queries_are_noticed(corpus):
     with pytest.raises(UserError, match="the query comes before the file"):
         COMMAND.read(["model=tiny", str(corpus), "a query"])
+    with pytest.raises(UserError, match="^long words .*: no such file, but .* is one; the query comes before the file"):
+        COMMAND.read(["model=tiny", str(corpus), "long words " * 500])
     with pytest.raises(UserError, match="a query and queries= are both given"):
         COMMAND.read(["model=tiny", "queries=q.txt", "a query", str(corpus)])
     assert COMMAND.read(["model=tiny", "queries=q.txt", str(corpus)]).query == ""
+
+
+def test_columns_of_plain_lines_and_of_no_file_are_refused_by_name(corpus):
+    lines = "lines of plain text have no columns; leave it out"
+    with pytest.raises(UserError, match=f"^column=body: {lines}"):
+        options(corpus, query="x", column="body")
+    with pytest.raises(UserError, match=f"^query_column=body: {lines}"):
+        options(corpus, queries="q.txt", query_column="body")
+    with pytest.raises(UserError, match="^query_column=body: there is no file of columns; leave it out"):
+        options(corpus, query="x", query_column="body")
 
 
 def test_hits_are_named_by_the_files_own_ids(tmp_path, capsys):

@@ -64,6 +64,26 @@ def test_settings_alone_train_what_they_name(tmp_path):
     np.testing.assert_array_equal(train(config).encode(TEXTS), one.encode(TEXTS))
 
 
+def test_settings_may_be_given_one_after_the_other(tmp_path):
+    one = train((word for word in settings(tmp_path)), triplets=iter(PAIRS), callbacks=iter([]))
+    assert [path.name for path in (tmp_path / "o").glob("tiny-*")] == [run_folder(tmp_path / "o").name]
+    np.testing.assert_array_equal(Embedder.load(run_folder(tmp_path / "o")).encode(TEXTS), one.encode(TEXTS))
+
+
+@pytest.mark.parametrize("callbacks", [print, None, 5, "print", [None], [print, 5], {"print": print}])
+def test_callbacks_that_are_none_are_refused_before_anything_is_written(tmp_path, callbacks):
+    with pytest.raises(UserError, match=r"callbacks are a list of functions such as \[print\], not "):
+        train(settings(tmp_path), triplets=PAIRS, callbacks=callbacks)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("rows", [5, "text", b"text", {"anchor": ["a"], "positive": ["b"]}, print])
+def test_triplets_that_are_no_rows_are_refused_before_anything_is_composed(monkeypatch, rows):
+    monkeypatch.setattr("cft.job.library.compose_config", lambda _: pytest.fail("it was composed"))
+    with pytest.raises(UserError, match="triplets are a list of rows, not .*; a row is "):
+        train(["model=tiny"], triplets=rows)
+
+
 def test_a_first_stage_and_an_earlier_step_are_found_again(tmp_path):
     first = ["first=docstrings", "first.data.packages=[omegaconf]", "first.steps=2", "first.batch_size=8"]
     embedder = train(settings(tmp_path, "eval.step=2", "eval=scenes", *first), triplets=TRIPLETS)
@@ -101,7 +121,11 @@ def test_rows_that_are_none_are_named(tmp_path, rows, message):
     ("given", "more", "message"),
     [
         ("model=tiny", {}, "settings are a list of texts such as"),
-        ([1], {}, "settings are a list of texts such as"),
+        ([1], {}, r"settings are a list of texts such as .*, not \[1\] \(list\)"),
+        ((each for each in [1]), {}, r"settings are a list of texts such as .*, not \[1\] \(list\)"),
+        (None, {}, "settings are a list of texts such as .*, not None"),
+        (5, {"triplets": PAIRS}, r"settings are a list of texts such as .*, not 5 \(int\)"),
+        ({"lr": "1e-3"}, {}, "settings are a list of texts such as .*, not .*dict"),
         (["model=tny"], {}, "model=tny: no such choice"),
         (["model=tny"], {"triplets": PAIRS}, "model=tny: no such choice"),
         (["model=tiny", "train.steps=0"], {}, "train.steps=0: there is nothing to train"),

@@ -67,6 +67,38 @@ def test_a_run_is_found_by_the_end_of_its_name(paper, tmp_path):
         runs.find_run(paper.outputs, str(elsewhere))
 
 
+def pretend(outputs: Path, *names: str) -> None:
+    """Folders that look like runs."""
+    for name in names:
+        (outputs / name).mkdir(parents=True)
+        (outputs / name / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("command", [["remove", "--yes"], ["compare", "tiny-a1"]])
+def test_an_empty_name_names_no_run(tmp_path, commands, name, command):
+    pretend(tmp_path, "tiny-a1")
+    result = commands.run("cft.runs", f"outputs={tmp_path}", *command, name)
+    assert result.status == 2 and "names no run: give its folder, or the end of its name" in result.err
+    assert (tmp_path / "tiny-a1").exists()
+
+
+def test_a_whole_name_is_not_taken_for_the_end_of_another(tmp_path):
+    pretend(tmp_path, "tiny-1", "xtiny-1")
+    assert runs.find_run(tmp_path, "tiny-1") == runs.find_run(tmp_path, "tiny-1/") == tmp_path / "tiny-1"
+    with pytest.raises(UserError, match="ny-1: several runs end so"):
+        runs.find_run(tmp_path, "ny-1")
+
+
+def test_a_run_that_is_named_twice_is_removed_once(tmp_path, commands):
+    pretend(tmp_path, "tiny-a1", "tiny-b2", "tiny-c3")
+    named = ["a1", "tiny-a1", str(tmp_path / "tiny-a1"), "b2"]
+    result = commands.run("cft.runs", f"outputs={tmp_path}", "remove", *named, "--yes")
+    assert result.status == 0, result.err
+    assert result.out.count("tiny-a1") == 1 and result.out.endswith("removed 2\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-c3"]
+
+
 def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, commands, tmp_path):
     outputs = tmp_path / "copy"
     shutil.copytree(paper.outputs, outputs)

@@ -59,6 +59,9 @@ def test_a_column_of_one_number_and_no_vectors_are_no_problem():
         ((unit_vectors(2, 4), "int8", np.zeros((2, 3))), r"ranges must be \(2, 4\)"),
         ((unit_vectors(2, 4), "int8", np.array([[1.0] * 4, [0.0] * 4])), r"ranges must be"),
         ((unit_vectors(2, 4), "int8", np.full((2, 4), np.nan)), r"ranges must be"),
+        ((unit_vectors(2, 4), "int8", "x"), r"ranges must be \(2, 4\) finite numbers, not 'x' \(str\)"),
+        ((unit_vectors(2, 4), "uint8", [[1.0], [1.0, 2.0]]), r"ranges must be \(2, 4\) finite numbers, not .*list"),
+        ((unit_vectors(2, 4), "int8", object()), r"ranges must be \(2, 4\) finite numbers, not .*object"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message):

@@ -14,6 +14,7 @@ from conftest import make_tiny
 
 import cft
 from cft import Embedder, MtebEncoder
+from cft.config.schema import Prompts, Role
 from cft.data.files import BadRows
 from cft.data.texts import checked_texts
 from cft.deploy.encode import EncodeOptions
@@ -146,7 +147,7 @@ def test_mteb_wraps_embedders_alone(thing):
         MtebEncoder(thing)
 
 
-@pytest.mark.parametrize("budget", [0, -1, 1.5, "many"])
+@pytest.mark.parametrize("budget", [0, -1, 1.5, "many", True])
 def test_a_token_budget_is_a_number_above_0(budget, embedder):
     with pytest.raises(UserError, match="token_budget="):
         embedder.encode(["a"], token_budget=budget)
@@ -156,6 +157,47 @@ def test_a_token_budget_is_a_number_above_0(budget, embedder):
 def test_a_prompt_has_one_place_for_the_text(template, embedder):
     with pytest.raises(UserError, match="must hold {text} exactly once"):
         embedder.with_template(template)
+
+
+@pytest.mark.parametrize("prompts", [("a{text}", None, None), "{text}", None, ["{text}"], {"text": "{text}"}])
+def test_prompts_are_prompts(prompts, embedder):
+    with pytest.raises(UserError, match=r"^prompts=.*: must be Prompts of cft.config.schema, .* takes one text$"):
+        embedder.with_prompts(prompts)
+
+
+@pytest.mark.parametrize("role", ["qurey", "", None, 3, ["query"], np.array(["query", "text"])])
+def test_a_role_is_one_of_three(role, embedder):
+    differing = embedder.with_prompts(Prompts("{text}", "q: {text}"))
+    for each in (embedder, differing):
+        with pytest.raises(UserError, match=r"^role=.*: must be text, query or document"):
+            each.in_role(role)
+    assert differing.in_role("query").contract == differing.in_role(Role.query).contract != differing.contract
+    with pytest.raises(UserError, match="did you mean query"):
+        embedder.in_role("qurey")
+
+
+@pytest.mark.parametrize("progress", [True, False, 1, ["embedding"]])
+def test_progress_is_a_caption(progress, embedder):
+    for encode in (embedder.encode, embedder.encode_query, embedder.encode_document):
+        with pytest.raises(UserError, match=r"^progress=.*: must be a caption such as 'embedding', or None"):
+            encode(["a"], progress=progress)
+
+
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_an_embedder_is_not_saved_over_a_file(below, embedder, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(UserError, match=f"^folder={path / below}: {path} is a file; name a folder to write into"):
+        embedder.save(path / below)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("folder", [None, 7, b"x", "a\0b", ["x"], ""])
+def test_saving_takes_a_folder(folder, embedder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the folder of an embedder is a path, not "):
+        embedder.save(folder)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_apple_gpu_is_taken_on_request_with_a_word_of_warning(monkeypatch, caplog):
