@@ -6,6 +6,7 @@ Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482; Yadav et al. 2023 
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ RECORD = "merge.json"
 _FREE = ("adapter", "model", "weights", "content")
 # How far the sum of changes that PEFT makes may be from ours, as a share of the largest sum of products' sizes in it.
 _TOLERANCE = 1e-5
+_DENSITY = 0.5  # of ties, where none is given
 _TEXTS = ["A man is playing a flute.", "Nobody is at home."]
 
 
@@ -65,7 +67,9 @@ class MergeOptions:
         "cat: the weighted sum of the changes, exactly (ranks add up); linear: of their factors (keeps the rank, is "
         "rough); ties: the same without small and contradicting numbers",
     ] = Method.cat
-    density: Annotated[float, "for ties: the share of each factor's numbers that is kept, the largest"] = 0.5
+    density: Annotated[
+        float | None, "for ties: the share of each factor's numbers that is kept, the largest; none: 0.5"
+    ] = None
     out: Annotated[str, "the folder to write; none: outputs/ and a name of what is merged"] = ""
     outputs: Annotated[Path, "where runs are, and the new one goes"] = Path("outputs")
 
@@ -80,14 +84,32 @@ class MergeOptions:
             )
         if self.weights and (any(weight < 0 for weight in self.weights) or not sum(self.weights)):
             raise UserError(f"{override('weights', self.weights)}: must be 0 or more, and not all 0")
+        if not math.isfinite(sum(self.weights)):
+            raise UserError(
+                f"{override('weights', self.weights)}: are too large to be added up; only their ratios count, so that "
+                "smaller ones do the same"
+            )
+        if self.density is None:
+            return
         if not 0 < self.density <= 1:
             raise UserError(f"{override('density', self.density)}: must be above 0 and at most 1")
+        if self.method is not Method.ties:
+            raise UserError(
+                f"{override('density', self.density)} would not be read: add {override('method', Method.ties)}"
+            )
 
     @property
     def shares(self) -> list[float]:
         """How much each run counts; they add up to 1."""
         weights = self.weights or [1.0] * len(self.runs)
-        return [weight / sum(weights) for weight in weights]
+        shares = [weight / sum(weights) for weight in weights]
+        assert math.isclose(sum(shares), 1, rel_tol=1e-9)
+        return shares
+
+    @property
+    def kept(self) -> float:
+        """`density`, decided."""
+        return _DENSITY if self.density is None else self.density
 
 
 def merge_runs(options: MergeOptions) -> str:
@@ -125,7 +147,7 @@ def merge_runs(options: MergeOptions) -> str:
         expected = merged.encode(_TEXTS)
         merged.save(scratch)
         record = {"method": options.method.value, "parents": parents, "cft": __version__}
-        write_json(scratch / RECORD, record | ({"density": options.density} if options.method is Method.ties else {}))
+        write_json(scratch / RECORD, record | ({"density": options.kept} if options.method is Method.ties else {}))
         _require_same(scratch, expected)
         os.rename(scratch, target)
     return _report(target, parents, options)
@@ -184,7 +206,7 @@ def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None
 
 
 def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
-    facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.density]
+    facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.kept]
     return options.outputs / f"merged-{digest(facts)}"
 
 
@@ -243,7 +265,7 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     expected, sizes = _sum_of_changes(model, shares), _sizes_of_products(model, shares)
     # Of rank-stabilised adapters PEFT would scale the sum once more.
     model.peft_config[parts[0]].use_rslora = False
-    density = options.density if options.method is Method.ties else None
+    density = options.kept if options.method is Method.ties else None
     model.add_weighted_adapter(parts, options.shares, "default", combination_type=options.method.value, density=density)
     model.set_adapter("default")
     if options.method is Method.cat:

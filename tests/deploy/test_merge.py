@@ -152,10 +152,13 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
         (["runs=[a,b]", "weights=[1]"], "there are 1 weights for 2 runs"),
         (["runs=[a,b]", "weights=[0,0]"], "must be 0 or more, and not all 0"),
         (["runs=[a,b]", "weights=[1,-1]"], "must be 0 or more, and not all 0"),
+        (["runs=[a,b]", "weights=[1e308,1e308]"], "weights=.*: are too large to be added up"),
         (["runs=[a,b]", "weights=[1,x]"], "weights=.*: must be numbers with commas between"),
         (["runs=[a,,b]"], "runs=.*: must be words with commas between"),
         (["runs=a,b", "method=mean"], "method=mean: must be cat or linear or ties"),
-        (["runs=a,b", "density=0"], "density=0: must be above 0 and at most 1"),
+        (["runs=a,b", "method=ties", "density=0"], "density=0: must be above 0 and at most 1"),
+        (["runs=a,b", "density=0.1"], "density=0.1 would not be read: add method=ties"),
+        (["runs=a,b", "method=linear", "density=0.5"], "density=0.5 would not be read: add method=ties"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(words, message):
