@@ -121,20 +121,20 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     def kept() -> Iterator[_Row]:
         return (row for row in rows() if isinstance(row, _Row))
 
-    ranges = vectors.ranges_in(Path(options.ranges).expanduser()) if options.ranges else None
+    like = vectors.with_ranges(Path(options.ranges).expanduser(), options.dtype) if options.ranges else None
     made_of = vectors.TextsDigest()
     # every row is checked before the first is embedded: a bad one may be the last
     count, skipped = _count(rows(), made_of)
-    if options.dtype in IN_BYTES and ranges is None and count < 2:
+    if options.dtype in IN_BYTES and like is None and count < 2:
         raise UserError(f"dtype={options.dtype}: one text has no ranges; take those of an earlier file by ranges=")
     embedder = load_embedder(**options.embedder, device=options.device).in_role(options.role)
     if options.dimensions:
         embedder.require_dimensions(options.dimensions)
-    width = options.dimensions or embedder.width
-    if ranges is not None and ranges.shape[1] != width:
-        raise UserError(f"{override('ranges', options.ranges)}: has {ranges.shape[1]} numbers a vector, not {width}")
+    record, width = VectorsRecord.of(embedder, made_of, options.dimensions), options.dimensions or embedder.width
+    named = override("ranges", options.ranges)
+    ranges = vectors.ranges_of_record(named, like, record, width) if like else None
     shard = vectors.Shard.parse(options.shard) if options.shard else None
-    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions), shard) as blocks:
+    with vectors.in_blocks(target, record, shard) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
         if embedder.texts_cut:
             sys.stderr.write(vectors.cut_message(embedder))

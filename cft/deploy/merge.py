@@ -18,7 +18,9 @@ from cft import __version__
 from cft.config.command_line import check_options
 from cft.deploy.load import find_embedder
 from cft.job.run_folder import RunFolder
+from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
+from cft.model.sources import ADAPTER_FOLDER
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, write_json
@@ -36,9 +38,10 @@ log = logging.getLogger(__name__)
 RECORD = "merge.json"
 
 # Of what a vector depends on, all must be equal but for these: what was trained, and what says nothing of vectors.
-_FREE = ("adapter", "model", "weights", "content")
+_FREE = ("adapter", "model", "weights", "content", "pissa")
 # How far the sum of changes that PEFT makes may be from ours, as a share of the largest sum of products' sizes in it.
 _TOLERANCE = 1e-5
+_MOST_GENERATIONS = 8  # of trainings and merges that stand on one another, which are looked into
 _DENSITY = 0.5  # of ties, where none is given
 _TEXTS = ["A man is playing a flute.", "Nobody is at home."]
 
@@ -132,7 +135,8 @@ def merge_runs(options: MergeOptions) -> str:
         _require_alike(folders[0], contracts[0], folder, contract)
     adapters = [fetch_adapter(str(folder), None) for folder in folders]
     _require_mergeable(adapters, options)
-    _require_sums(folders, options)
+    pissa = [_pissa_among(folder, options.outputs) for folder in folders]
+    _require_sums(pissa, options)
     target = Path(options.out).expanduser() if options.out else _target(adapters, options)
     if target.exists():
         raise UserError(f"{target} exists; name another folder by out=")
@@ -143,7 +147,7 @@ def merge_runs(options: MergeOptions) -> str:
     with staging_folder(target) as staging:
         scratch = staging / "run"
         scratch.mkdir()
-        merged = _merged(folders, adapters, options)
+        merged = _merged(folders, adapters, options, pissa=any(pissa))
         expected = merged.encode(_TEXTS)
         merged.save(scratch)
         record = {"method": options.method.value, "parents": parents, "cft": __version__}
@@ -210,22 +214,46 @@ def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
     return options.outputs / f"merged-{digest(facts)}"
 
 
-def _require_sums(folders: list[Path], options: MergeOptions) -> None:
+def _pissa_among(folder: Path, outputs: Path, depth: int = 0) -> str:
+    """What an embedder's factors have of PiSSA, as the end of a sentence with its name; empty if nothing.
+
+    Its contract says so. One that an older cft wrote does not, but a run's configuration or the record of a merge may
+    be there, which lead to those that it was made of.
+    """
+    folder = folder.parent if folder.name == ADAPTER_FOLDER else folder
+    if (folder / CONTRACT).exists() and Contract.load(folder).pissa:
+        return f"{folder} was trained with lora.init=pissa"
+    place = folder.parent.parent if folder.parent.name == RunFolder.STEPS else folder
+    config, record = (_record(place / name) for name in (RunFolder.CONFIG, RECORD))
+    init = str(config.get("lora", {}).get("init", ""))
+    before = str(config.get("adapter") or "")
+    if init.startswith("pissa") and not before:  # a training that goes on from an adapter does not begin anew
+        return f"{folder} was trained with {override('lora.init', init)}"
+    names = [str(parent.get("run", "")) for parent in record.get("parents", [])]
+    parents = [Path(before).expanduser()] if before else []
+    parents += [root / name for name in names for root in (folder.parent, outputs)]
+    for parent in parents if depth < _MOST_GENERATIONS else []:
+        found = _pissa_among(parent, outputs, depth + 1)
+        if found:
+            return f"{folder} stands on {found}" if not depth else found
+    return ""
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _require_sums(pissa: list[str], options: MergeOptions) -> None:
     """Refuse to combine factors of which half only take off what the other half began with (PiSSA)."""
-    if options.method is Method.cat:
-        return
-    for folder in folders:
-        path = RunFolder(folder).file(RunFolder.CONFIG)
-        init = read_json(path)["lora"]["init"] if path.exists() else ""
-        if init.startswith("pissa"):
-            raise UserError(
-                f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and "
-                "half of its factors only take off what the others began with; take method=cat, which adds up whole "
-                "changes"
-            )
+    found = next(filter(None, pissa), "")
+    if found and options.method is not Method.cat:
+        raise UserError(
+            f"{override('method', options.method.value)}: {found}, and half of its factors only take off what the "
+            "others began with; take method=cat, which adds up whole changes"
+        )
 
 
-def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions) -> "Embedder":
+def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions, *, pissa: bool) -> "Embedder":
     """The embedder in memory."""
     from cft.model.embedder import Embedder
 
@@ -235,7 +263,7 @@ def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOption
         _mean_of_wholes(embedder.model, adapters, options.shares)
     else:
         _combine(embedder.model, adapters, options)
-    return Embedder(embedder.model, embedder.backbone, replace(embedder.contract, adapter=None))
+    return Embedder(embedder.model, embedder.backbone, replace(embedder.contract, adapter=None, pissa=pissa))
 
 
 def _mean_of_wholes(model: "torch.nn.Module", adapters: "list[Adapter]", shares: list[float]) -> None:

@@ -1,16 +1,18 @@
 """Merged trainings: the weighted sum of their changes, or one readable refusal before a model is loaded."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from exports import train
+from exports import exported, train
 from peft import PeftModel
 
 from cft.deploy import merge
 from cft.deploy.merge import MergeOptions, merge_runs
 from cft.merge import COMMAND
+from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 
@@ -142,6 +144,60 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
     with pytest.raises(UserError, match="no such folder, nor does a finished embedder end so"):
         merge_runs(options([one, tmp_path / "none"], tmp_path))
     assert not (tmp_path / "merged").exists()
+
+
+def forget(folder):
+    """As an older cft wrote an embedder's contract, which did not say how its update began."""
+    record = json.loads((folder / "contract.json").read_text())
+    assert record.pop("pissa")
+    del record["checksum"]
+    (folder / "contract.json").write_text(json.dumps(record))
+
+
+def test_factors_that_began_by_pissa_are_known_wherever_they_went(tmp_path, monkeypatch):
+    runs = runs_of(tmp_path, "lora.init=pissa", "train.keep=[2]", seeds=[1, 2])
+    plain = train(tmp_path / "plain", "model=tiny", "lora.rank=16")
+    kept = [run / "steps" / "000002" for run in runs]
+    export, copy, merged = tmp_path / "exported", tmp_path / "copy", tmp_path / "merged"
+    exported(runs[0], tmp_path, "format=peft")
+    Embedder.load(export).save(copy)
+    merge_runs(options(runs, tmp_path))
+    on = train(
+        *(tmp_path / "on", "model=tiny", f"adapter={runs[0] / 'adapter'}", "lora.rank=16"),
+        *(f"lora.alpha={Embedder.load(runs[0]).model.peft_config['default'].lora_alpha}", "lora.init=gaussian"),
+    )
+    assert all(Contract.load(folder).pissa for folder in (*runs, *kept, export, copy, merged, on))
+    assert "pissa" not in json.loads((plain / "contract.json").read_text())
+    monkeypatch.setattr(Embedder, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+    def refused(folder, other=plain, method="linear"):
+        with pytest.raises(UserError, match=f"(?s)^method={method}: .*lora.init=pissa.*take method=cat"):
+            merge_runs(
+                options([other, folder], tmp_path, method=method, out=str(tmp_path / "new"), outputs=runs[0].parent)
+            )
+
+    for folder in (kept[0], export, copy, on):
+        refused(folder)
+    refused(*kept, method="ties")
+    refused(merged, merged_again(tmp_path, merged))
+    for folder in (*runs, kept[0], merged, on):
+        forget(folder)
+    for folder in (runs[1], kept[0], on):
+        refused(folder)
+    refused(merged, merged_again(tmp_path, merged, "once more"))
+
+
+def merged_again(tmp_path, merged, name="again"):
+    return shutil.copytree(merged, tmp_path / name)
+
+
+def test_sums_of_whole_changes_by_pissa_are_merged_with_others(tmp_path):
+    runs = [*runs_of(tmp_path, "lora.init=pissa", "train.keep=[2]", seeds=[1]), *runs_of(tmp_path, seeds=[2])]
+    folders = [runs[0] / "steps" / "000002", runs[1]]
+    merge_runs(options(folders, tmp_path))
+    merged, one, other = (weights_of(Embedder.load(each)) for each in (tmp_path / "merged", *folders))
+    assert all((merged[name] - (one[name] + other[name]) / 2).abs().max() < 1e-6 for name in merged)
+    assert Contract.load(tmp_path / "merged").pissa
 
 
 @pytest.mark.parametrize(
