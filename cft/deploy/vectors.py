@@ -368,9 +368,7 @@ def _embedder_of(contract: dict) -> str:
     return f"a training of {base} (adapter {adapter[:12]})" if adapter else f"{base}, untrained"
 
 
-def _require_embedder(
-    name: str, record: VectorsRecord, expected: VectorsRecord, *, any_prompt: bool = False
-) -> None:
+def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord, *, any_prompt: bool = False) -> None:
     """Refuse vectors of another embedder, or under another prompt unless any will do; naming both."""
     theirs, ours = record.contract | {"recipe": record.recipe}, expected.contract | {"recipe": expected.recipe}
     different = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
