@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cft import __version__
 from cft.config.command_line import check_options
-from cft.deploy.load import find_embedder
+from cft.deploy.load import PlaceOfBase, find_embedder
 from cft.job.run_folder import RunFolder
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
@@ -75,6 +75,7 @@ class MergeOptions:
     ] = None
     out: Annotated[str, "the folder to write; none: outputs/ and a name of what is merged"] = ""
     outputs: Annotated[Path, "where runs are, and the new one goes"] = Path("outputs")
+    model_path: PlaceOfBase = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -152,7 +153,7 @@ def merge_runs(options: MergeOptions) -> str:
         merged.save(scratch)
         record = {"method": options.method.value, "parents": parents, "cft": __version__}
         write_json(scratch / RECORD, record | ({"density": options.kept} if options.method is Method.ties else {}))
-        _require_same(scratch, expected)
+        _require_same(scratch, expected, options)
         os.rename(scratch, target)
     return _report(target, parents, options)
 
@@ -258,7 +259,7 @@ def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOption
     from cft.model.embedder import Embedder
 
     log.info("loading %s", folders[0])
-    embedder = Embedder.load(folders[0])
+    embedder = Embedder.load(folders[0], model_path=options.model_path or None)
     if adapters[0].config is None:
         _mean_of_wholes(embedder.model, adapters, options.shares)
     else:
@@ -339,13 +340,14 @@ def _layers(model: Any, adapters: Iterable[str]) -> "Iterator[tuple[str, Any]]":
             yield name, layer
 
 
-def _require_same(folder: Path, expected: Any) -> None:
+def _require_same(folder: Path, expected: Any, options: MergeOptions) -> None:
     """Refuse to keep a folder that gives other vectors than the embedder in memory."""
     import numpy as np
 
     from cft.model.embedder import Embedder
 
-    difference = float(np.abs(Embedder.load(folder).encode(_TEXTS) - expected).max())
+    loaded = Embedder.load(folder, model_path=options.model_path or None)
+    difference = float(np.abs(loaded.encode(_TEXTS) - expected).max())
     if difference > _TOLERANCE:
         raise RuntimeError(f"the merged embedder, loaded again, gives other vectors (off by {difference:.1e})")
 

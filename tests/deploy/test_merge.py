@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import write_model
 from exports import exported, train
 from peft import PeftModel
 
@@ -220,6 +221,19 @@ def test_sums_of_whole_changes_by_pissa_are_merged_with_others(tmp_path):
 def test_settings_that_mean_nothing_are_refused(words, message):
     with pytest.raises(UserError, match=message):
         merge_runs(COMMAND.read(words))
+
+
+def test_a_base_model_that_was_moved_is_said(tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    runs = runs_of(tmp_path, f"model.path={base}", seeds=[1, 2])
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="is not there any more; say where it is now: .*model_path=FOLDER"):
+        merge_runs(options(runs, tmp_path))
+    merge_runs(options(runs, tmp_path, model_path=str(tmp_path / "moved")))
+    assert Embedder.load(tmp_path / "merged").encode(TEXTS).shape == (3, 32)  # it knows where that is
+    write_model(tmp_path / "other", "llama", initializer_range=0.5)
+    with pytest.raises(UserError, match="weights"):
+        merge_runs(options(runs, tmp_path, model_path=str(tmp_path / "other"), out=str(tmp_path / "new")))
 
 
 def test_trained_biases_are_refused(tmp_path):
