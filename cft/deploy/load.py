@@ -253,7 +253,7 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
     """
     from cft.batching.layout import LooksBothWays
     from cft.model.embedder import Embedder
-    from cft.model.published import published_settings
+    from cft.model.published import published_dimensions, published_settings
 
     files = fetch(model)
     places = [place for place in (record, files.folder) if place]
@@ -275,7 +275,9 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
             "an EOS behind every text" if settings.append_eos else "special tokens of its tokenizer",
             settings.max_length,
         )
-    return embedder.with_prompts(prompts)
+    trained = next(filter(None, (published_dimensions(place, embedder.width) for place in places)), ())
+    contract = replace(embedder.contract, dimensions=trained)
+    return Embedder(embedder.model, embedder.backbone, contract).with_prompts(prompts)
 
 
 def _adapted(folder: Path, device: "torch.device", prompt: str, model_path: str) -> "Embedder":
