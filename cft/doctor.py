@@ -33,11 +33,15 @@ class DoctorOptions:
     served_model: Annotated[str, "with served=: the name that the server has for the model, if it wants it"] = ""
     run: Annotated[str, "with served=: the embedder, as cft.encode takes it"] = ""
     path: Annotated[str, "with served=: or a folder or .gguf file, as cft.encode takes it"] = ""
+    model_path: Annotated[
+        str, "with served=: where the embedder's base model is now, if that was moved; its content is checked"
+    ] = ""
 
     def __post_init__(self) -> None:
         """Refuse what goes with `served` alone, and what does not go with it."""
         check_options(self)
-        only = {name: getattr(self, name) for name in ("served_model", "run", "path") if getattr(self, name)}
+        names = ("served_model", "run", "path", "model_path")
+        only = {name: getattr(self, name) for name in names if getattr(self, name)}
         if only and not self.served:
             raise UserError(f"{overrides(only)}: goes with served=URL alone; a job's model is given by model=")
         if self.served:
@@ -49,7 +53,7 @@ class DoctorOptions:
     def embedder(self) -> dict[str, str]:
         """Which embedder a server is compared with, as `load_embedder` takes it."""
         words = dict(re.sub(r"=(['\"])(.*)\1$", r"=\2", word, flags=re.DOTALL).split("=", 1) for word in self.overrides)
-        return {"run": self.run, "path": self.path, **words}
+        return {"run": self.run, "path": self.path, "model_path": self.model_path, **words}
 
 
 COMMAND = CommandLine("cft.doctor", DoctorOptions, example="model=smollm2 data=files data.train=triplets.csv")

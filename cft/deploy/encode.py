@@ -19,7 +19,7 @@ from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.deploy.vectors import VectorsRecord
 from cft.model.quantize import IN_BYTES, Dtype, quantize
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, require_output
+from cft.system.files import atomic_write, require_output, user_path
 from cft.system.overrides import override
 from cft.system.text import counted
 
@@ -110,7 +110,7 @@ def encode_file(options: EncodeOptions) -> tuple[int, int]:
 def _file_for(name: str, ending: str) -> Iterator[Path]:
     """The file of that name; a temporary one for a pipe."""
     if name != _PIPE:
-        yield Path(name).expanduser()
+        yield user_path(name)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / f"pipe{ending}"
@@ -125,20 +125,20 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     def kept() -> Iterator[_Row]:
         return (row for row in rows() if isinstance(row, _Row))
 
-    ranges = vectors.ranges_in(Path(options.ranges).expanduser()) if options.ranges else None
+    like = vectors.with_ranges(user_path(options.ranges), options.dtype) if options.ranges else None
     made_of = vectors.TextsDigest()
     # every row is checked before the first is embedded: a bad one may be the last
     count, skipped = _count(rows(), made_of)
-    if options.dtype in IN_BYTES and ranges is None and count < 2:
+    if options.dtype in IN_BYTES and like is None and count < 2:
         raise UserError(f"dtype={options.dtype}: one text has no ranges; take those of an earlier file by ranges=")
     embedder = load_embedder(**options.embedder, device=options.device).in_role(options.role)
     if options.dimensions:
         embedder.require_dimensions(options.dimensions)
-    width = options.dimensions or embedder.width
-    if ranges is not None and ranges.shape[1] != width:
-        raise UserError(f"{override('ranges', options.ranges)}: has {ranges.shape[1]} numbers a vector, not {width}")
+    record, width = VectorsRecord.of(embedder, made_of, options.dimensions), options.dimensions or embedder.width
+    named = override("ranges", options.ranges)
+    ranges = vectors.ranges_of_record(named, like, record, width) if like else None
     shard = vectors.Shard.parse(options.shard) if options.shard else None
-    with vectors.in_blocks(target, VectorsRecord.of(embedder, made_of, options.dimensions), shard) as blocks:
+    with vectors.in_blocks(target, record, shard) as blocks:
         blocks.embed(embedder, (row.text for row in kept()))
         sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut))
         if shard:

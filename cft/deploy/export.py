@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cft.deploy.load import EmbedderOptions, Source, find_source, load_embedder
 from cft.system.errors import UserError
-from cft.system.files import read_json, staging_folder, write_json, write_text
+from cft.system.files import read_json, staging_folder, user_path, write_json, write_text
 from cft.system.hub import may_be_repository
 from cft.system.overrides import override
 
@@ -118,7 +118,7 @@ def _write_gguf(scratch: Path, options: ExportOptions) -> list[str]:
     """One file for llama.cpp; returns how it was checked and how it is served."""
     from cft.deploy import gguf_file
 
-    base = gguf_file.open_base(Path(options.base_gguf).expanduser()) if options.base_gguf else None
+    base = gguf_file.open_base(user_path(options.base_gguf)) if options.base_gguf else None
     embedder = load_embedder(**options.embedder)
     gguf_file.require_holdable(embedder)
     base = base or gguf_file.open_base(gguf_file.require_base(embedder))
@@ -174,10 +174,17 @@ def _write_adapter(
             f"{source.trained} was trained whole (lora=none): there is no adapter; choose "
             "format=sentence-transformers, the whole model"
         )
-    contract = adapter.contract or (embedder or load_embedder(**options.embedder)).contract
+    if embedder is None and adapter.contract is None:
+        embedder = load_embedder(**options.embedder)
+    if embedder is not None:
+        contract, place = adapter.contract or embedder.contract, embedder.backbone.place
+    else:
+        assert adapter.contract is not None
+        contract = adapter.contract
+        place = _place_of_base(source.trained, contract, options.model_path)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy(adapter.folder / name, scratch / name)
-    (contract.with_template(options.prompt) if options.prompt else contract).save(scratch)
+    (contract.with_template(options.prompt) if options.prompt else contract).save(scratch, place=place)
     suffix = ", ".join(map(str, contract.suffix_ids)) or "(none)"
     model = f'PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "{options.output}")'
     of_layers = [f"  weigh the states of all layers by the softmax of {TENSOR} (cft/model/layer_weights.py)"]
@@ -190,6 +197,16 @@ def _write_adapter(
         "and normalise it (contract.json)",
         *(of_layers if contract.layer_weights else []),
     ]
+
+
+def _place_of_base(folder: Path, contract: "Contract", model_path: str) -> Path | None:
+    """Where this machine has an embedder's base model, without reading it; None if it is not a folder or file."""
+    from cft.model.sources import places_of_base
+
+    named = user_path(model_path) if model_path else None
+    if named and named.exists():
+        return named
+    return next(iter(places_of_base(contract, folder)), None)
 
 
 def _describe_base(base: str) -> str:
@@ -252,15 +269,32 @@ def _write_model(source: Source, scratch: Path, options: ExportOptions) -> list[
         if contract.dtype != "float32":
             lines.append(f"(it was trained on {contract.dtype} weights, whose rounding is part of that)")
         lines.append("its tokenizer, loaded again, gives the same tokens")
+        portable.write_dimensions(scratch, contract)
     portable.check_tokens(embedder, scratch)
     if options.format == "merged":
-        return [
-            *lines,
-            f"pooling is the caller's: {contract.pooling.value}, over the real tokens, then length 1",
-            f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',
-        ]
+        return lines + _left_to_the_caller(scratch, embedder, output)
     portable.write_modules(scratch, embedder)
     return lines + _check_vectors(scratch, expected, tolerance, output) + _first_numbers(contract)
+
+
+def _left_to_the_caller(scratch: Path, embedder: "Embedder", output: Path) -> list[str]:
+    """What a model for transformers does not do by itself, in words; the prompts' are written beside it."""
+    from cft.config.schema import Role
+    from cft.deploy import portable
+
+    before = {role: portable.words_before(embedder.in_role(role)) for role in Role}
+    lines = [
+        f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1",
+        f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',
+    ]
+    if any(before.values()):
+        portable.write_prompts(scratch, embedder)
+        text = before[Role.text] + "a text"
+        lines += [
+            f"words before a text are the caller's too; they are in {portable.PROMPTS_FILE}, by the role of a text",
+            f'  rows = tokenizer({[text]!r}, padding=True, truncation=True, return_tensors="pt")',
+        ]
+    return lines
 
 
 def _first_numbers(contract: "Contract") -> list[str]:

@@ -14,7 +14,7 @@ from cft.data.files import BadRows
 from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.sources import ADAPTER_CONFIG, fetch
 from cft.system.errors import UserError
-from cft.system.files import named
+from cft.system.files import named, user_path
 from cft.system.overrides import override, overrides
 from cft.system.text import described, did_you_mean
 
@@ -118,7 +118,7 @@ def find_embedder(name: str | Path, outputs: Path = Path("outputs")) -> Path:
     """
     if not isinstance(name, (str, Path)) or "\0" in str(name):
         raise UserError(f"run={described(name)}: must be a folder, or the end of a run's name")
-    path, name = Path(name).expanduser(), str(name)
+    path, name = user_path(name), str(name)
     if not name.strip():
         raise UserError(f"{override('run', name)}: names no embedder; give its folder, or the end of its name")
     if (path / CONTRACT).exists():
@@ -229,7 +229,7 @@ def _at(path: Any) -> Source:
     """What is in a folder, or the .gguf file, by its files alone."""
     if not isinstance(path, (str, Path)) or "\0" in str(path):
         raise UserError(f"path={described(path)}: must be a folder, or a .gguf file")
-    name, place = override("path", str(path)), Path(path).expanduser()
+    name, place = override("path", str(path)), user_path(path)
     if not place.exists():
         raise UserError(f"{name}: no such folder or file")
     if (place / "model.onnx").exists() and not (place / "config.json").exists():
@@ -264,7 +264,7 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
     """
     from cft.batching.layout import LooksBothWays
     from cft.model.embedder import Embedder
-    from cft.model.published import published_settings
+    from cft.model.published import published_dimensions, published_settings
 
     files = fetch(model)
     places = [place for place in (record, files.folder) if place]
@@ -286,7 +286,9 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
             "an EOS behind every text" if settings.append_eos else "special tokens of its tokenizer",
             settings.max_length,
         )
-    return embedder.with_prompts(prompts)
+    trained = next(filter(None, (published_dimensions(place, embedder.width) for place in places)), ())
+    contract = replace(embedder.contract, dimensions=trained)
+    return Embedder(embedder.model, embedder.backbone, contract).with_prompts(prompts)
 
 
 def _adapted(folder: Path, device: "torch.device", prompt: str, model_path: str) -> "Embedder":

@@ -6,6 +6,7 @@ Source: Wortsman et al. 2022 (model soups), arXiv 2203.05482; Yadav et al. 2023 
 """
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cft import __version__
 from cft.config.command_line import check_options
-from cft.deploy.load import find_embedder
+from cft.deploy.load import PlaceOfBase, find_embedder
 from cft.job.run_folder import RunFolder
+from cft.model.contract import FILE_NAME as CONTRACT
 from cft.model.contract import Contract
+from cft.model.sources import ADAPTER_FOLDER
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import read_json, staging_folder, write_json
+from cft.system.files import read_json, staging_folder, user_path, write_json
 from cft.system.overrides import override
 from cft.system.tables import Row, as_text
 
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Of what a vector depends on, all must be equal but for these: what was trained, and what says nothing of vectors.
-_FREE = ("adapter", "model", "weights", "content")
+_FREE = ("adapter", "model", "weights", "content", "pissa")
 # How far the sum of changes that PEFT makes may be from ours, as a share of the largest sum of products' sizes in it.
 _TOLERANCE = 1e-5
+_MOST_GENERATIONS = 8  # of trainings and merges that stand on one another, which are looked into
+_DENSITY = 0.5  # of ties, where none is given
 _TEXTS = ["A man is playing a flute.", "Nobody is at home."]
 
 
@@ -63,9 +68,12 @@ class MergeOptions:
         "cat: the weighted sum of the changes, exactly (ranks add up); linear: of their factors (keeps the rank, is "
         "rough); ties: the same without small and contradicting numbers",
     ] = Method.cat
-    density: Annotated[float, "for ties: the share of each factor's numbers that is kept, the largest"] = 0.5
+    density: Annotated[
+        float | None, "for ties: the share of each factor's numbers that is kept, the largest; none: 0.5"
+    ] = None
     out: Annotated[str, "the folder to write; none: outputs/ and a name of what is merged"] = ""
     outputs: Annotated[Path, "where runs are, and the new one goes"] = Path("outputs")
+    model_path: PlaceOfBase = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -78,14 +86,32 @@ class MergeOptions:
             )
         if self.weights and (any(weight < 0 for weight in self.weights) or not sum(self.weights)):
             raise UserError(f"{override('weights', self.weights)}: must be 0 or more, and not all 0")
+        if not math.isfinite(sum(self.weights)):
+            raise UserError(
+                f"{override('weights', self.weights)}: are too large to be added up; only their ratios count, so that "
+                "smaller ones do the same"
+            )
+        if self.density is None:
+            return
         if not 0 < self.density <= 1:
             raise UserError(f"{override('density', self.density)}: must be above 0 and at most 1")
+        if self.method is not Method.ties:
+            raise UserError(
+                f"{override('density', self.density)} would not be read: add {override('method', Method.ties)}"
+            )
 
     @property
     def shares(self) -> list[float]:
         """How much each run counts; they add up to 1."""
         weights = self.weights or [1.0] * len(self.runs)
-        return [weight / sum(weights) for weight in weights]
+        shares = [weight / sum(weights) for weight in weights]
+        assert math.isclose(sum(shares), 1, rel_tol=1e-9)
+        return shares
+
+    @property
+    def kept(self) -> float:
+        """`density`, decided."""
+        return _DENSITY if self.density is None else self.density
 
 
 def merge_runs(options: MergeOptions) -> str:
@@ -109,8 +135,9 @@ def merge_runs(options: MergeOptions) -> str:
         _require_alike(folders[0], contracts[0], folder, contract)
     adapters = [fetch_adapter(str(folder), None) for folder in folders]
     _require_mergeable(adapters, options)
-    _require_sums(folders, options)
-    target = Path(options.out).expanduser() if options.out else _target(adapters, options)
+    pissa = [_pissa_among(folder, options.outputs) for folder in folders]
+    _require_sums(pissa, options)
+    target = user_path(options.out) if options.out else _target(adapters, options)
     if target.exists():
         raise UserError(f"{target} exists; name another folder by out=")
     parents = [
@@ -120,14 +147,14 @@ def merge_runs(options: MergeOptions) -> str:
     with staging_folder(target) as staging:
         scratch = staging / "run"
         scratch.mkdir()
-        merged = _merged(folders, adapters, options)
+        merged = _merged(folders, adapters, options, pissa=any(pissa))
         expected = merged.encode(_TEXTS)
         merged.save(scratch)
-        record = {"method": options.method.value, "parents": parents, "cft": __version__}
-        record |= {"density": options.density} if options.method is Method.ties else {}
+        record: dict[str, Any] = {"method": options.method.value, "parents": parents, "cft": __version__}
+        record |= {"density": options.kept} if options.method is Method.ties else {}
         write_json(scratch / RunFolder.MERGED, record)
         write_merged_card(scratch, target.name, folders, record)
-        _require_same(scratch, expected)
+        _require_same(scratch, expected, options)
         os.rename(scratch, target)
     return _report(target, parents, options)
 
@@ -185,36 +212,60 @@ def _require_mergeable(adapters: "list[Adapter]", options: MergeOptions) -> None
 
 
 def _target(adapters: "list[Adapter]", options: MergeOptions) -> Path:
-    facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.density]
+    facts = [[adapter.identity for adapter in adapters], options.shares, options.method.value, options.kept]
     return options.outputs / f"merged-{digest(facts)}"
 
 
-def _require_sums(folders: list[Path], options: MergeOptions) -> None:
+def _pissa_among(folder: Path, outputs: Path, depth: int = 0) -> str:
+    """What an embedder's factors have of PiSSA, as the end of a sentence with its name; empty if nothing.
+
+    Its contract says so. One that an older cft wrote does not, but a run's configuration or the record of a merge may
+    be there, which lead to those that it was made of.
+    """
+    folder = folder.parent if folder.name == ADAPTER_FOLDER else folder
+    if (folder / CONTRACT).exists() and Contract.load(folder).pissa:
+        return f"{folder} was trained with lora.init=pissa"
+    place = folder.parent.parent if folder.parent.name == RunFolder.STEPS else folder
+    config, record = (_record(place / name) for name in (RunFolder.CONFIG, RunFolder.MERGED))
+    init = str(config.get("lora", {}).get("init", ""))
+    before = str(config.get("adapter") or "")
+    if init.startswith("pissa") and not before:  # a training that goes on from an adapter does not begin anew
+        return f"{folder} was trained with {override('lora.init', init)}"
+    names = [str(parent.get("run", "")) for parent in record.get("parents", [])]
+    parents = [user_path(before)] if before else []
+    parents += [root / name for name in names for root in (folder.parent, outputs)]
+    for parent in parents if depth < _MOST_GENERATIONS else []:
+        found = _pissa_among(parent, outputs, depth + 1)
+        if found:
+            return f"{folder} stands on {found}" if not depth else found
+    return ""
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _require_sums(pissa: list[str], options: MergeOptions) -> None:
     """Refuse to combine factors of which half only take off what the other half began with (PiSSA)."""
-    if options.method is Method.cat:
-        return
-    for folder in folders:
-        path = RunFolder(folder).file(RunFolder.CONFIG)
-        init = read_json(path)["lora"]["init"] if path.exists() else ""
-        if init.startswith("pissa"):
-            raise UserError(
-                f"{override('method', options.method.value)}: {folder.name} was trained with lora.init={init}, and "
-                "half of its factors only take off what the others began with; take method=cat, which adds up whole "
-                "changes"
-            )
+    found = next(filter(None, pissa), "")
+    if found and options.method is not Method.cat:
+        raise UserError(
+            f"{override('method', options.method.value)}: {found}, and half of its factors only take off what the "
+            "others began with; take method=cat, which adds up whole changes"
+        )
 
 
-def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions) -> "Embedder":
+def _merged(folders: list[Path], adapters: "list[Adapter]", options: MergeOptions, *, pissa: bool) -> "Embedder":
     """The embedder in memory."""
     from cft.model.embedder import Embedder
 
     log.info("loading %s", folders[0])
-    embedder = Embedder.load(folders[0])
+    embedder = Embedder.load(folders[0], model_path=options.model_path or None)
     if adapters[0].config is None:
         _mean_of_wholes(embedder.model, adapters, options.shares)
     else:
         _combine(embedder.model, adapters, options)
-    return Embedder(embedder.model, embedder.backbone, replace(embedder.contract, adapter=None))
+    return Embedder(embedder.model, embedder.backbone, replace(embedder.contract, adapter=None, pissa=pissa))
 
 
 def _mean_of_wholes(model: "torch.nn.Module", adapters: "list[Adapter]", shares: list[float]) -> None:
@@ -244,7 +295,7 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     expected, sizes = _sum_of_changes(model, shares), _sizes_of_products(model, shares)
     # Of rank-stabilised adapters PEFT would scale the sum once more.
     model.peft_config[parts[0]].use_rslora = False
-    density = options.density if options.method is Method.ties else None
+    density = options.kept if options.method is Method.ties else None
     model.add_weighted_adapter(parts, options.shares, "default", combination_type=options.method.value, density=density)
     model.set_adapter("default")
     if options.method is Method.cat:
@@ -290,13 +341,14 @@ def _layers(model: Any, adapters: Iterable[str]) -> "Iterator[tuple[str, Any]]":
             yield name, layer
 
 
-def _require_same(folder: Path, expected: Any) -> None:
+def _require_same(folder: Path, expected: Any, options: MergeOptions) -> None:
     """Refuse to keep a folder that gives other vectors than the embedder in memory."""
     import numpy as np
 
     from cft.model.embedder import Embedder
 
-    difference = float(np.abs(Embedder.load(folder).encode(_TEXTS) - expected).max())
+    loaded = Embedder.load(folder, model_path=options.model_path or None)
+    difference = float(np.abs(loaded.encode(_TEXTS) - expected).max())
     if difference > _TOLERANCE:
         raise RuntimeError(f"the merged embedder, loaded again, gives other vectors (off by {difference:.1e})")
 

@@ -24,7 +24,7 @@ from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.deploy.mining import Mined, MiningRules, Sampling, search_negatives
 from cft.job.plan import DATA_SEED
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, require_output
+from cft.system.files import atomic_write, require_output, user_path
 from cft.system.overrides import override, overrides
 from cft.system.tables import Row, as_text
 from cft.system.text import counted, shorten
@@ -126,7 +126,7 @@ def mine_file(options: MineOptions) -> str:
     Raises:
         UserError: naming a file, row or rule that cannot be used, before a model is loaded.
     """
-    out = Path(options.out).expanduser()
+    out = user_path(options.out)
     require_output(out, (".jsonl",), overwrite=options.overwrite)
     with contextlib.ExitStack() as stack:
         pairs = _read(options, stack)
@@ -158,7 +158,7 @@ def _read(options: MineOptions, stack: contextlib.ExitStack) -> _Pairs:
         if triplet.anchor in known:
             known[triplet.anchor][triplet.positive] = None
     answers = list(dict.fromkeys(triplet.positive for row in rows for triplet in row))
-    corpus = corpora.of_file(Path(options.corpus).expanduser(), options) if options.corpus else _of_texts(answers)
+    corpus = corpora.of_file(user_path(options.corpus), options) if options.corpus else _of_texts(answers)
     stack.callback(corpus.close)
     named = {*positives}.union(*known.values())
     numbers: dict[str, int] = {}

@@ -20,9 +20,9 @@ from cft.system.text import described
 
 
 def _as_rows(vectors: Any) -> torch.Tensor:
-    """Vectors (n, D), or one (D,) as it is."""
+    """Vectors (n, D), or one (D,), in float32: sums of products of small numbers overflow in their own kind."""
     try:
-        rows = torch.as_tensor(vectors)
+        rows = torch.as_tensor(vectors).to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"vectors must be numbers (n, D), as encode gives them, not {described(vectors)}") from error
     if rows.ndim not in (1, 2):

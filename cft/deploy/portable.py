@@ -12,11 +12,13 @@ import numpy as np
 from peft import PeftModel
 
 from cft.config.schema import PLACEHOLDER, Attention, Quantization, Role
+from cft.model.contract import Contract
 from cft.model.embedder import Embedder
+from cft.model.published import DIMENSIONS_FILE
 from cft.model.sources import POOLING_FILE, POOLING_NAMES
 from cft.model.tokenizer import prompted_ids
 from cft.system.errors import UserError, first_line
-from cft.system.files import write_json
+from cft.system.files import write_json, write_record
 
 PROMPTS_FILE = "config_sentence_transformers.json"
 
@@ -209,6 +211,12 @@ def write_prompts(folder: Path, embedder: Embedder) -> None:
             "similarity_fn_name": "cosine",
         },
     )
+
+
+def write_dimensions(folder: Path, contract: Contract) -> None:
+    """Write how many first numbers were trained to do alone, for which other libraries have no place; cft reads it."""
+    if contract.dimensions:
+        write_record(folder / DIMENSIONS_FILE, {"dimensions": contract.dimensions})
 
 
 def sample_vectors(embedder: Embedder) -> dict[Role, np.ndarray]:

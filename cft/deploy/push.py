@@ -51,6 +51,7 @@ def push(options: PushOptions) -> str:
     """
     from cft.job.card import FILE_NAME as CARD
     from cft.job.card import for_reader
+    from cft.model.contract import Contract
 
     if not may_be_repository(options.repo):
         raise UserError(f"repo={options.repo}: must be OWNER/NAME, as the hub names repositories")
@@ -63,6 +64,8 @@ def push(options: PushOptions) -> str:
                 run=str(run), output=staged, format=options.format, prompt=options.prompt, model_path=options.model_path
             )
         )
+        if options.format == "peft":
+            Contract.load(staged).save(staged)  # without the place of the base model on this machine
         for name in _FROM_RUN:
             if (run / name).exists():
                 shutil.copy(run / name, staged / name)

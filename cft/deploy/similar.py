@@ -25,7 +25,7 @@ from cft.data.texts import problem_of
 from cft.deploy import corpora, vectors
 from cft.deploy.load import TextFileOptions, load_embedder, require_columns
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, require_output
+from cft.system.files import atomic_write, require_output, user_path
 from cft.system.text import counted, shorten
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
         if options.vectors:
             record = vectors.VectorsRecord.of(documents, corpus.digest)
             found: np.ndarray | vectors.Restored = vectors.open_vectors(
-                Path(options.vectors).expanduser(), record, str(options.corpus)
+                user_path(options.vectors), record, str(options.corpus)
             )
         else:
             found = np.asarray(corpora.vectors_of(documents, corpus, stack, options.vector_cache_gb))
@@ -161,7 +161,7 @@ def search_file(options: SimilarOptions) -> str:
     Raises:
         UserError: if there is no query, one cannot be embedded, the output is in the way, or as `open_index` does.
     """
-    out = Path(options.out).expanduser() if options.out else None
+    out = user_path(options.out) if options.out else None
     if out:
         require_output(out, _ENDINGS, overwrite=options.overwrite)
     queries = _queries(options)

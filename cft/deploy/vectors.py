@@ -326,21 +326,43 @@ def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarra
     return stored if record.dtype == "float32" else Restored(stored, record)
 
 
-def ranges_in(path: Path) -> "np.ndarray":
-    """The ranges (2, D) by which a file of int8 or uint8 was made.
+def with_ranges(path: Path, dtype: Dtype) -> VectorsRecord:
+    """The record of a file of int8 or uint8, by whose ranges others of that kind are made.
 
     Raises:
         UserError: if there is no such file, or it is none of that kind.
     """
+    name, record = override("ranges", str(path)), record_of(path)
+    if path.suffix != ".npy" or not path.is_file() or not record.is_file():
+        raise UserError(f"{name}: no .npy file with its {record.name} beside it")
+    found = read_record(record, VectorsRecord)
+    if found.ranges is None:
+        raise UserError(f"{name}: was made without ranges, which int8 and uint8 have")
+    if found.dtype != dtype:
+        raise UserError(
+            f"{name}: holds {found.dtype}, and {override('dtype', dtype)} is not comparable with it; set "
+            f"{override('dtype', found.dtype)}, or name a file of {dtype}"
+        )
+    return found
+
+
+def ranges_of_record(name: str, record: VectorsRecord, expected: VectorsRecord, width: int) -> "np.ndarray":
+    """The ranges (2, D) of a file, for more vectors of the same embedder, under whatever prompt.
+
+    Args:
+        name: of the setting with its value, for messages. record: of the file, from `with_ranges`. expected: what the
+            new vectors will be of. width: how many numbers they have.
+
+    Raises:
+        UserError: if the file is of another embedder, or of another number of first numbers.
+    """
     import numpy as np
 
-    record = record_of(path)
-    if path.suffix != ".npy" or not path.is_file() or not record.is_file():
-        raise UserError(f"{override('ranges', str(path))}: no .npy file with its {record.name} beside it")
-    ranges = read_record(record, VectorsRecord).ranges
-    if ranges is None:
-        raise UserError(f"{override('ranges', str(path))}: was made without ranges, which int8 and uint8 have")
-    return np.array(ranges, dtype=np.float32)
+    _require_embedder(name, record, expected, any_prompt=True)
+    ranges = np.array(record.ranges, dtype=np.float32)
+    if ranges.shape[1] != width:
+        raise UserError(f"{name}: has {ranges.shape[1]} numbers a vector, not {width}")
+    return ranges
 
 
 def _embedder_of(contract: dict) -> str:
@@ -348,9 +370,12 @@ def _embedder_of(contract: dict) -> str:
     return f"a training of {base} (adapter {adapter[:12]})" if adapter else f"{base}, untrained"
 
 
-def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord) -> None:
+def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord, *, any_prompt: bool = False) -> None:
+    """Refuse vectors of another embedder, or under another prompt unless any will do; naming both."""
     theirs, ours = record.contract | {"recipe": record.recipe}, expected.contract | {"recipe": expected.recipe}
     different = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
+    if any_prompt:
+        different = [key for key in different if key != _PROMPT]
     if different == [_PROMPT]:
         again = override("prompt", ours[_PROMPT])
         raise UserError(

@@ -84,7 +84,7 @@ def write_merged_card(folder: Path, name: str, runs: Sequence[Path], record: dic
     """
     contract = Contract.load(folder)
     paths = [RunFolder(run).file(RunFolder.CONFIG) for run in runs]
-    model = next((read_json(path)["model"] for path in paths if path.exists()), {})
+    model: dict[str, Any] = next((read_json(path)["model"] for path in paths if path.exists()), {})
     # Where this machine has the base model is nobody's business.
     base = contract.model if may_be_repository(contract.model) else model.get("name") or Path(contract.model).name
     card = ModelCard.from_template(

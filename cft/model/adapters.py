@@ -100,7 +100,8 @@ def attach(base: Embedder, adapter: Adapter, *, lora: LoraSettings | None = None
         raise UserError(f"{error}" + (f"; model.layer={cut} drops the layers behind it" if cut else "")) from error
     if targets:
         keep_roles(model, targets)
-    embedder = Embedder(model, base.backbone, replace(base.contract, adapter=adapter.identity))
+    pissa = adapter.contract is not None and adapter.contract.pissa
+    embedder = Embedder(model, base.backbone, replace(base.contract, adapter=adapter.identity, pissa=pissa))
     change = float(np.abs(embedder.encode(_SAMPLES) - before).max())
     if change == 0:
         raise UserError(

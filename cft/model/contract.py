@@ -54,6 +54,8 @@ class Contract:
     dimensions: tuple[int, ...] = ()  # so many first numbers were trained to do alone too (loss.dimensions)
     echo: bool = False  # whether a text goes in twice, so that its second occurrence is pooled
     layer_weights: bool = False  # whether what is pooled is the sum of all layers' states, by trained weights
+    # Whether the update began by PiSSA, so that half of its factors only take off what the others began with.
+    pissa: bool = False
 
     def __post_init__(self) -> None:
         for template in map(self.prompts.of, Role):
@@ -95,7 +97,7 @@ class Contract:
         return {
             name: value
             for name, value in asdict(self).items()
-            if name not in {"model", "content", "dimensions"} | absent
+            if name not in {"model", "content", "dimensions", "pissa"} | absent
         }
 
     def has_weights_of(self, other: "Contract") -> bool:
@@ -105,7 +107,10 @@ class Contract:
     def save(self, folder: Path, *, place: Path | None = None) -> None:
         """Write the record into a folder; `place` is where this machine has the base model, as a hint."""
         hint = {_PLACE: str(place.absolute())} if place else {}
-        write_record(folder / FILE_NAME, asdict(self) | hint)
+        record = asdict(self)
+        if not self.pissa:
+            del record["pissa"]  # so that versions without this field read all other embedders
+        write_record(folder / FILE_NAME, record | hint)
 
     @staticmethod
     def place_of_base(folder: Path) -> Path | None:
@@ -137,7 +142,7 @@ class Contract:
             raise UserError(f"{folder / FILE_NAME} does not fit this version of cft ({error})") from error
 
     def require(self, loaded: "Contract") -> None:
-        """Refuse a model that does not keep this contract; its prompt and adapter are not compared.
+        """Refuse a model that does not keep this contract; what is free of the base model is not compared.
 
         Base weights are compared by content: the same ones may be at another place.
 
@@ -145,7 +150,7 @@ class Contract:
             UserError: naming every field that differs and both its values.
         """
         actual = asdict(loaded)
-        free = ["template", "query_template", "document_template", "adapter", "content", "dimensions"]
+        free = ["template", "query_template", "document_template", "adapter", "content", "dimensions", "pissa"]
         free += ["model", "weights"] if self.has_weights_of(loaded) else []
         differences = [
             f"  {name}: the contract says {to_plain(promised)!r}, the loaded model has {to_plain(actual[name])!r}"

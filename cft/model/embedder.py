@@ -18,6 +18,7 @@ from cft.data.texts import checked_texts
 from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.layer_weights import layer_weights_of
+from cft.model.pissa import initial_factors
 from cft.model.published import require_known_modules, warn_of_differences
 from cft.model.quantize import Dtype, quantize, require_dtype
 from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
@@ -177,7 +178,8 @@ class Embedder:
         if not taken.is_dir():
             raise UserError(f"folder={folder}: {taken} is a file; name a folder to write into")
         weights = save_weights(self.model, folder / ADAPTER_FOLDER, self.contract.model)
-        replace(self.contract, adapter=weights).save(folder, place=self.backbone.place)
+        pissa = self.contract.pissa or bool(initial_factors(self.model))
+        replace(self.contract, adapter=weights, pissa=pissa).save(folder, place=self.backbone.place)
         return weights
 
     @property

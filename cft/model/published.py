@@ -18,6 +18,8 @@ from cft.system.overrides import override, overrides
 
 log = logging.getLogger(__name__)
 
+# What cft writes beside a model of which some first numbers of vectors were trained to do alone.
+DIMENSIONS_FILE = "cft_dimensions.json"
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
 # The names under which sentence-transformers looks for the words before a document.
@@ -78,6 +80,14 @@ def published_settings(folder: Path, model: ModelSettings) -> tuple[ModelSetting
     document = next((words[name] for name in _DOCUMENT_PROMPTS if name in words), None)
     text = words.get(str(record.get("default_prompt_name")), PLACEHOLDER)
     return settings, Prompts(text, words.get("query"), document)
+
+
+def published_dimensions(folder: Path, width: int) -> tuple[int, ...]:
+    """How many first numbers of a model's vectors of `width` were trained to do alone, by cft's export of it."""
+    dimensions = _record(folder / DIMENSIONS_FILE, dict).get("dimensions")
+    if not isinstance(dimensions, list) or not all(type(each) is int and 0 < each <= width for each in dimensions):
+        return ()
+    return tuple(dimensions)
 
 
 def _published_length(folder: Path) -> int | None:

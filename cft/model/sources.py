@@ -138,11 +138,7 @@ def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple
         path = model_path or contract.model
         revision = commit if kind == "commit" and path == contract.model else None
         return path, fetch(ModelSettings(name=contract.model, path=path, revision=revision))
-    # A folder or file: where it was, here, or beside the run and above it, if all of it was moved together.
-    hint = Contract.place_of_base(folder)
-    roots = [Path(), *folder.absolute().parents]
-    candidates = [*([hint] if hint else []), *(root / user_path(contract.model) for root in roots)]
-    there = [str(path) for path in dict.fromkeys(candidates) if path.exists()]
+    there = [str(path) for path in places_of_base(contract, folder)]
     if not there:
         raise UserError(
             f"{folder}: its base model {contract.model} is not there any more; say where it is now: "
@@ -151,6 +147,22 @@ def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple
     found = [(path, fetch(ModelSettings(name=contract.model, path=path))) for path in there]
     fitting = [(path, files) for path, files in found if contract.weights in (files.identity, files.content)]
     return (fitting or found)[0]
+
+
+def places_of_base(contract: Contract, folder: Path) -> list[Path]:
+    """Where the base model of a finished embedder may be, if it is a folder or file; the likeliest place first.
+
+    Where it was, here, or beside the embedder and above it, if all of it was moved together.
+
+    Args:
+        contract: the embedder's. folder: where that stands.
+    """
+    if not contract.weights.startswith("sha256:") or contract.model.startswith("wheel:"):
+        return []
+    hint = Contract.place_of_base(folder)
+    roots = [Path(), *folder.absolute().parents]
+    candidates = [*([hint] if hint else []), *(root / user_path(contract.model) for root in roots)]
+    return [path for path in dict.fromkeys(candidates) if path.exists()]
 
 
 def _from_folder(folder: Path) -> ModelFiles:

@@ -49,17 +49,46 @@ def save_weights(model: nn.Module, folder: Path, base_name: str) -> str:
 
     Written by hand rather than by `save_pretrained`, so that the bytes follow from the weights alone and
     the base model is called by its own name, not by a folder of this machine. The digest is of `weights_digest`.
+
+    Of an embedder of the other kind that the folder held, nothing is left. Its files go after these are written: in
+    between, the folder holds both kinds and loads as neither, and before and afterwards its contract is of one of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
         _write_tensors(folder / FULL_WEIGHTS, model.state_dict())
+        _remove(folder, ADAPTER_FILES)
         return weights_digest(folder)
     tensors, record = as_plain_lora(model, _adapter_tensors(model), model.peft_config["default"].to_dict())
     _write_tensors(folder / ADAPTER_WEIGHTS, tensors)
     record |= {"base_model_name_or_path": base_name, "inference_mode": True}
     sets = {name: sorted(value) for name, value in record.items() if isinstance(value, set)}
     write_json(folder / ADAPTER_CONFIG, record | sets)
+    _remove(folder, [FULL_WEIGHTS])
     return weights_digest(folder)
+
+
+def _remove(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _holds_whole(folder: Path) -> bool:
+    """Whether a folder's trained weights are a whole trunk.
+
+    Raises:
+        UserError: if it holds an adapter too, so that which of them is meant is not known.
+    """
+    if not (folder / FULL_WEIGHTS).exists():
+        return False
+    beside = [name for name in ADAPTER_FILES if (folder / name).exists()]
+    if beside and (folder / "config.json").exists():
+        return False  # the base model's own folder, into which somebody put its adapter
+    if beside:
+        raise UserError(
+            f"{folder} holds an adapter ({beside[0]}) and a whole model ({FULL_WEIGHTS}), and which is meant is not "
+            "known: move the files of one of them into a folder of their own, or save the embedder again"
+        )
+    return True
 
 
 def _adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -81,10 +110,10 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 of a folder's trained weights and, of an adapter, of all that says how they are put on a model.
 
     Raises:
-        UserError: if the folder holds none.
+        UserError: if the folder holds none, or both kinds.
     """
     tensors = tensors_digest(folder)
-    if (folder / FULL_WEIGHTS).exists():
+    if _holds_whole(folder):
         return tensors
     settings = read_json(folder / ADAPTER_CONFIG)
     kept = {name: value for name, value in settings.items() if name not in _NO_EFFECT}
@@ -113,13 +142,13 @@ def tensors_digest(folder: Path) -> str:
     """SHA-256 of a folder's trained tensors alone, which is all that older contracts name.
 
     Raises:
-        UserError: if the folder holds none.
+        UserError: if the folder holds none, or both kinds.
     """
-    for name in (FULL_WEIGHTS, ADAPTER_WEIGHTS):
-        if (folder / name).exists():
-            require_whole(folder / name)
-            return sha256_of_file(folder / name)
-    raise UserError(f"{folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}")
+    path = folder / (FULL_WEIGHTS if _holds_whole(folder) else ADAPTER_WEIGHTS)
+    if not path.exists():
+        raise UserError(f"{folder} holds neither {ADAPTER_WEIGHTS} nor {FULL_WEIGHTS}")
+    require_whole(path)
+    return sha256_of_file(path)
 
 
 def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None) -> nn.Module:
@@ -178,9 +207,9 @@ def adapter_config(folder: Path) -> Any:
     """The configuration that PEFT wrote beside an adapter; None where the folder holds a whole trunk.
 
     Raises:
-        UserError: if it is missing, unreadable, or of a kind that does not sit on layers.
+        UserError: if it is missing, unreadable, or of a kind that does not sit on layers; if both are there.
     """
-    if (folder / FULL_WEIGHTS).exists():
+    if _holds_whole(folder):
         return None
     path = folder / ADAPTER_CONFIG
     try:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -12,7 +13,7 @@ import pytest
 from conftest import make_tiny
 
 from cft import encode as encode_command
-from cft.config.schema import Prompts
+from cft.config.schema import Pooling, Prompts
 from cft.deploy import encode, vectors
 from cft.deploy.load import load_embedder
 from cft.deploy.similar import SimilarOptions, search_file
@@ -335,6 +336,35 @@ def test_ranges_of_an_earlier_file_are_taken_or_refused(tmp_path, trained):
     embed(trained, other, tmp_path / "f.npy", "dtype=float16")
     with pytest.raises(UserError, match="ranges=.*: was made without ranges"):
         embed(trained, other, tmp_path / "c.npy", "dtype=int8", f"ranges={tmp_path / 'f.npy'}")
+
+
+def test_ranges_of_another_embedder_or_kind_are_refused_and_of_another_prompt_taken(tmp_path, trained):
+    source, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    source.write_text("a man\na dog sleeps\nnobody")
+    other.write_text("one text")
+    embed(trained, source, tmp_path / "a.npy", "dtype=int8")
+    named = f"ranges={tmp_path / 'a.npy'}"
+
+    def made(*words: str) -> None:
+        encode.encode_file(encode_command.COMMAND.read([*words, named, str(other), str(tmp_path / "b.npy")]))
+
+    with pytest.raises(
+        UserError,
+        match=r"^ranges=.*: made by another embedder: a training of random:llama \(adapter .*\) there, random:llama, "
+        "untrained here$",
+    ):
+        made("model=tiny", "dtype=int8")
+    pooled = tmp_path / "pooled"
+    embedder = Embedder.load(trained)
+    changed = replace(embedder.contract, pooling=Pooling.mean)
+    Embedder(embedder.model, embedder.backbone, changed).save(pooled)
+    with pytest.raises(UserError, match=r"^ranges=.*: made by another embedder \(pooling 'last' there, 'mean' here\)$"):
+        made(f"run={pooled}", "dtype=int8")
+    with pytest.raises(UserError, match="^ranges=.*: holds int8, and dtype=uint8 is not comparable with it; set dtype"):
+        made(f"run={trained}", "dtype=uint8")
+    assert not (tmp_path / "b.npy").exists()
+    made(f"run={trained}", "dtype=int8", "prompt=query: {text}", "role=query")
+    assert np.load(tmp_path / "b.npy").shape == (1, 32)
 
 
 def test_shards_side_by_side_and_the_file_of_all(tmp_path, trained, monkeypatch, capsys):

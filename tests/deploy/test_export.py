@@ -12,8 +12,10 @@ from exports import exported, train
 from transformers import AutoModel, AutoTokenizer
 
 from cft.config.compose import compose_config
+from cft.config.schema import Role
 from cft.deploy import portable
 from cft.deploy.encode import EncodeOptions, encode_file
+from cft.deploy.load import load_embedder
 from cft.deploy.portable import SAMPLES
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
@@ -162,6 +164,68 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
         states = [model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in embedder.tokenize(SAMPLES)]
     found = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
     np.testing.assert_allclose(found, embedder.encode(SAMPLES), atol=1e-5)
+
+
+def test_the_adapter_alone_knows_where_its_base_model_is(tmp_path, monkeypatch):
+    (tmp_path / "here" / "models").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_model(tmp_path / "here" / "models" / "mini", "llama")
+    folder = train(tmp_path / "here", "model.path=models/mini")
+    expected = Embedder.load(folder).encode(SAMPLES)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    target, _ = exported(folder, tmp_path, "format=peft")
+    np.testing.assert_array_equal(Embedder.load(target).encode(SAMPLES), expected)
+    again, _ = exported(target, tmp_path, "format=peft", name="again")
+    np.testing.assert_array_equal(Embedder.load(again).encode(SAMPLES), expected)
+    moved = tmp_path / "moved"
+    (tmp_path / "here" / "models" / "mini").rename(moved)
+    with pytest.raises(UserError, match="is not there any more"):
+        Embedder.load(target)
+    told, _ = exported(folder, tmp_path, "format=peft", f"model_path={moved}", name="told")
+    np.testing.assert_array_equal(Embedder.load(told).encode(SAMPLES), expected)
+
+
+ROLES = ["model=tiny", "prompt=query_passage", "prompt.use=both", "loss.dimensions=[8,16]"]
+
+
+def test_the_merged_model_has_its_prompts_beside_it_and_says_so(tmp_path):
+    folder = train(tmp_path, *ROLES)
+    target, said = exported(folder, tmp_path, "format=merged")
+    prompts = json.loads((target / "config_sentence_transformers.json").read_text())["prompts"]
+    assert "words before a text are the caller's too; they are in config_sentence_transformers.json" in said
+    model, tokenizer = AutoModel.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    trained = Embedder.load(folder)
+    assert prompts["query"] != prompts["document"]
+    for role, words in prompts.items():
+        with torch.no_grad():
+            rows = [tokenizer(words + text, return_tensors="pt", truncation=True) for text in SAMPLES]
+            states = [model(**row).last_hidden_state[0, -1] for row in rows]
+        found = torch.nn.functional.normalize(torch.stack(states), dim=-1).numpy()
+        np.testing.assert_allclose(found, trained.in_role(Role(role)).encode(SAMPLES), atol=1e-5)
+    one, said = exported(folder, tmp_path, "format=merged", "prompt=query: {text}", name="one")
+    assert "tokenizer(['query: a text']" in said
+    with_none, said = exported(folder, tmp_path, "format=merged", "prompt={text}", name="none")
+    assert "words before" not in said and not (with_none / "config_sentence_transformers.json").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["format=merged"], ["adapter=keep"]], ids=["whole", "merged", "kept"])
+def test_first_numbers_that_were_trained_stay_known(tmp_path, more, caplog):
+    base = write_model(tmp_path / "base", "llama")
+    folder = train(tmp_path, *ROLES[1:], f"model.path={base}")
+    target, _ = exported(folder, tmp_path, *more)
+    loaded = load_embedder(path=str(target))
+    assert loaded.contract.dimensions == (8, 16)
+    caplog.clear()
+    assert loaded.encode(["a"], dimensions=8).shape == (1, 8) and "not trained to do" not in caplog.text
+    loaded.encode(["a"], dimensions=4)
+    assert "the first 8, 16 were" in caplog.text
+    if not more:
+        assert in_sentence_transformers(target).encode(["a"]).shape == (1, 32)
+    plain, _ = exported(train(tmp_path / "plain", "model=tiny"), tmp_path, name="plainly")
+    assert not (plain / "cft_dimensions.json").exists() and load_embedder(path=str(plain)).contract.dimensions == ()
+    (plain / "cft_dimensions.json").write_text('{"dimensions": [8, "x"]}')
+    assert load_embedder(path=str(plain)).contract.dimensions == ()
 
 
 @pytest.mark.parametrize(

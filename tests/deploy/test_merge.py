@@ -1,11 +1,13 @@
 """Merged trainings: the weighted sum of their changes, or one readable refusal before a model is loaded."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from exports import train
+from conftest import write_model
+from exports import exported, train
 from huggingface_hub import ModelCard
 from peft import PeftModel
 
@@ -14,6 +16,7 @@ from cft.deploy.merge import MergeOptions, merge_runs
 from cft.deploy.push import PushOptions
 from cft.job.runs import find_run, list_runs
 from cft.merge import COMMAND
+from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
 
@@ -177,6 +180,60 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
     assert not (tmp_path / "merged").exists()
 
 
+def forget(folder):
+    """As an older cft wrote an embedder's contract, which did not say how its update began."""
+    record = json.loads((folder / "contract.json").read_text())
+    assert record.pop("pissa")
+    del record["checksum"]
+    (folder / "contract.json").write_text(json.dumps(record))
+
+
+def test_factors_that_began_by_pissa_are_known_wherever_they_went(tmp_path, monkeypatch):
+    runs = runs_of(tmp_path, "lora.init=pissa", "train.keep=[2]", seeds=[1, 2])
+    plain = train(tmp_path / "plain", "model=tiny", "lora.rank=16")
+    kept = [run / "steps" / "000002" for run in runs]
+    export, copy, merged = tmp_path / "exported", tmp_path / "copy", tmp_path / "merged"
+    exported(runs[0], tmp_path, "format=peft")
+    Embedder.load(export).save(copy)
+    merge_runs(options(runs, tmp_path))
+    on = train(
+        *(tmp_path / "on", "model=tiny", f"adapter={runs[0] / 'adapter'}", "lora.rank=16"),
+        *(f"lora.alpha={Embedder.load(runs[0]).model.peft_config['default'].lora_alpha}", "lora.init=gaussian"),
+    )
+    assert all(Contract.load(folder).pissa for folder in (*runs, *kept, export, copy, merged, on))
+    assert "pissa" not in json.loads((plain / "contract.json").read_text())
+    monkeypatch.setattr(Embedder, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+
+    def refused(folder, other=plain, method="linear"):
+        with pytest.raises(UserError, match=f"(?s)^method={method}: .*lora.init=pissa.*take method=cat"):
+            merge_runs(
+                options([other, folder], tmp_path, method=method, out=str(tmp_path / "new"), outputs=runs[0].parent)
+            )
+
+    for folder in (kept[0], export, copy, on):
+        refused(folder)
+    refused(*kept, method="ties")
+    refused(merged, merged_again(tmp_path, merged))
+    for folder in (*runs, kept[0], merged, on):
+        forget(folder)
+    for folder in (runs[1], kept[0], on):
+        refused(folder)
+    refused(merged, merged_again(tmp_path, merged, "once more"))
+
+
+def merged_again(tmp_path, merged, name="again"):
+    return shutil.copytree(merged, tmp_path / name)
+
+
+def test_sums_of_whole_changes_by_pissa_are_merged_with_others(tmp_path):
+    runs = [*runs_of(tmp_path, "lora.init=pissa", "train.keep=[2]", seeds=[1]), *runs_of(tmp_path, seeds=[2])]
+    folders = [runs[0] / "steps" / "000002", runs[1]]
+    merge_runs(options(folders, tmp_path))
+    merged, one, other = (weights_of(Embedder.load(each)) for each in (tmp_path / "merged", *folders))
+    assert all((merged[name] - (one[name] + other[name]) / 2).abs().max() < 1e-6 for name in merged)
+    assert Contract.load(tmp_path / "merged").pissa
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -185,15 +242,31 @@ def test_what_cannot_be_merged_is_refused_before_a_model_is_loaded(tmp_path, mon
         (["runs=[a,b]", "weights=[1]"], "there are 1 weights for 2 runs"),
         (["runs=[a,b]", "weights=[0,0]"], "must be 0 or more, and not all 0"),
         (["runs=[a,b]", "weights=[1,-1]"], "must be 0 or more, and not all 0"),
+        (["runs=[a,b]", "weights=[1e308,1e308]"], "weights=.*: are too large to be added up"),
         (["runs=[a,b]", "weights=[1,x]"], "weights=.*: must be numbers with commas between"),
         (["runs=[a,,b]"], "runs=.*: must be words with commas between"),
         (["runs=a,b", "method=mean"], "method=mean: must be cat or linear or ties"),
-        (["runs=a,b", "density=0"], "density=0: must be above 0 and at most 1"),
+        (["runs=a,b", "method=ties", "density=0"], "density=0: must be above 0 and at most 1"),
+        (["runs=a,b", "density=0.1"], "density=0.1 would not be read: add method=ties"),
+        (["runs=a,b", "method=linear", "density=0.5"], "density=0.5 would not be read: add method=ties"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(words, message):
     with pytest.raises(UserError, match=message):
         merge_runs(COMMAND.read(words))
+
+
+def test_a_base_model_that_was_moved_is_said(tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    runs = runs_of(tmp_path, f"model.path={base}", seeds=[1, 2])
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="is not there any more; say where it is now: .*model_path=FOLDER"):
+        merge_runs(options(runs, tmp_path))
+    merge_runs(options(runs, tmp_path, model_path=str(tmp_path / "moved")))
+    assert Embedder.load(tmp_path / "merged").encode(TEXTS).shape == (3, 32)  # it knows where that is
+    write_model(tmp_path / "other", "llama", initializer_range=0.5)
+    with pytest.raises(UserError, match="weights"):
+        merge_runs(options(runs, tmp_path, model_path=str(tmp_path / "other"), out=str(tmp_path / "new")))
 
 
 def test_trained_biases_are_refused(tmp_path):

@@ -14,6 +14,7 @@ from cft.data.retrieval import load_retrieval_sets
 from cft.deploy.mteb import MtebEncoder
 from cft.evaluation.retrieval import evaluate_retrieval
 from cft.evaluation.scores import evaluate
+from cft.model.quantize import quantize
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed (the extra `mteb`)")
 
@@ -136,3 +137,15 @@ def test_similarities_are_cosines():
     encoder = MtebEncoder(make_tiny("llama"))
     np.testing.assert_allclose(encoder.similarity(vectors, vectors).numpy(), vectors @ vectors.T, atol=1e-6)
     np.testing.assert_allclose(encoder.similarity_pairwise(vectors, vectors).numpy(), np.ones(3), atol=1e-6)
+
+
+def test_vectors_in_fewer_bytes_are_multiplied_as_float32():
+    vectors = make_tiny("llama").encode(["a", "b", "c"])
+    encoder, small = MtebEncoder(make_tiny("llama")), quantize(vectors, "int8")
+    wide = small.astype(np.int64)
+    assert np.abs(wide @ wide.T).max() > 127
+    np.testing.assert_array_equal(encoder.similarity(small, small).numpy(), wide @ wide.T)
+    np.testing.assert_array_equal(encoder.similarity_pairwise(small, small).numpy(), (wide * wide).sum(axis=1))
+    half = vectors.astype(np.float16)
+    np.testing.assert_allclose(encoder.similarity(half, vectors).numpy(), vectors @ vectors.T, atol=1e-3)
+    np.testing.assert_allclose(encoder.similarity_pairwise(vectors, half).numpy(), np.ones(3), atol=1e-3)

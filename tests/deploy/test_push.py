@@ -11,6 +11,7 @@ from exports import train
 from cft.config.compose import compose_config
 from cft.deploy.push import PushOptions, look_over, push
 from cft.job.runner import run
+from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.push import COMMAND
 from cft.system.errors import UserError
@@ -68,6 +69,16 @@ def test_the_whole_model_goes_on_request(trained, hub):
     push(told(trained, "format=sentence-transformers", "private=false"))
     assert (hub.folder / "modules.json").exists() and (hub.folder / "model.safetensors").exists()
     assert hub.made == [("me/embedder", False)]
+
+
+def test_where_this_machine_has_the_base_model_is_not_sent(tmp_path, hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "models" / "mini", "llama")
+    folder = train(tmp_path, "model.path=models/mini")
+    assert Contract.place_of_base(folder) == tmp_path / "models" / "mini"
+    monkeypatch.setattr("cft.deploy.push._require_public_base", lambda staged: None)
+    push(told(folder, f"model_path={tmp_path / 'models' / 'mini'}"))
+    assert Contract.place_of_base(hub.folder) is None and Contract.load(hub.folder) == Contract.load(folder)
 
 
 def test_an_adapter_for_a_model_of_this_machine_alone_is_not_sent(tmp_path, hub):

@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import make_tiny
+from conftest import make_tiny, write_model
+from exports import train
 
 from cft.config.schema import Pooling
 from cft.deploy import served
@@ -228,6 +229,7 @@ def test_what_is_no_address_is_refused_before_anything_is_loaded(server, url, me
     ("words", "message"),
     [
         (["run=x"], "run=x: goes with served=URL alone"),
+        (["model_path=x", "model=tiny"], "model_path=x: goes with served=URL alone"),
         (["served_model=x", "model=tiny"], "served_model=x: goes with served=URL alone"),
         (["served=http://x", "run=x", "lr=1"], "lr=1: does not go with served=; run=, model=, path= and prompt= do"),
     ],
@@ -240,6 +242,18 @@ def test_words_that_do_not_go_together_are_refused(words, message):
 def test_one_embedder_is_named(server):
     with pytest.raises(UserError, match="which embedder is not said"):
         served.check_served(server.url, COMMAND.read([f"served={server.url}"]).embedder)
+
+
+def test_a_base_model_that_was_moved_is_said(server, tmp_path):
+    base = write_model(tmp_path / "base", "llama")
+    run = train(tmp_path, f"model.path={base}")
+    answering(server, Embedder.load(run).encode)
+    base.rename(tmp_path / "moved")
+    words = [f"served={server.url}", f"run={run}"]
+    with pytest.raises(UserError, match="model_path=FOLDER on the command line"):
+        served.check_served(server.url, COMMAND.read(words).embedder)
+    said, same = served.check_served(server.url, COMMAND.read([*words, f"model_path={tmp_path / 'moved'}"]).embedder)
+    assert same, said
 
 
 def test_the_command_ends_with_a_status(server, embedder, commands, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from conftest import make_tiny
+from conftest import make_tiny, write_model
 from jobs import adapter_bytes, run_folder, scores, settings
 from minicpm_weights import SHAPES, random_tensors, write_checkpoint
 from minicpm_weights import settings as minicpm_settings
@@ -309,6 +309,17 @@ def test_a_folder_that_holds_no_adapter_is_refused(files, message, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         fetch_adapter(str(tmp_path), None)
+
+
+def test_an_adapter_in_its_base_models_own_folder_is_meant_and_not_the_model(tmp_path):
+    foreign(tmp_path, "llama")
+    together = tmp_path / "together"
+    write_model(together, "llama")
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(tmp_path / name, together / name)
+    adapter = fetch_adapter(str(together), None)
+    assert adapter.config.peft_type == "LORA"
+    assert adapter.identity == fetch_adapter(str(tmp_path), None).identity
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/adapter", "nowhere", "outputs/nowhere"])

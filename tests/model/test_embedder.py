@@ -9,6 +9,7 @@ import torch
 from conftest import make_tiny
 
 from cft.config.schema import Attention, LoraSettings, Pooling
+from cft.model import weights
 from cft.model.contract import Contract
 from cft.model.embedder import Embedder, pool
 from cft.model.lora import add_lora, trainable
@@ -138,6 +139,43 @@ def test_a_saved_embedder_loads_to_the_same_vectors(tmp_path, rank):
     assert (loaded.encode(["a text", "another"]) == expected).all()
     assert loaded.contract.template == "{text}!"
     assert np.abs(make_tiny("llama").with_template("{text}!").encode(["a text", "another"]) - expected).max() > 1e-3
+
+
+KINDS = {"an adapter over a whole model": (0, 4), "a whole model over an adapter": (4, 0)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saving_over_an_embedder_of_the_other_kind_leaves_nothing_of_it(tmp_path, kind):
+    before, after = KINDS[kind]
+    old = tuned(tmp_path / "it", rank=before).encode(["a text"])
+    expected = tuned(tmp_path / "it", rank=after)
+    assert np.abs(expected.encode(["a text"]) - old).max() > 1e-3
+    loaded = Embedder.load(tmp_path / "it")
+    assert (loaded.encode(["a text"]) == expected.encode(["a text"])).all()
+    assert loaded.contract.adapter == tuned(tmp_path / "alone", rank=after).save(tmp_path / "alone")
+    names = [{path.name for path in (tmp_path / each / ADAPTER_FOLDER).iterdir()} for each in ("it", "alone")]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saving_that_is_killed_leaves_no_other_embedder_that_loads(tmp_path, kind, monkeypatch):
+    before, after = KINDS[kind]
+    tuned(tmp_path, rank=before)
+    whole = weights._remove
+    message = "holds an adapter .* and a whole model .*: move the files of one"
+    for cut, said in ((lambda *_: killed(), message), (lambda *of: (whole(*of), killed()), "are not those that their")):
+        monkeypatch.setattr(weights, "_remove", cut)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(tmp_path, rank=after)
+        with pytest.raises(UserError, match=said):
+            Embedder.load(tmp_path)
+    monkeypatch.setattr(weights, "_remove", whole)
+    expected = tuned(tmp_path, rank=after)
+    assert (Embedder.load(tmp_path).encode(["a text"]) == expected.encode(["a text"])).all()
+
+
+def killed():
+    raise KeyboardInterrupt
 
 
 def test_peft_itself_loads_the_saved_adapter(tmp_path):
