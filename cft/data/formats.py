@@ -417,8 +417,8 @@ def _check_columns(source: Source, columns: list[str]) -> list[str]:
     needed = _needed(source, columns)
     if needed is not None:
         if not source.columns.keys() <= set(columns):
-            name = printable(source.path.name)
-            source.note(Note(f"{name}: read by its {' and '.join(needed)}, as it has no {' or '.join(source.columns)}"))
+            missing = " or ".join(source.columns)
+            source.note(Note(f"{source.name}: read by its {' and '.join(needed)}, as it has no {missing}"))
         return needed
     folded = {_folded(column): _named(column) for column in reversed(columns)}
     name, key = next((name, key) for name, key in source.columns.items() if name not in columns)
