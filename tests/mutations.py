@@ -275,8 +275,8 @@ each("rows", ("jsonl",), KINDS, {
 @mutation("rows", ("jsonl",))
 def repeated_key(draft):
     cells, column = draft.good(), draft.some_place()
-    # the last one counts, as JSON readers have it
-    draft.put(Row(cells, raw=lambda draft: f"{{{json.dumps(column)}: 17, {json.dumps(cells)[1:]}"))
+    twice = Row({}, raw=lambda draft: f"{{{json.dumps(column)}: 17, {json.dumps(cells)[1:]}", wrong="has the key ")
+    draft.put(twice, Row(draft.good()))
 
 
 @mutation("rows", ("jsonl",))

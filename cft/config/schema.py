@@ -245,12 +245,14 @@ class LoraSettings:
     lr_ratio: float = 1.0  # LoRA+: the second factor's learning rate is so many times lr; 1 or more; 16 is its paper's
 
     def __post_init__(self) -> None:
-        # What embeds alike has one name: layers in any order, and lora.rank=0 beside lora=none.
-        if all(isinstance(name, str) for name in self.targets):
-            self.targets = sorted(set(self.targets), key=lambda name: (_place_of_role(name), name))
-        if self.rank == 0:
+        if self.rank == 0:  # one name with lora=none
             self.dropout = 0.0 if self.dropout == LoraSettings.dropout else self.dropout
             self.targets = [] if self.targets == list(_TARGETS) else self.targets
+
+    @property
+    def layers(self) -> list[str]:
+        """`targets` in an order of their own: given in another, they are the same."""
+        return sorted(set(self.targets), key=lambda name: (_place_of_role(name), name))
 
     @property
     def principal(self) -> bool:

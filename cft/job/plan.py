@@ -130,7 +130,7 @@ class Plan:
         settings = (*size, "accumulation", "weight_decay", "max_grad_norm", "eval_every")
         return {
             "base": self.base_facts,
-            "lora": named(config.lora),
+            "lora": named(replace(config.lora, targets=config.lora.layers)),
             "loss": named(config.loss),
             "template": prompt.train_template,
             "schedule": config.schedule,

@@ -363,7 +363,7 @@ def test_ranges_of_another_embedder_or_kind_are_refused_and_of_another_prompt_ta
     with pytest.raises(UserError, match="^ranges=.*: holds int8, and dtype=uint8 is not comparable with it; set dtype"):
         made(f"run={trained}", "dtype=uint8")
     assert not (tmp_path / "b.npy").exists()
-    made(f"run={trained}", "dtype=int8", "prompt=query: {text}", "role=query")
+    made(f"run={trained}", "dtype=int8", "prompt=query: {text}")
     assert np.load(tmp_path / "b.npy").shape == (1, 32)
 
 

@@ -126,6 +126,16 @@ def test_a_step_that_moved_no_weight_is_never_the_best(tmp_path, monkeypatch):
     assert json.loads((run_folder(tmp_path) / "training.json").read_text())["best_step"] == 3
 
 
+def test_what_trains_alike_has_one_name_and_what_draws_otherwise_another(tmp_path):
+    def name(*overrides: str) -> str:
+        return make_plan(settings(tmp_path, *overrides)).folder.name
+
+    assert name("lora.targets=[value,query,query]") == name("lora.targets=[query,value]") == name()
+    assert name("lora=none") == name("lora.rank=0")
+    assert name("model.batches=padded", "lora.dropout=0") == name("lora.dropout=0")
+    assert name("model.batches=padded", "lora.dropout=0.1") != name("lora.dropout=0.1")
+
+
 def test_a_tracker_is_told_the_step_whose_weights_were_scored(tmp_path, monkeypatch, scores_of_looks):
     scores_of_looks(5.0, 7.0, 4.0, 3.0)
     told = []

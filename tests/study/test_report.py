@@ -308,7 +308,10 @@ def test_an_unknown_experiment_or_scale_is_refused_with_the_known_ones():
         spec.load("study/table9", "smoke", [])
     with pytest.raises(UserError, match=r"experiment study/recipee: unknown.*; did you mean study/recipe\?$"):
         spec.load("study/recipee", "smoke", [])
-    with pytest.raises(UserError, match="scale huge: unknown; choose among choices, encoder, nli, paper, small, smoke"):
+    with pytest.raises(
+        UserError,
+        match="scale huge: unknown; choose among choices, encoder, nli, paper, questions, questions_sts, small",
+    ):
         spec.load("table2", "huge", [])
     with pytest.raises(UserError, match=r"scale small needs to be told:\n  data.train=\.\.\."):
         spec.load("table2", "small", [])
