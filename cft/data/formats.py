@@ -266,9 +266,10 @@ def _json_rows(source: Source) -> _Lines:
 
 
 def _json_object(text: str) -> _Cells:
+    text = text.rstrip("\r\n")  # at the end of a line that was cut off, the end is what is wrong
     try:
-        # at the end of a line that was cut off, the end is what is wrong
-        value = json.loads(text.rstrip("\r\n"), object_pairs_hook=_once)
+        # `json.loads` names a byte order mark
+        value = json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)
     except json.JSONDecodeError as error:
         problem = error.msg.removesuffix(" at")
         return BadRow(f"is not valid JSON ({problem} at character {error.pos + 1}); a line holds one object")
@@ -294,6 +295,10 @@ class _Twice(dict[str, Any]):
         self.key = key
 
 
+# One for all rows: `json.loads` would make one for each, which takes as long as the row.
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _object(value: Any) -> _Cells:
     if isinstance(value, _Twice):
         return BadRow(f"has the key {value.key!r} more than once; keep one")
@@ -317,7 +322,7 @@ def _json_list_rows(source: Source) -> _Lines:
 
 def _list_entries(source: Source) -> Iterator[tuple[int, Any]]:
     """The entries of a JSON list one by one, each with the line that it starts on; the text is held whole."""
-    text, decoder = "".join(_lines(source)), json.JSONDecoder(object_pairs_hook=_once)
+    text, decoder = "".join(_lines(source)), _DECODER
     place, line, counted = text.index("[") + 1, 1, 0
 
     def skip_blanks(place: int) -> int:
