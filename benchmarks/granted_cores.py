@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from publish import Comparison, Found, publish
-from shared_cores import CFT, Side, rounds
+from shared_cores import CFT, Side, command_of, passed_on, rounds, step_arguments
 
 EVERY = "a thread for every core"
 PERIOD = 100_000  # microseconds, the system's default
@@ -45,24 +45,18 @@ def group_with(cores: int) -> Iterator[Path]:
 
 def main() -> None:
     """Measure both sides and publish their table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; generated scenes without")
-    parser.add_argument("--model", default="smollm2", help="a choice of conf/model")
-    parser.add_argument("--batch", type=int, default=60, help="the paper's 60")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[step_arguments()])
     given = parser.parse_args()
     seen = os.cpu_count() or 1
     if seen < 2:
         raise SystemExit("one core cannot be halved")
-    passed = [f"--model={given.model}", f"--batch={given.batch}"]
-    passed += [f"--triplets={given.triplets}"] if given.triplets else []
     with group_with(seen // 2) as folder:
 
         def enter() -> None:
             (folder / "cgroup.procs").write_text(f"{os.getpid()}")
 
         settings = {CFT: {}, EVERY: {"OMP_NUM_THREADS": f"{seen}"}}
-        sides = {name: Side(setting, passed, enter) for name, setting in settings.items()}
+        sides = {name: Side(setting, passed_on(given), enter) for name, setting in settings.items()}
         try:
             times, losses = rounds(sides, given.repeats)
         finally:
@@ -76,7 +70,7 @@ def main() -> None:
         "granted_cores",
         Found(
             title="Where fewer cores are granted than seen",
-            command="python benchmarks/granted_cores.py" + (" --triplets FILE" if given.triplets else ""),
+            command=command_of("granted_cores.py", given, parser),
             table=table,
             comparisons=[
                 Comparison(

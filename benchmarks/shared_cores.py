@@ -82,21 +82,38 @@ def rounds(sides: dict[str, Side], repeats: int) -> tuple[dict[str, float], set[
     return {name: statistics.median(values) for name, values in times.items()}, losses
 
 
-def main() -> None:
-    """Measure both sides alone and beside a busy process, and publish one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def step_arguments() -> argparse.ArgumentParser:
+    """What a benchmark of one step on such sides is told."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; generated scenes without")
     parser.add_argument("--model", default="smollm2", help="a choice of conf/model")
     parser.add_argument("--batch", type=int, default=60, help="the paper's 60")
     parser.add_argument("--repeats", type=int, default=7)
+    return parser
+
+
+def passed_on(given: argparse.Namespace) -> list[str]:
+    """What of that a side's child is told."""
+    triplets = [f"--triplets={given.triplets}"] if given.triplets else []
+    return [f"--model={given.model}", f"--batch={given.batch}", *triplets]
+
+
+def command_of(file: str, given: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The command that repeats it, without anybody's paths."""
+    triplets = " --triplets FILE" if given.triplets else ""
+    batch = f" --batch {given.batch}" if given.batch != parser.get_default("batch") else ""
+    return f"python benchmarks/{file}{triplets}{batch}"
+
+
+def main() -> None:
+    """Measure both sides alone and beside a busy process, and publish one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], parents=[step_arguments()])
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         work(given.model, given.triplets, given.batch)
         return
-    passed = [f"--model={given.model}", f"--batch={given.batch}"]
-    passed += [f"--triplets={given.triplets}"] if given.triplets else []
-    sides = {name: Side(setting, passed) for name, setting in SETTINGS.items()}
+    sides = {name: Side(setting, passed_on(given)) for name, setting in SETTINGS.items()}
     alone, losses = rounds(sides, given.repeats)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -115,9 +132,7 @@ def main() -> None:
         "shared_cores",
         Found(
             title="Beside other work",
-            command="python benchmarks/shared_cores.py"
-            + (" --triplets FILE" if given.triplets else "")
-            + (f" --batch {given.batch}" if given.batch != parser.get_default("batch") else ""),
+            command=command_of("shared_cores.py", given, parser),
             table=table,
             comparisons=[
                 Comparison(f"{what}, alone", DEFAULT, alone[DEFAULT] / alone[CFT], 0.97),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +83,13 @@ def _composed(settings: list[str] | Config) -> Config:
 
 
 def _words(settings: Iterable[str]) -> list[str]:
-    """Settings as a list; whatever gives them may give them once."""
-    known = _listed(settings)
-    if known is None or not all(isinstance(each, str) for each in known):
-        given = settings if known is None else known
-        raise UserError(f"settings are a list of texts such as ['lr=1e-3'], not {_shown(given)}")
-    return known
+    """Settings as a list."""
+    return _listed(settings, "settings are a list of texts such as ['lr=1e-3']", lambda each: isinstance(each, str))
 
 
 def _functions(callbacks: Iterable[RowCallback]) -> list[RowCallback]:
     """Callbacks as a list."""
-    known = _listed(callbacks)
-    if known is None or not all(map(callable, known)):
-        given = callbacks if known is None else known
-        raise UserError(f"callbacks are a list of functions such as [print], not {_shown(given)}")
-    return known
+    return _listed(callbacks, "callbacks are a list of functions such as [print]", callable)
 
 
 def _rows(triplets: Iterable[Row]) -> Iterable[Row]:
@@ -107,15 +99,13 @@ def _rows(triplets: Iterable[Row]) -> Iterable[Row]:
     return triplets
 
 
-def _listed(given: Any) -> list[Any] | None:
-    """The members of a list, or of whatever gives them one after the other; None if it gives none that are meant."""
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        return None
-    return list(given)
-
-
-def _shown(value: Any) -> str:
-    return "None" if value is None else described(value)
+def _listed(given: Any, rule: str, fits: Callable[[Any], bool]) -> list[Any]:
+    """The members of a list, or of whatever gives them, perhaps only once, one after the other."""
+    many = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
+    known = list(given) if many else given
+    if not many or not all(map(fits, known)):
+        raise UserError(f"{rule}, not {'None' if known is None else described(known)}")
+    return known
 
 
 def _with_rows(settings: list[str] | Config, triplets: Iterable[Row]) -> Config:

@@ -25,7 +25,7 @@ LAYOUTS = {
 }
 _KEYS = {"title", "question", "source", "layout", "cells", "paper", "paper_note", "baseline", "comparisons", "rows"}
 _CELL_KEYS = {"name", "overrides", "each", "base", "hidden", "scales"}
-_SCALE_KEYS = {"about", "overrides", "values", "wants"}
+_SCALE_KEYS = {"like", "about", "overrides", "values", "wants"}
 
 # Settings that change nothing of what comes out, with those that are under them.
 _NOT_OF_RESULTS = {"outputs", "logger", "device", "hydra", "vector_cache_gb"}
@@ -94,7 +94,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     """
     path = _find(name, folder(), [*available(), *available_beside()], "experiment")
     scale_path = _find(scale, folder() / "scales", scales(), "scale")
-    content, at_scale = _read(path, _KEYS), _read(scale_path, _SCALE_KEYS)
+    content, at_scale = _read(path, _KEYS), _read_scale(scale_path)
     if check_inputs and content.get("layout") != "config":
         _require_inputs(at_scale, scale_path, overrides or [])
     layout = content.get("layout", "overall")
@@ -149,7 +149,7 @@ def common_overrides(scale: str, overrides: list[str]) -> list[str]:
         UserError: if the scale is unknown or cannot be read.
     """
     path = _find(scale, folder() / "scales", scales(), "scale")
-    at_scale = _read(path, _SCALE_KEYS)
+    at_scale = _read_scale(path)
     fill = _Fill(path, at_scale.get("values") or {})
     wanted = [f"{key}=FILE" for key in at_scale.get("wants") or {}]
     return _last_wins([*wanted, *map(fill, at_scale.get("overrides") or []), *overrides])
@@ -233,6 +233,18 @@ def _find(name: str, home: Path, names: list[str], what: str) -> Path:
             f"{did_you_mean(name, names)}"
         )
     return home / f"{name}.yaml"
+
+
+def _read_scale(path: Path) -> dict:
+    """A scale's content, on top of that of the scale that it is like."""
+    content = _read(path, _SCALE_KEYS)
+    if "like" not in content:
+        return content
+    place = _find(str(content["like"]), folder() / "scales", scales(), "scale")
+    base = _read(place, _SCALE_KEYS - {"like"})  # one step alone, so that no two are like each other
+    overrides = [*(base.get("overrides") or []), *(content.get("overrides") or [])]
+    merged = {key: {**(base.get(key) or {}), **(content.get(key) or {})} for key in ("values", "wants")}
+    return {**base, **content, **merged, "overrides": overrides}
 
 
 def _read(path: Path, keys: set[str]) -> dict:

@@ -268,6 +268,21 @@ def test_every_experiment_can_be_laid_out_at_every_scale(name, scale):
     assert all(one in names and other in names for one, other in told.comparisons)
 
 
+def test_a_scale_that_is_like_another_differs_in_what_it_says(tmp_path):
+    questions, sts = (
+        {cell.name: cell.overrides for cell in spec.load("study/roles", scale, ["eval.folder=a"]).cells}
+        for scale in ("questions", "questions_sts")
+    )
+    swapped = {
+        name: ["eval=sts" if each == "eval=retrieval" else each for each in of] for name, of in questions.items()
+    }
+    assert sts == swapped and sts != questions
+    path = tmp_path / "mine.yaml"
+    path.write_text("like: questions_sts\n")
+    with pytest.raises(UserError, match="questions_sts.yaml: knows no key 'like'"):
+        spec.load("study/roles", str(path), ["eval.folder=a"])
+
+
 FILE = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n"
 
 

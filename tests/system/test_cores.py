@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from trees import tree
 
 from cft.config.compose import compose_config
 from cft.model.embedder import Embedder
@@ -21,14 +22,6 @@ def machine(monkeypatch):
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def tree(root, files):
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return root
 
 
 TREES = {

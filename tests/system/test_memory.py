@@ -3,12 +3,12 @@
 import gc
 import resource
 import weakref
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
+from trees import tree
 
 from cft.system import memory
 from cft.system.memory import available_host_bytes, is_out_of_memory, kills_by_memory, unless_out_of_memory
@@ -24,14 +24,6 @@ def machine(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
-
-
-def tree(root: Path, files: dict[str, object]) -> Path:
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return root
 
 
 V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
