@@ -11,6 +11,7 @@ The rows depend on which packages are installed, and in which versions; their di
 import importlib.util
 import logging
 import random
+import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 
 from cft.data.python_source import Definition, read_source
 from cft.data.records import Triplet
-from cft.data.texts import normalized
 from cft.system.errors import UserError
 from cft.system.overrides import override
 from cft.system.text import did_you_mean
@@ -42,6 +42,8 @@ _NOT_ASKED_FOR = (
     "asyncio importlib unittest doctest symtable ctypes distutils aifc asynchat asyncore cgi cgitb chunk crypt imghdr "
     "imp mailcap msilib nntplib ossaudiodev pipes smtpd sndhdr sunau telnetlib uu xdrlib"
 ).split()
+
+_OTHERS = re.compile(r"[\W_]+")  # than letters and digits
 
 Query = tuple[str, str]  # id and text, as documents have them too
 Judgement = tuple[str, str, int]  # ids of query and document, and the grade
@@ -86,13 +88,22 @@ def training_rows(packages: Sequence[str] | None, seed: int) -> list[Triplet]:
 def _distinct(rows: Sequence[Definition]) -> Iterator[Definition]:
     """Rows of which neither summary nor document stood in an earlier one, nor summary nor name in the evaluation."""
     judged = _standard_library()
-    names = {normalized(row.words) for row in judged}
-    known = {normalized(row.summary) for row in judged}
+    names = {_letters(row.words) for row in judged}
+    known = {_letters(row.summary) for row in judged}
     for row in rows:
-        keys = {normalized(row.summary), normalized(row.document)}
-        if normalized(row.words) not in names and not keys & known:
+        keys = {_letters(row.summary), _letters(row.document)}
+        if _letters(row.words) not in names and not keys & known:
             known |= keys
             yield row
+
+
+def _letters(text: str) -> str:
+    """By which summaries and signatures are the same: their letters and digits.
+
+    Wider than the rule for users' texts, so that nothing near to the evaluation is trained on: `x[0]` and `x(0)` are
+    one.
+    """
+    return _OTHERS.sub("", text.casefold()) or text
 
 
 def _siblings(rows: Sequence[Definition], chance: random.Random) -> Iterator[int]:
@@ -122,7 +133,7 @@ def standard_library(most: int | None = None) -> tuple[list[Query], list[Query],
     rows = {row.qualified: row for row in reversed(_standard_library())}  # the first of those of one name
     by_summary: dict[str, list[Definition]] = {}
     for row in reversed(rows.values()):
-        by_summary.setdefault(normalized(row.summary), []).append(row)
+        by_summary.setdefault(_letters(row.summary), []).append(row)
     groups = list(by_summary.values())
     if most is not None and len(groups) > most:
         groups = [groups[number * len(groups) // most] for number in range(most)]
