@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [f"eval.rows={arguments.rows}"] if arguments.rows else []
     config = compose_config([f"model={arguments.model}", "eval=sts", f"eval.folder={arguments.sts}", *rows])
-    sets = load_eval_sets(config.eval, seed=0)
+    sets = load_eval_sets(config.eval)
     every = [text for pairs in sets.values() for pair in pairs for text in (pair.sentence1, pair.sentence2)]
     texts = list(dict.fromkeys(every))
     embedder = Embedder.base(config.model)

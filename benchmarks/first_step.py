@@ -64,7 +64,7 @@ def seconds_of_cft(model: str, folder: Path) -> float:
     rows.write_text("\n".join(["sent0,sent1,hard_neg", *lines]) + "\n")
     outputs = folder / "outputs"
     command = [sys.executable, "-m", "cft.run", f"model={model}", "data=files", f"data.train={rows}", "logger=csv"]
-    command += ["baseline=none", "eval=rows", "data.holdout=8", "train=quick", "train.steps=1000", "train.epochs=999"]
+    command += ["baseline=none", "eval=rows", "data.holdout=8", "train=paper", "train.steps=1000", "train.epochs=999"]
     command += [f"train.batch_size={BATCH}", f"outputs={outputs}"]
     began = time.perf_counter()
     with (

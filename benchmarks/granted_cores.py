@@ -1,6 +1,6 @@
 """A training step in a control group with the time of half of the cores: as many threads as are granted, or as seen.
 
-    python benchmarks/granted_cores.py                                 # on generated scenes; as root, on Linux
+    python benchmarks/granted_cores.py                                 # on docstrings; as root, on Linux
     python benchmarks/granted_cores.py --triplets nli.jsonl.gz
 
 Two processes train the same model on the same batch in the same group, taking turns: one with as many threads as cft

@@ -1,6 +1,6 @@
 """A training step alone and beside a busy process, by how long OpenMP's threads turn before they sleep.
 
-    python benchmarks/shared_cores.py                                 # on generated scenes
+    python benchmarks/shared_cores.py                                 # on docstrings of installed packages
     python benchmarks/shared_cores.py --triplets nli.jsonl.gz
 
 Two processes train the same model on the same batch: one as cft sets GNU's OpenMP, one as that library is by default.
@@ -85,7 +85,7 @@ def rounds(sides: dict[str, Side], repeats: int) -> tuple[dict[str, float], set[
 def step_arguments() -> argparse.ArgumentParser:
     """What a benchmark of one step on such sides is told."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; generated scenes without")
+    parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; docstrings without")
     parser.add_argument("--model", default="smollm2", help="a choice of conf/model")
     parser.add_argument("--batch", type=int, default=60, help="the paper's 60")
     parser.add_argument("--repeats", type=int, default=7)

@@ -1,7 +1,7 @@
 """One training step on a CPU: this package against sentence-transformers, the original's way, and the machine's limit.
 
     python benchmarks/training_step.py --triplets nli.jsonl.gz        # needs sentence-transformers for its part
-    python benchmarks/training_step.py                                # on generated scenes
+    python benchmarks/training_step.py                                # on docstrings of installed packages
 
 Same weights, texts, batch, loss and LoRA on all sides, in float32; losses (without dropout) are compared before
 anything is timed, and the sides take turns. The limit is the time that the step's own matrix products take alone.
@@ -39,7 +39,7 @@ WHY_OLD_WAY = "450 padded tokens a triplet stand against about 50 real ones, and
 
 
 def batch_of(model: str, triplets: str | None) -> tuple[ModelSettings, list]:
-    """The settings of a choice of conf/model, and the rows of a file or, without one, generated scenes."""
+    """The settings of a choice of conf/model, and the rows of a file or, without one, docstrings."""
     data = ["data=files", f"data.train={triplets}"] if triplets else []
     config = compose_config([f"model={model}", *data])
     return config.model, list(load_training_data(config.data, seed=0).triplets)
@@ -163,7 +163,7 @@ def _ready(models: list[Any]) -> None:
 def main() -> None:
     """Compare the sides and publish one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; generated scenes without")
+    parser.add_argument("--triplets", help="a file of triplets: sent0, sent1, hard_neg; docstrings without")
     parser.add_argument("--model", default="smollm2", help="a choice of conf/model")
     parser.add_argument("--batch", type=int, default=60, help="the paper's 60")
     parser.add_argument("--original-batch", type=int, default=7, help="what the reference script gave each GPU")

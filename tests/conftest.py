@@ -32,12 +32,11 @@ import cft  # noqa: F401  before torch: it says how OpenMP's threads wait, which
 import pytest
 import torch
 from forked import Commands, server
-from jobs import DEV_PAIRS, settings
+from jobs import CAPTIONS, DEV, SCORED, TRIPLETS, settings
 from pictures import draw_small
 from transformers import AutoConfig
 
 from cft.config.schema import Attention, ModelSettings
-from cft.data import training_data
 from cft.job import figures
 from cft.model.embedder import Embedder
 from cft.model.tokenizer import byte_tokenizer
@@ -61,9 +60,6 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # Commands that tests start draw as they always do, unless they are to draw small; so does `drawn_in_full`.
 _draw_in_full, figures.save = figures.save, draw_small
-
-
-training_data._SCENES_DEV_PAIRS = DEV_PAIRS
 
 
 @pytest.fixture
@@ -197,10 +193,8 @@ def trained(tmp_path_factory) -> Path:
     from cft.job import runner
 
     outputs = tmp_path_factory.mktemp("trained")
-    quick = (
-        "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=100 data.holdout=10 eval.pairs=20".split()
-    )
-    runner.run(compose_config([*quick, f"outputs={outputs}"]))
+    quick = "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=100 data.holdout=10 eval.rows=20".split()
+    runner.run(compose_config([*CAPTIONS, DEV, *quick, f"outputs={outputs}"]))
     (folder,) = (path for path in outputs.iterdir() if path.name.startswith("tiny-"))
     return folder
 
@@ -239,7 +233,7 @@ def paper(tmp_path_factory):
     try:
         found = {}
         for name in spec.available():
-            given = [f"outputs={outputs}"]
+            given = [f"outputs={outputs}", *TRIPLETS, *SCORED, DEV]
             told = spec.load(name, "smoke", given)
             if told.cells:
                 found[name] = plan.compose_study(told, given, [], compose_config)

@@ -2,20 +2,18 @@
 
 from pathlib import Path
 
-from jobs import composed
+from jobs import CAPTIONS, composed
 
 from cft.deploy import export
 from cft.export import COMMAND
 from cft.job import runner
 
-QUICK = (
-    "logger=none train.steps=3 train.batch_size=8 data.rows=60 data.holdout=0 eval.pairs=10 train.eval_every=0 lr=0.05"
-)
+QUICK = "logger=none train.steps=3 train.batch_size=8 data.rows=60 data.holdout=0 eval.rows=10 train.eval_every=0"
 
 
 def train(tmp_path: Path, *overrides: str) -> Path:
     """A finished embedder's folder; the learning rate is high, so that the adapter matters."""
-    runner.run(composed(*QUICK.split(), f"outputs={tmp_path / 'outputs'}", *overrides))
+    runner.run(composed(*CAPTIONS, *QUICK.split(), "lr=0.05", f"outputs={tmp_path / 'outputs'}", *overrides))
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/contract.json"))
     return folder
 

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 from forked import FIXED
-from jobs import DEV_PAIRS
 
 
 def prepare() -> None:
@@ -30,11 +29,9 @@ def prepare() -> None:
     from transformers import conversion_mapping
 
     from cft.config.compose import check_overrides
-    from cft.data import training_data
     from cft.evaluation import bootstrap  # noqa: F401
     from cft.job import doctor, figures, runner  # noqa: F401
 
-    training_data._SCENES_DEV_PAIRS = DEV_PAIRS
     # The first of each of these is slow, and no thread is started by them.
     check_overrides(["model=tiny"])
     conversion_mapping.get_checkpoint_conversion_mapping("llama")

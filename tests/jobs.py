@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import captions
+
 from cft.config.compose import compose_job
 from cft.config.schema import Config
 
@@ -17,22 +19,25 @@ def composed(*overrides: str) -> Config:
     return config
 
 
-# Development pairs of scenes: making and embedding 200 of them would take longer than the training of a tiny job.
-DEV_PAIRS = 40
+# What a job is scored by, and what it is trained on and scored by.
+SCORED = ["eval=pairs", f"eval.file={captions.PAIRS}", "eval.name=captions"]
+TRIPLETS = ["data=files", f"data.train={captions.TRIPLETS}", "data.name=captions", "train=paper"]
+CAPTIONS = [*TRIPLETS, "lr=5e-4", "baseline=none", *SCORED]
+DEV = f"data.dev={captions.DEV}"
 
-QUICK = [
+BRIEF = [
     "model=tiny",
     "logger=none",
+    "baseline=none",
     "train.steps=6",
     "train.batch_size=8",
     "train.eval_every=3",
     "train.checkpoint_every=2",
     "data.rows=200",
     "data.holdout=20",
-    "eval.pairs=40",
     "lora.dropout=0.1",
-    "baseline=none",
 ]
+QUICK = [*CAPTIONS, DEV, "eval.rows=40", *BRIEF]
 
 # Pairs of one's own, judged by the documents that held-out ones find.
 ROWS = ["data=files", "data.negative_columns=[]", "loss=in_batch", "eval=rows", "lr=5e-3", "data.holdout=12"]
@@ -46,7 +51,15 @@ def pairs_file(folder, count: int = 120) -> str:
 
 
 def settings(folder: Path, *overrides: str):
-    return composed(*QUICK, f"outputs={folder}", *overrides)
+    return composed(*quick(*overrides), f"outputs={folder}", *overrides)
+
+
+def quick(*overrides: str, job: list[str] = BRIEF) -> list[str]:
+    """A brief job's settings but for what the overrides choose: of captions, if they name no data or evaluation."""
+    chosen = {word.partition("=")[0] for word in overrides}
+    data = [] if "data" in chosen else [*TRIPLETS, "lr=5e-4", DEV]
+    scored = [] if chosen & {"data", "eval"} else [*SCORED, "eval.rows=40"]
+    return [word for word in (*data, *scored, *job) if word.partition("=")[0] not in chosen]
 
 
 class Killed(Exception):

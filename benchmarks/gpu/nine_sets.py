@@ -53,7 +53,7 @@ def _sets(kit: Kit) -> dict[str, list[ScoredPair]]:
     from cft.config.compose import compose_config
     from cft.data.sts import load_eval_sets
 
-    return load_eval_sets(compose_config(["model=tiny", "eval=sts", f"eval.folder={kit.sts}"]).eval, seed=0)
+    return load_eval_sets(compose_config(["model=tiny", "eval=sts", f"eval.folder={kit.sts}"]).eval)
 
 
 def _embedded(

@@ -68,10 +68,10 @@ def _here(words: list[str]) -> int:
 
 def _data(kit: Kit) -> list[str]:
     """Words that name the data of training and scoring."""
-    scored = ["eval=sts", f"eval.folder={Path(kit.sts).resolve()}"] if kit.sts else ["eval=scenes"]
+    scored = ["eval=sts", f"eval.folder={Path(kit.sts).resolve()}"] if kit.sts else []
     scored += ["baseline=none"]
     if kit.triplets is None:
-        return ["data=scenes", "data.rows=60", "eval=scenes", "eval.pairs=20", "train.eval_every=0"]
+        return ["data=docstrings", "data.packages=[peft]", "data.rows=60", "eval=docstrings", "eval.rows=20"]
     return ["data=files", f"data.train={Path(kit.triplets).resolve()}", *scored]
 
 

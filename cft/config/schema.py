@@ -128,7 +128,6 @@ class Precision(str, Enum):
 class DataSource(str, Enum):
     """Where training triplets come from; or that there are none, and scored pairs alone."""
 
-    scenes = "scenes"
     docstrings = "docstrings"
     hub = "hub"
     files = "files"
@@ -139,7 +138,6 @@ class EvalSource(str, Enum):
     """What an embedder is scored on: scored pairs, queries that look for documents, or nothing."""
 
     none = "none"
-    scenes = "scenes"
     docstrings = "docstrings"
     sts = "sts"
     pairs = "pairs"
@@ -539,8 +537,8 @@ class DataSettings:
     """conf/data: the training triplets, and the development data that training is watched with."""
 
     name: str = "???"  # what folders and tables call it
-    # scenes (generated), docstrings, hub or files; or scored: no triplets, and the pairs of data.scored alone
-    source: DataSource = DataSource.scenes
+    # docstrings, hub or files; or scored: no triplets, and the pairs of data.scored alone
+    source: DataSource = DataSource.docstrings
     # the file, as in data.train=triplets.csv, a pattern such as 'part-*.csv', or a list of them; only for data=files
     train: Any = None
     mixing: str = "rows"  # of several entries of data.train: rows (a batch has rows of all), files (of one of them)
@@ -558,9 +556,9 @@ class DataSettings:
     positives: str = "all"
     delimiter: str | None = None  # of CSV and TSV: comma, semicolon, tab, pipe or a sign; null finds it out
     on_bad_row: str = "raise"  # raise, or skip, which counts and lists what it skips
-    rows: int | None = None  # the first so many rows, or triplets to generate (1 to 50000); null for all
-    # rows kept out of training, at most about a tenth, with all that share a text with them (of scenes, of another
-    # lexicon); for pictures and development scores
+    rows: int | None = None  # the first so many rows; null for all
+    # rows kept out of training, at most about a tenth, with all that share a text with them; for pictures and
+    # development scores
     holdout: int = 500
     # scored pairs (sentence1, sentence2, score) for in-training evaluation: a file, STSBenchmark-dev (hub), or null
     dev: str | None = None
@@ -619,8 +617,6 @@ class DataSettings:
             yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)
         yield from _column_problems("data.scored_columns", self.scored_columns)
-        if self.dev is not None and self.source is DataSource.scenes:
-            yield f"{override('data.dev', self.dev)} would not be read: scenes bring their own development pairs"
         if self.on_bad_row not in ("raise", "skip"):
             yield f"data.on_bad_row={self.on_bad_row}: must be raise or skip"
         if self.is_scored_alone and self.rows is not None:
@@ -730,9 +726,8 @@ class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
 
     name: str = "???"  # what folders and tables call it
-    # scenes (generated), docstrings (of the standard library), sts, pairs (one's own), retrieval, rows (held-out rows
-    # of one's own), or none
-    source: EvalSource = EvalSource.scenes
+    # docstrings (of the standard library), sts, pairs (one's own), retrieval, rows (held-out ones of one's own), none
+    source: EvalSource = EvalSource.docstrings
     # of eval=sts, SET.jsonl.gz (or .jsonl, .csv, .tsv, .parquet) with sentence1, sentence2, score; of eval=retrieval,
     # folders SET in BEIR's layout; null takes the sets from the hub
     folder: str | None = None
@@ -742,7 +737,6 @@ class EvalSettings:
     # at most so many pairs or queries of each set, evenly spaced, for a quick look; null (the paper) takes all; only
     # for eval=sts, pairs, retrieval and docstrings
     rows: int | None = None
-    pairs: int = 1000  # pairs to generate, 2 or more; only for eval=scenes
     split: str = "test"  # of the judgements in a folder, qrels/SPLIT.tsv; only for eval=retrieval
     documents: int = 2000  # that held-out anchors look through, if the file has as many; only for eval=rows
     # columns of the files: two sentences and their score; only for eval=sts and pairs
@@ -760,8 +754,6 @@ class EvalSettings:
             yield f"eval.rows={self.rows}: a rank correlation needs at least 2 pairs a set; null takes all"
         if self.rows is not None and self.rows < 1:
             yield f"eval.rows={self.rows}: must be 1 or more queries; null takes all"
-        if self.pairs < 2:
-            yield f"eval.pairs={self.pairs}: a rank correlation needs at least 2"
         if self.documents < 2:
             yield f"eval.documents={self.documents}: there is nothing to rank with fewer than 2"
         if not self.split or "/" in self.split:
@@ -778,7 +770,7 @@ class EvalSettings:
         if self.folder is not None and not in_sets:
             yield f"{override('eval.folder', self.folder)} would not be read: add eval=sts, or eval=retrieval"
         if self.rows is not None and not in_sets and self.source not in (EvalSource.pairs, EvalSource.docstrings):
-            yield f"eval.rows={self.rows} would not be used: add eval=sts, or set eval.pairs for scenes"
+            yield f"eval.rows={self.rows} would not be used: add eval=sts, pairs, retrieval or docstrings"
         for problem in filter(None, map(problem_of_set_name, self.sets)):
             yield f"{override('eval.sets', self.sets)}: {problem}"
         if in_sets and not self.sets:

@@ -1,4 +1,4 @@
-"""Texts in: training triplets and scored pairs, from files, the hub, docstrings or generated scenes."""
+"""Texts in: training triplets and scored pairs, from files, the hub or docstrings."""
 
 __all__ = [
     "docstrings",  # what installed packages say of their functions
@@ -7,7 +7,6 @@ __all__ = [
     "records",  # a triplet, a scored pair
     "retrieval",  # queries, documents and judgements
     "sampling",  # which rows make a batch
-    "scenes",  # generated triplets and pairs for a first run
     "sts",  # the sets of an evaluation
     "texts",  # texts that a caller hands over
     "training_data",  # the triplets and development pairs of a training

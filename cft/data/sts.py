@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.schema import EvalSettings, EvalSource, problem_of_set_name
-from cft.data import scenes
 from cft.data.files import read_scored_pairs, stream_scored_pairs
 from cft.data.formats import ENDINGS
 from cft.data.portrait import warnings_of_pairs
@@ -50,20 +49,17 @@ NINE_SETS = {
 DEV_SET = replace(NINE_SETS["STSBenchmark"], name="STSBenchmark-dev", split="validation")
 
 
-def load_eval_sets(settings: EvalSettings, *, seed: int) -> dict[str, list[ScoredPair]]:
+def load_eval_sets(settings: EvalSettings) -> dict[str, list[ScoredPair]]:
     """Load the scored pairs of an evaluation, by set.
 
     Args:
         settings: conf/eval.
-        seed: of the scenes.
 
     Raises:
         UserError: if a set is unknown, has no file in the folder or no scores to rank by, or the hub does not answer.
     """
-    if settings.source not in (EvalSource.scenes, EvalSource.sts, EvalSource.pairs):
+    if settings.source not in (EvalSource.sts, EvalSource.pairs):
         return {}  # documents are looked for, no pairs scored
-    if settings.source is EvalSource.scenes:
-        return {"scenes": scenes.graded_pairs("test", settings.pairs, seed)}
     if settings.source is EvalSource.pairs:
         return {path.name.split(".")[0]: _read_pairs(path, "eval.file", settings) for path in _own_files(settings)}
     if settings.folder is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cft.config.schema import DataSettings, DataSource, Prompts, TrainFile
-from cft.data import docstrings, scenes
+from cft.data import docstrings
 from cft.data.arrow_cache import Corpus, Rows, open_corpus
 from cft.data.delimited import sign_of
 from cft.data.files import (
@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 
 NLI_REPOSITORY = "princeton-nlp/datasets-for-simcse"
 NLI_FILE = "nli_for_simcse.csv"
-
-_SCENES_TRIPLETS = 5000
-_SCENES_DEV_PAIRS = 200
 
 # A file, and the columns that are read of it.
 _File = tuple[Path, tuple[str, ...]]
@@ -81,7 +78,7 @@ class TrainingData:
     dev: list[ScoredPair]  # development pairs, perhaps none
     content: str  # digest of all three
     skipped: int  # how many bad rows were left out
-    portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file; none of scenes
+    portraits: dict[str, Portrait] = field(default_factory=dict)  # what the rows are like, by file
     parts: tuple[Part, ...] = ()  # entries of data.train that are told apart, in the order of their rows; usually none
     scored: tuple[ScoredPair, ...] = ()  # pairs to train on beside the triplets
     by_part: bool = False  # whether a batch has rows of one part only
@@ -171,7 +168,7 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
 
     Args:
         settings: conf/data.
-        seed: of the scenes, of docstrings' order and negatives, and of the choice of held-out rows.
+        seed: of docstrings' order and negatives, and of the choice of held-out rows.
 
     Raises:
         UserError: naming the file and row, the package that is not installed, or the hub file that is neither on this
@@ -186,10 +183,6 @@ def load_training_data(settings: DataSettings, *, seed: int) -> TrainingData:
         rows: Sequence[Triplet] = []
         holdout: list[Triplet] = []
         dev = _read_dev(settings)
-    elif settings.source is DataSource.scenes:
-        rows = scenes.triplets("train", settings.rows or _SCENES_TRIPLETS, seed)
-        holdout = scenes.triplets("dev", settings.holdout, seed)
-        dev = scenes.graded_pairs("dev", _SCENES_DEV_PAIRS, seed)
     elif settings.source is DataSource.docstrings:
         documented = docstrings.training_rows(settings.packages, seed)[: settings.rows]
         numbers, holdout = hold_out(documented, settings.holdout, seed)

@@ -23,7 +23,6 @@ from cft.config.schema import (
     Batches,
     Config,
     DataSettings,
-    DataSource,
     EvalSettings,
     EvalSource,
     LossSettings,
@@ -53,7 +52,7 @@ RECIPE = 2
 # The same for what a training alone gives: 2 draws dropout by the token's number in the batch.
 TRAINING_RECIPE = 2
 
-# Generated data and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
+# Docstrings and the holdout are the same for every `seed=`, so that runs of different seeds can be compared.
 DATA_SEED = 0
 
 
@@ -318,7 +317,7 @@ class InputCache:
     def sets(self, settings: EvalSettings) -> dict[str, list[ScoredPair]]:
         """Scored pairs; the same ones for every step that is scored on them."""
         settings = replace(settings, step=None)
-        return self._once(settings, lambda: load_eval_sets(settings, seed=DATA_SEED))
+        return self._once(settings, lambda: load_eval_sets(settings))
 
     def retrieval(self, settings: EvalSettings, data: DataSettings, *, halved: bool) -> dict[str, RetrievalSet]:
         """Queries and documents; none where pairs are scored. `halved`: out of half of the held-out rows."""
@@ -360,7 +359,7 @@ def fitted(config: Config, data: TrainingData | None, inputs: InputCache) -> Con
 
 def _is_halved(config: Config) -> bool:
     """Whether half of the held-out rows choose the step, so that the others alone may judge the result."""
-    return bool(config.train.chooses) and config.data.dev is None and config.data.source is not DataSource.scenes
+    return bool(config.train.chooses) and config.data.dev is None
 
 
 def _with_rows_to_choose_by(config: Config, data: TrainingData) -> TrainingData:

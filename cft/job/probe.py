@@ -11,7 +11,7 @@ from cft.config.schema import Config, Pooling
 from cft.data.sts import load_eval_sets
 from cft.evaluation.layer_scores import LayerScores, score_layers
 from cft.job import figures
-from cft.job.plan import DATA_SEED, named
+from cft.job.plan import named
 from cft.job.start import find_starting_point
 from cft.system.digest import digest
 from cft.system.errors import UserError
@@ -40,7 +40,12 @@ def probe_job(config: Config) -> str:
         raise UserError(f"model.layer={config.model.layer}: a probe scores all layers; leave it at null")
     if config.model.layer_weights:
         raise UserError("model.layer_weights=true: a probe scores each layer by itself; leave it out")
-    sets = load_eval_sets(config.eval, seed=DATA_SEED)
+    sets = load_eval_sets(config.eval)
+    if not sets:
+        raise UserError(
+            f"eval={config.eval.source.value} has no scored pairs, by which alone a probe judges layers: add eval=pairs "
+            "eval.file=PAIRS.csv, or eval=sts (with eval.folder=FOLDER without the hub)"
+        )
     start = find_starting_point(config)
     facts = {
         "recipe": _RECIPE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cft.config.schema import Config, DataSource, EvalSource
+from cft.config.schema import Config, EvalSource
 from cft.data.retrieval import RetrievalSet
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import TOO_FEW, Difference
@@ -308,8 +308,6 @@ def say_next(plan: Plan) -> None:
         documents = plan.scores_folder(plan.result) / DOCUMENTS
         words = (f"run={plan.result}", _QUESTION, str(documents))
         log.info("next: search the standard library, python -m cft.similar %s", " ".join(map(shell_word, words)))
-    elif plan.config.data.source is DataSource.scenes:
-        log.info("next: your own triplets, python -m cft.run data=files data.train=FILE.csv")
     else:
         words = (f"run={plan.result}", "a query", "TEXTS.txt")
         log.info("next: search texts of your own, python -m cft.similar %s", " ".join(map(shell_word, words)))

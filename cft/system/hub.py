@@ -13,8 +13,8 @@ from cft.system.overrides import override
 
 OFFLINE_HINT = (
     "without the hub these run: model=smollm2 and model=minilm (out of Python packages), model=tiny (random weights), "
-    "or model.path=FOLDER or FILE.gguf with weights that you have; data=scenes or data=files; eval=scenes, or eval=sts "
-    "with eval.folder=FOLDER"
+    "or model.path=FOLDER or FILE.gguf with weights that you have; data=docstrings or data=files; eval=docstrings, "
+    "rows or pairs, or eval=sts with eval.folder=FOLDER"
 )
 
 

@@ -131,8 +131,7 @@ def plan_steps(config: Config, data: TrainingData) -> int:
     rows = data.rows
     per_epoch = rows // train.batch_size
     if per_epoch == 0:
-        # Held-out scenes were made beside those to train on.
-        held = f"; {len(data.holdout)} more are held out, which data.holdout=0 takes back" if data.portraits else ""
+        held = f"; {len(data.holdout)} more are held out, which data.holdout=0 takes back" if data.holdout else ""
         raise UserError(
             f"{rows} training {noun_of(data.triplets)} do not fill one batch of train.batch_size={train.batch_size}; "
             + (f"bring more, or set train.batch_size={rows} or less" if rows > 1 else "bring more")

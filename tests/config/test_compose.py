@@ -142,8 +142,8 @@ def test_any_number_is_a_learning_rate(written):
     assert composed(f"lr={written}").lr == pytest.approx(3e-5)
 
 
-def test_scenes_bring_the_quick_training_unless_another_is_asked_for():
-    assert composed().train.steps == composed("train=quick").train.steps < 100
+def test_docstrings_bring_their_training_unless_another_is_asked_for():
+    assert composed().train.steps == composed("train=docstrings").train.steps < 100
     assert composed("train=paper").train.steps == 1000
 
 
@@ -166,9 +166,7 @@ def test_scenes_bring_the_quick_training_unless_another_is_asked_for():
         ("schedule.warmup_ratio=1", "schedule.warmup_ratio=1.0: a share of the steps"),
         ("data=files", "data.train is not set"),
         ("data.train=x.csv", "data.train=x.csv would not be read: add data=files"),
-        ("data.dev=x.csv", "data.dev=x.csv would not be read"),
         ("eval.folder=x", "eval.folder=x would not be read: add eval=sts"),
-        ("eval.rows=20", "eval.rows=20 would not be used: add eval=sts, or set eval.pairs"),
         ("train.batch_size=1", "in-batch negatives need at least 2"),
         ("train.accumulation=7", "train.batch_size=32 is not a multiple of train.accumulation=7"),
         ("lora.dropout=1", "lora.dropout=1.0: must be at least 0 and below 1"),
@@ -206,7 +204,7 @@ def test_help_names_groups_keys_and_examples(commands):
     for part in (
         "model: gemma, gemma3, minicpm",
         "temperature: 0.05",
-        "lr: 0.0005",
+        "lr: 0.002",
         "-m lr=1e-5,5e-5,1e-4",
         "tab completion",
     ):

@@ -195,7 +195,7 @@ def test_positives_that_are_drawn_do_not_meet_and_are_not_warned_of():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.positives=redraw"], "data.positives=redraw would not be read: add data=files"),
+        (["data=docstrings", "data.positives=redraw"], "data.positives=redraw would not be read: add data=files"),
         (["data.positives=first", *ROWS], "data.positives=first: must be all, draw or redraw"),
     ],
 )

@@ -74,7 +74,7 @@ def test_pairs_that_cannot_be_scored_are_refused_as_soon_as_they_are_read(tmp_pa
         load_training_data(from_file(triplet_file(tmp_path, 20), dev=str(path)), seed=0)
     assert str(error.value) == message.format(f"data.dev={path}")
     with pytest.raises(UserError) as error:
-        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["mine"]), seed=0)
+        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["mine"]))
     assert str(error.value) == message.format(f"mine (eval.folder={path})")
 
 
@@ -84,17 +84,17 @@ def test_pairs_that_cannot_be_scored_once_thinned_out_are_refused_too(tmp_path):
     with pytest.raises(
         UserError, match="all scores of the set mine .*mine.csv, thinned out by eval.rows=2.* are equal"
     ):
-        load_eval_sets(settings, seed=0)
+        load_eval_sets(settings)
 
 
 def test_a_set_whose_name_no_file_can_have_or_whose_link_leads_nowhere_is_named(tmp_path):
     settings = EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["x" * 300])
     with pytest.raises(UserError, match=r"eval.folder=.*: xxx.* cannot be read \(File name too long\)"):
-        load_eval_sets(settings, seed=0)
+        load_eval_sets(settings)
     (tmp_path / "mine.tsv").symlink_to(tmp_path / "nowhere.tsv")
     settings.sets = ["mine"]
     with pytest.raises(UserError, match=r"eval.folder=.*mine.tsv: is a link to .*nowhere.tsv, which is not there"):
-        load_eval_sets(settings, seed=0)
+        load_eval_sets(settings)
 
 
 def test_bad_rows_are_skipped_and_counted_on_request(tmp_path):
@@ -131,7 +131,7 @@ def test_hub_sets_are_asked_for_at_their_pinned_revisions(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load)
     settings = EvalSettings(name="sts", source=EvalSource.sts, sets=list(NINE_SETS))
-    found = load_eval_sets(settings, seed=0)
+    found = load_eval_sets(settings)
     assert list(found) == list(NINE_SETS)
     assert found["STS12"][0].score == 3.0
     assert ("mteb/sts17-crosslingual-sts", "en-en", NINE_SETS["STS17"].revision, "test") in asked
@@ -144,24 +144,24 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match=r"the set BIOSSES .* is not on this machine and the hub does not answer"):
-        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, sets=["BIOSSES"]), seed=0)
+        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, sets=["BIOSSES"]))
 
 
 def test_an_unknown_set_of_the_hub_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="STS11 unknown on the hub; choose among STS12"):
-        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, sets=["STS11"]), seed=0)
+        load_eval_sets(EvalSettings(name="sts", source=EvalSource.sts, sets=["STS11"]))
 
 
 def test_a_folder_gives_any_sets_by_the_names_of_its_files(tmp_path):
     (tmp_path / "mine.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\n")
     settings = EvalSettings(name="sts", source=EvalSource.sts, folder=str(tmp_path), sets=["mine"])
-    assert len(load_eval_sets(settings, seed=0)["mine"]) == 2
+    assert len(load_eval_sets(settings)["mine"]) == 2
     settings.sets = ["yours"]
     with pytest.raises(UserError, match="holds no file for yours"):
-        load_eval_sets(settings, seed=0)
+        load_eval_sets(settings)
     settings.folder = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no such folder"):
-        load_eval_sets(settings, seed=0)
+        load_eval_sets(settings)
 
 
 def test_a_set_is_thinned_out_at_even_distances():

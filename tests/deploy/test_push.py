@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_model
 from exports import train
+from jobs import CAPTIONS
 
 from cft.config.compose import compose_config
 from cft.deploy.push import PushOptions, look_over, push
@@ -83,8 +84,8 @@ def test_where_this_machine_has_the_base_model_is_not_sent(tmp_path, hub, monkey
 
 def test_an_adapter_for_a_model_of_this_machine_alone_is_not_sent(tmp_path, hub):
     base = write_model(tmp_path / "base", "llama")
-    quick = "logger=none train.steps=2 train.batch_size=8 data.rows=40 data.holdout=0 eval.pairs=10 train.eval_every=0"
-    run(compose_config([*quick.split(), f"model.path={base}", f"outputs={tmp_path / 'outputs'}"]))
+    quick = "logger=none train.steps=2 train.batch_size=8 data.rows=40 data.holdout=0 eval.rows=10 train.eval_every=0"
+    run(compose_config([*CAPTIONS, *quick.split(), f"model.path={base}", f"outputs={tmp_path / 'outputs'}"]))
     (folder,) = (path.parent for path in (tmp_path / "outputs").glob("*/contract.json"))
     with pytest.raises(UserError, match="nobody else has; send the whole model"):
         push(told(folder))

@@ -102,7 +102,7 @@ def test_the_evaluator_gives_the_published_scores_of_minilm_on_all_nine_sets(rea
     from cft.data.sts import load_eval_sets
 
     config = composed("model=minilm", "eval=sts", f"eval.folder={real_data / 'sts'}")
-    found = evaluate(Embedder.base(config.model), load_eval_sets(config.eval, seed=0))
+    found = evaluate(Embedder.base(config.model), load_eval_sets(config.eval))
     assert found.scores == {name: pytest.approx(score, abs=0.02) for name, score in PUBLISHED.items()}
 
 
@@ -169,7 +169,7 @@ def test_a_set_that_is_called_as_the_mean_is_refused(tmp_path, file, message):
 
     (tmp_path / file).write_text("sentence1,sentence2,score\na,b,1\nc,d,2\n")
     with pytest.raises(UserError, match=message):
-        load_eval_sets(composed(*["eval=pairs", f"eval.file={tmp_path / file}"]).eval, seed=0)
+        load_eval_sets(composed(*["eval=pairs", f"eval.file={tmp_path / file}"]).eval)
     name = file.partition(".")[0]
     with pytest.raises(UserError, match=message):
         composed(*["eval=sts", f"eval.folder={tmp_path}", f"eval.sets=['{name}',b]"])

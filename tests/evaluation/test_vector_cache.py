@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import make_tiny
+from jobs import SCORED
 
 from cft.evaluation import vector_cache
 from cft.evaluation.vector_cache import CachedEncoder
@@ -148,7 +149,7 @@ def test_a_job_scored_again_elsewhere_embeds_nothing(tmp_path, embedded):
 
     from cft.job.runner import run
 
-    told = ["model=tiny", "train.steps=0", "eval.pairs=20", "logger=none"]
+    told = ["model=tiny", "train.steps=0", *SCORED, "eval.rows=20", "logger=none"]
     run(composed(*told, f"outputs={tmp_path / 'one'}"))
     assert embedded
     embedded.clear()
@@ -157,5 +158,5 @@ def test_a_job_scored_again_elsewhere_embeds_nothing(tmp_path, embedded):
     metrics = [next((tmp_path / name).rglob("cosines.npz")).read_bytes() for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     shutil.rmtree(tmp_path / "vectors")
-    run(composed(*told, f"outputs={tmp_path / 'three'}", "eval.pairs=10"))
+    run(composed(*told, f"outputs={tmp_path / 'three'}", "eval.rows=10"))
     assert len(embedded) <= 20

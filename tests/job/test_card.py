@@ -18,8 +18,8 @@ def test_a_training_ends_with_a_card_whose_scores_are_its_own(trained):
     found = ModelCard.load(trained / "README.md")
     (entry,) = json.loads((trained / "metrics.json").read_text()).values()
     (result,) = found.data.eval_results
-    assert result.metric_value == pytest.approx(entry["after"]["sets"]["scenes"]["spearman"], abs=1e-4)
-    assert (result.dataset_name, result.dataset_type, result.metric_type) == ("scenes", "other", "cosine_spearman")
+    assert result.metric_value == pytest.approx(entry["after"]["sets"]["captions"]["spearman"], abs=1e-4)
+    assert (result.dataset_name, result.dataset_type, result.metric_type) == ("captions", "other", "cosine_spearman")
     assert found.data.model_name == trained.name and found.data.library_name == "peft"
     # what is read is what was meant
     assert "model-index:" in found.content and ModelCard(found.content).data.to_dict() == found.data.to_dict()
@@ -32,7 +32,7 @@ def test_it_says_what_was_measured_and_how_long_it_was_trained(trained):
 
 
 def test_its_table_has_an_interval_around_the_score(trained):
-    line = next(line for line in (trained / "README.md").read_text().splitlines() if line.startswith("| scenes"))
+    line = next(line for line in (trained / "README.md").read_text().splitlines() if line.startswith("| captions"))
     _, _, pairs, before, after, interval, _ = (cell.strip() for cell in line.split("|"))
     low, high = map(float, interval.split(" to "))
     assert pairs == "20" and low < float(after) < high and before != after
@@ -42,7 +42,7 @@ def test_nothing_of_this_machine_is_in_it(tmp_path):
     path = tmp_path / "secret-folder" / "triplets.csv"
     path.parent.mkdir()
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
-    config = "model=tiny logger=none train.steps=2 train.batch_size=8 eval.pairs=10 train.eval_every=0".split()
+    config = "model=tiny logger=none train.steps=2 train.batch_size=8 train.eval_every=0".split()
     run(composed(*config, "data=files", "baseline=none", f"data.train={path}", f"outputs={tmp_path / 'outputs'}"))
     (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
     assert "secret-folder" not in text and str(tmp_path) not in text and str(Path.home()) not in text

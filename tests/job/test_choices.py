@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from jobs import ROWS, adapter_bytes, history, pairs_file, run_folder, scores, settings
+from jobs import ROWS, SCORED, adapter_bytes, history, pairs_file, run_folder, scores, settings
 from safetensors.numpy import load_file
 
 from cft.config.rules import require_valid
@@ -194,7 +194,7 @@ def test_choices_that_contradict_are_refused_by_name(tmp_path, overrides, messag
     ],
 )
 def test_choices_that_data_or_model_cannot_serve_are_refused_before_anything_is_scored(tmp_path, overrides, message):
-    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "data.holdout=0", "eval=scenes", "train.steps=4"]
+    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "data.holdout=0", *SCORED, "train.steps=4"]
     with pytest.raises(UserError, match=re.escape(message)):
         runner.run(settings(tmp_path, *job, *overrides))
     assert not list(tmp_path.glob("*/evaluations"))
@@ -226,7 +226,7 @@ def test_a_training_without_duplicates_never_sets_two_answers_of_one_question_ag
 def test_rows_of_one_question_alone_are_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"sent0": "what?", "sent1": f"answer {n}"}) + "\n" for n in range(40)))
-    job = [*ROWS, f"data.train={path}", "data.holdout=0", "train.no_duplicates=true", "eval=scenes"]
+    job = [*ROWS, f"data.train={path}", "data.holdout=0", "train.no_duplicates=true", *SCORED]
     message = "no batch of train.batch_size=8 rows can be made without a text that stands in it twice, as 40 of 40"
     with pytest.raises(UserError, match=message):
         make_plan(settings(tmp_path, *job))
@@ -241,7 +241,7 @@ def test_first_numbers_are_trained_scored_kept_and_used(drawn_in_full, tmp_path,
     whole, short = embedder.encode(["a man", "a dog"]), embedder.encode(["a man", "a dog"], dimensions=8)
     assert short.shape == (2, 8) and np.allclose(short, first_numbers(whole, 8), atol=1e-6)
     assert np.allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
-    (place,) = folder.glob("evaluations/scenes-*")
+    (place,) = folder.glob("evaluations/captions-*")
     by_width = scores(tmp_path)["dimensions"]
     assert set(by_width) == {"8", "16"} and (place / "dimensions.png").exists()
     stored = json.loads((place / "dimensions" / "8" / "metrics.json").read_text())

@@ -48,14 +48,14 @@ def test_a_job_learns_from_packages_and_finds_functions_of_the_library(packages,
 def test_docstrings_bring_a_training_of_their_own_unless_another_is_asked_for():
     config = composed("data=docstrings")
     assert config.train.steps == composed("train=docstrings").train.steps < 100
-    assert config.lr == composed("train=docstrings").lr > composed("train=quick").lr
+    assert config.lr == composed("train=docstrings").lr > composed("train=paper").lr
     assert composed("data=docstrings", "train=paper").lr == 5e-5
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.packages=[numpy]"], r"data.packages=\[numpy\]' would not be read: add data=docstrings"),
+        (["data=nli", "data.packages=[numpy]"], r"data.packages=\[numpy\]' would not be read: add data=docstrings"),
         (["data=docstrings", "data.packages=[]"], "data.packages is empty: name installed packages"),
         (["data=docstrings", "data.packages=numpy"], "data.packages=numpy: must be a list"),
         (["data=docstrings", "eval=docstrings", "eval.rows=0"], "eval.rows=0: must be 1 or more queries"),

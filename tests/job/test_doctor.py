@@ -8,7 +8,7 @@ import transformers
 from batches import TEACHER
 from byte_tokenizers import byte_level
 from conftest import make_tiny, write_model
-from jobs import composed
+from jobs import CAPTIONS, DEV, composed
 
 from cft.config.schema import Attention, LoraSettings
 from cft.job import doctor
@@ -17,7 +17,7 @@ from cft.model.lora import add_lora
 from cft.training import memory
 from cft.training.losses import info_nce
 
-TINY = ["model=tiny", "data.rows=100", "train.batch_size=8"]
+TINY = ["model=tiny", *CAPTIONS, DEV, "data.rows=100", "train.batch_size=8"]
 
 
 def examined(*overrides: str) -> str:
@@ -74,7 +74,7 @@ def figures(text: str, row: str) -> list[float]:
 
 def test_a_teachers_memory_is_counted_where_it_is_there():
     taught = examined(*TEACHER)
-    alone, with_teacher = (figures(text, "training, the first 8 of scenes") for text in (examined(), taught))
+    alone, with_teacher = (figures(text, "training, the first 8 of captions") for text in (examined(), taught))
     teacher = memory.weight_bytes(make_tiny("bert", attention=Attention.bidirectional).model) / 2**20
     assert with_teacher[0] - alone[0] == pytest.approx(teacher, abs=0.1) and with_teacher[1:3] == alone[1:3]
     assert figures(taught, "training, a full batch of the teacher")[0] == with_teacher[0]
@@ -84,7 +84,7 @@ def test_a_teachers_memory_is_counted_where_it_is_there():
 
 def test_a_guides_memory_and_that_of_scored_pairs_are_counted(tmp_path):
     guided = examined("loss.guide=tiny")
-    alone, with_guide = (figures(text, "training, the first 8 of scenes") for text in (examined(), guided))
+    alone, with_guide = (figures(text, "training, the first 8 of captions") for text in (examined(), guided))
     guide = memory.weight_bytes(make_tiny("llama").model) / 2**20
     assert with_guide[0] - alone[0] == pytest.approx(guide, abs=0.1)
     assert figures(guided, "training, a full batch of the guide")[0] == with_guide[0]
@@ -149,7 +149,7 @@ def test_memory_is_counted_while_it_is_held():
 
 def test_gradient_checkpointing_is_foretold_to_need_less():
     def need(text: str) -> float:
-        return float(re.search(r"training, the first 8 of scenes .* (\S+) MiB$", text, re.MULTILINE)[1])
+        return float(re.search(r"training, the first 8 of captions .* (\S+) MiB$", text, re.MULTILINE)[1])
 
     assert need(examined("train.gradient_checkpointing=true")) < 0.8 * need(examined())
 
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_is_foretold_to_need_less():
 def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr(doctor, "available_bytes", lambda device: 1000)
     text = examined()
-    assert "more than is free: training, the first 8 of scenes; training" in text
+    assert "more than is free: training, the first 8 of captions; training" in text
     assert "train.gradient_checkpointing=true" in text
 
 

@@ -126,7 +126,7 @@ def test_one_command_does_a_general_stage_and_then_ones_own(tmp_path, caplog):
     own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
     first = [
         "first=docstrings",
-        "first.data.source=scenes",
+        "first.data.packages=[peft]",
         "first.data.rows=40",
         "first.steps=2",
         "first.batch_size=8",

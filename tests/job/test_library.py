@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import history, run_folder
+from jobs import SCORED, history, run_folder
 
 import cft
 from cft.config.compose import compose_config
@@ -86,7 +86,7 @@ def test_triplets_that_are_no_rows_are_refused_before_anything_is_composed(monke
 
 def test_a_first_stage_and_an_earlier_step_are_found_again(tmp_path):
     first = ["first=docstrings", "first.data.packages=[omegaconf]", "first.steps=2", "first.batch_size=8"]
-    embedder = train(settings(tmp_path, "eval.step=2", "eval=scenes", *first), triplets=TRIPLETS)
+    embedder = train(settings(tmp_path, "eval.step=2", *SCORED, *first), triplets=TRIPLETS)
     (folder,) = (path.parent for path in (tmp_path / "o").glob("*/steps/000002/contract.json"))
     np.testing.assert_array_equal(embedder.encode(TEXTS), Embedder.load(folder).encode(TEXTS))
 

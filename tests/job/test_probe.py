@@ -6,7 +6,7 @@ from dataclasses import replace
 import matplotlib.image
 import numpy as np
 import pytest
-from jobs import composed
+from jobs import SCORED, composed
 
 from cft.evaluation.layer_scores import LayerScores
 from cft.job import figures, probe
@@ -14,13 +14,13 @@ from cft.system.errors import UserError
 
 
 def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(drawn_in_full, tmp_path, monkeypatch):
-    config = composed("model=tiny", "eval.pairs=30", "prompt=prompt1", f"outputs={tmp_path}")
+    config = composed("model=tiny", *SCORED, "eval.rows=30", "prompt=prompt1", f"outputs={tmp_path}")
     said = probe.probe_job(config)
     (folder,) = (tmp_path / "probes").iterdir()
-    assert folder.name.startswith("tiny-scenes-")
+    assert folder.name.startswith("tiny-captions-")
     record = json.loads((folder / "probe.json").read_text())
     assert record["contract"]["template"] == "This sentence: {text} means in one word: "
-    assert record["scores"]["scenes"][0][3] is None, "undefined scores are null, which JSON knows"
+    assert record["scores"]["captions"][0][3] is None, "undefined scores are null, which JSON knows"
     assert "| layer | last | mean | weighted mean | first |" in (folder / "table.md").read_text()
     assert matplotlib.image.imread(folder / "layers.png").std() > 0.01
     assert "best: layer" in said and "flatters itself" in said
@@ -28,7 +28,7 @@ def test_a_probe_is_kept_with_tables_and_picture_and_not_made_twice(drawn_in_ful
     assert probe.probe_job(config) == said
     # what is configured beside layer and pooling is another probe
     monkeypatch.undo()
-    probe.probe_job(composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}"))
+    probe.probe_job(composed("model=tiny", *SCORED, "eval.rows=30", f"outputs={tmp_path}"))
     assert len(list((tmp_path / "probes").iterdir())) == 2
 
 
@@ -45,7 +45,7 @@ def test_scores_that_are_nowhere_defined_are_a_message_and_not_a_defect(tmp_path
     monkeypatch.setattr(
         probe, "score_layers", lambda *_: LayerScores(cells, ("last", "mean", "weighted_mean", "first"))
     )
-    config = composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}")
+    config = composed("model=tiny", *SCORED, "eval.rows=30", f"outputs={tmp_path}")
     for _ in range(2):  # made, and out of its record
         with pytest.raises(UserError, match="no layer with any pooling orders the pairs of bad: "):
             probe.probe_job(config)
@@ -53,19 +53,25 @@ def test_scores_that_are_nowhere_defined_are_a_message_and_not_a_defect(tmp_path
 
 def test_texts_that_a_prompt_leaves_no_room_for_are_a_message(tmp_path):
     words = "the same words again and again " * 5
-    config = composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}", "model.max_length=40")
+    config = composed("model=tiny", *SCORED, "eval.rows=30", f"outputs={tmp_path}", "model.max_length=40")
     config = replace(config, prompt=replace(config.prompt, template=words + "{text}"))
     with pytest.raises(UserError):
         probe.probe_job(config)
 
 
 def test_a_configured_cell_without_a_score_is_shown_as_such(tmp_path, monkeypatch):
-    cells = {"scenes": np.array([[1.0, 2.0, 3.0, np.nan], [np.nan] * 4])}
+    cells = {"captions": np.array([[1.0, 2.0, 3.0, np.nan], [np.nan] * 4])}
     monkeypatch.setattr(
         probe, "score_layers", lambda *_: LayerScores(cells, ("last", "mean", "weighted_mean", "first"))
     )
-    said = probe.probe_job(composed("model=tiny", "eval.pairs=30", f"outputs={tmp_path}"))
+    said = probe.probe_job(composed("model=tiny", *SCORED, "eval.rows=30", f"outputs={tmp_path}"))
     assert "as configured: —" in said and "nan" not in said
+
+
+@pytest.mark.parametrize("source", ["docstrings", "none", "retrieval"])
+def test_an_evaluation_without_scored_pairs_is_refused(source):
+    with pytest.raises(UserError, match=f"eval={source} has no scored pairs.* add eval=pairs eval.file=PAIRS.csv"):
+        probe.probe_job(composed("model=tiny", f"eval={source}"))
 
 
 def test_a_layer_to_stop_at_is_refused():

@@ -125,13 +125,14 @@ def test_where_two_runs_have_no_evaluation_in_common_the_command_that_makes_one_
     runner.run(settings(tmp_path, "lr=1e-2"))
     overrides = ["eval=retrieval", f"eval.folder={tmp_path / 'sets'}", "eval.sets=[Mine]"]
     runner.run(settings(tmp_path, *overrides, "lr=1e-3", "model.pooling=mean"))
-    scenes, judged = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
-    text = runs.compare_runs(judged, scenes)
-    assert f"this one scores {scenes.name} as {judged.name} was scored" in text
+    captioned, judged = sorted(tmp_path.glob("tiny-*"), key=lambda path: path.stat().st_mtime)
+    text = runs.compare_runs(judged, captioned)
+    assert f"this one scores {captioned.name} as {judged.name} was scored" in text
     words = shlex.split(text.partition("python -m cft.run ")[2])
     runner.run(compose_config(words))
     assert len(list(tmp_path.glob("tiny-*"))) == 2, "the same run was scored, not another one trained"
-    assert "Mine" in runs.compare_runs(judged, scenes) and "no evaluation" not in runs.compare_runs(judged, scenes)
+    text = runs.compare_runs(judged, captioned)
+    assert "Mine" in text and "no evaluation" not in text
 
 
 def test_pairs_of_ones_own_have_an_evaluation_of_their_own(tmp_path):
@@ -144,7 +145,7 @@ def test_pairs_of_ones_own_have_an_evaluation_of_their_own(tmp_path):
     with pytest.raises(UserError, match="name your scored pairs, as in eval.file=pairs.csv"):
         settings(tmp_path, "eval=pairs")
     with pytest.raises(UserError, match="would not be read: add eval=pairs"):
-        settings(tmp_path, own[1])
+        settings(tmp_path, "eval=none", own[1])
     with pytest.raises(UserError, match="two files are called 'mine'"):
         make_plan(settings(tmp_path, "eval=pairs", f"eval.file=[{tmp_path}/mine.csv,{tmp_path}/mine.tsv]"))
     with pytest.raises(UserError, match="eval.file=.*nowhere.csv"):

@@ -17,7 +17,7 @@ from cft.system.files import exclusive_lock
 def test_runs_are_listed_with_settings_and_scores_and_filtered_by_any_key(paper):
     header, *rows = runs.list_runs(paper.outputs, [])
     assert header[0] == "run" and {row[2] for row in rows} == {"tiny"}
-    assert {row[7] for row in rows} >= {"scenes, {text}", "step 2, scenes, {text}"}
+    assert {row[7] for row in rows} >= {"captions, {text}", "step 2, captions, {text}"}
     assert {row[4] for row in runs.list_runs(paper.outputs, ["lr=5e-3"])[1:]} == {"0.005"}
     assert {row[1] for row in runs.list_runs(paper.outputs, ["lr=0.005"])[1:]} == {"at step 3 of 6"}
     assert {row[5] for row in runs.list_runs(paper.outputs, ["loss=false", "model=TINY"])[1:]} == {"false"}
@@ -32,7 +32,7 @@ def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
     settings, _, table = text.partition("\n\n")
     assert [line.split()[0] for line in settings.splitlines()[2:]] == ["loss.hard_negatives"]
     assert "prompt '{text}'" in table
-    row = next(line for line in table.splitlines() if line.startswith("scenes "))
+    row = next(line for line in table.splitlines() if line.startswith("captions "))
     found = re.search(r"([+-][\d.]+) \[([+-][\d.]+), ([+-][\d.]+)\] +(.+?)$", row)
     difference, lowest, highest = (float(number) for number in found.groups()[:3])
     assert lowest < difference < highest
@@ -59,9 +59,9 @@ def test_a_run_is_found_by_the_end_of_its_name(paper, tmp_path):
         == runs.find_run(paper.outputs, str(paper.outputs / name))
         == paper.outputs / name
     )
-    with pytest.raises(UserError, match="zzz: no such run under .*; there: .*tiny-scenes-"):
+    with pytest.raises(UserError, match="zzz: no such run under .*; there: .*tiny-captions-"):
         runs.find_run(paper.outputs, "zzz")
-    elsewhere = tmp_path / "elsewhere" / "tiny-scenes-1"
+    elsewhere = tmp_path / "elsewhere" / "tiny-captions-1"
     elsewhere.mkdir(parents=True)
     with pytest.raises(UserError, match=f"{elsewhere} is not under .*: add outputs={elsewhere.parent}"):
         runs.find_run(paper.outputs, str(elsewhere))

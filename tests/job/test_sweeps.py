@@ -1,7 +1,7 @@
 """A sweep as it is typed: how many jobs it has, what came of each, and what cannot be asked of it."""
 
 import pytest
-from jobs import settings
+from jobs import CAPTIONS, DEV, settings
 
 from cft import run as command
 from cft.config.compose import check_overrides, count_jobs
@@ -11,10 +11,12 @@ from cft.system.errors import UserError
 
 QUICK = [
     "model=tiny",
+    *CAPTIONS,
+    DEV,
     "logger=none",
     "train.steps=2",
     "train.batch_size=4",
-    "eval.pairs=20",
+    "eval.rows=20",
     "data.rows=30",
     "data.holdout=5",
     "lr=1e-3",

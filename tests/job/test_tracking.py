@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import captions
 import pytest
 import yaml
-from jobs import QUICK, composed
+from jobs import CAPTIONS, QUICK, composed
 
 from cft.config.schema import LoggerKind, LoggerSettings
 from cft.job import tracking as tracking_module
@@ -231,13 +232,13 @@ def test_a_full_disk_is_reported_once_and_does_not_stop_the_training(tmp_path, c
 
 
 def test_a_whole_job_leaves_its_spreadsheet(tmp_path):
-    told = "model=tiny logger=csv train.steps=3 train.batch_size=8 data.rows=60 data.holdout=10 eval.pairs=10".split()
-    run_job(composed(*told, "train.eval_every=3", f"outputs={tmp_path}"))
+    told = "model=tiny logger=csv train.steps=3 train.batch_size=8 data.rows=60 data.holdout=10 eval.rows=10".split()
+    run_job(composed(*CAPTIONS, f"data.dev={captions.DEV}", *told, "train.eval_every=3", f"outputs={tmp_path}"))
     (folder,) = (path.parent for path in tmp_path.glob("*/history.csv"))
     rows = rows_of(folder / "history.csv")
     assert [(row["event"], row["step"]) for row in rows] == [("step", "1"), ("step", "2"), ("step", "3"), ("dev", "3")]
     assert all(float(row["gradient_norm"]) > 0 and 0 <= float(row["tokens_saved"]) < 1 for row in rows[:3])
-    assert "after/scenes" in (folder / "scores.csv").read_text()
+    assert "after/captions" in (folder / "scores.csv").read_text()
 
 
 def test_rows_that_waited_when_a_training_was_killed_are_in_the_spreadsheet_of_its_result(tmp_path):

@@ -140,6 +140,6 @@ def test_the_ratio_of_rates_is_named_where_it_made_steps_large():
 
 def test_a_job_says_what_was_odd_and_keeps_it(tmp_path, caplog):
     caplog.set_level("INFO", "cft")
-    runner.run(settings(tmp_path, "train.steps=2", "lr=1e-6", "eval.pairs=10"))
+    runner.run(settings(tmp_path, "train.steps=2", "lr=1e-6", "eval.rows=10"))
     (table,) = tmp_path.glob("tiny-*/evaluations/*/table.md")
     assert "has learned next to nothing" in caplog.text and "has learned next to nothing" in table.read_text()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import CAPTIONS
 
 from cft import run as command
 from cft.config.compose import all_keys
@@ -165,8 +166,8 @@ def test_from_the_command_to_the_loss_there_are_seven_functions(tmp_path, monkey
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(contrastive, "info_nce", info_nce)
-    words = "model=tiny logger=none train.steps=1 train.batch_size=4 data.rows=40 data.holdout=4 eval.pairs=10".split()
-    monkeypatch.setattr(sys, "argv", ["cft-run", *words, f"outputs={tmp_path}"])
+    words = "model=tiny logger=none train.steps=1 train.batch_size=4 data.rows=40 data.holdout=4 eval.rows=10".split()
+    monkeypatch.setattr(sys, "argv", ["cft-run", *CAPTIONS, *words, f"outputs={tmp_path}"])
     monkeypatch.chdir(tmp_path)
     command.main()
     assert ways == [["main", "job", "run", "train", "_step", "contrastive_backward"]], "and info_nce itself"

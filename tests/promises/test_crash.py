@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import ROOT, Commands, Ended
-from jobs import settings
+from jobs import SCORED, settings
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -43,9 +43,9 @@ JOB = [
     "data.train=triplets.csv",
     "data.dev=pairs.csv",
     "data.holdout=6",
-    "eval=scenes",
+    *SCORED,
     "baseline=none",
-    "eval.pairs=10",
+    "eval.rows=10",
 ]
 TRIPLETS = ["sent0,sent1,hard_neg", *(f"a man reads {n},somebody reads {n},nobody reads {n}" for n in range(40))]
 PAIRS = ["sentence1,sentence2,score", *(f"a dog runs {n},a cat runs {n % 3},{n % 5}" for n in range(10))]

@@ -114,7 +114,7 @@ def test_settings_that_a_page_names_exist(page):
 
 
 def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
-    quick = ["model=tiny", "train.steps=2", "train.eval_every=0", "eval.pairs=10", f"outputs={tmp_path}"]
+    quick = ["model=tiny", "train.steps=2", "train.eval_every=0", f"outputs={tmp_path}"]
     done = commands.run(str(ROOT / "docs" / "first_embedder.py"), *quick, cwd=tmp_path)
     assert done.status == 0, done.err
     lines = done.out.splitlines()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Commands
-from jobs import QUICK, adapter_bytes, run_folder, settings
+from jobs import QUICK, SCORED, adapter_bytes, run_folder, settings
 
 from cft.config.schema import Precision
 from cft.evaluation import scores
@@ -98,7 +98,7 @@ def test_the_steps_of_a_failed_training_are_those_that_its_data_allow(tmp_path, 
     rows = tmp_path / "rows.jsonl"
     lines = [{"sent0": f"question {n}", "sent1": f"answer {max(n, 8)}", "hard_neg": f"other {n}"} for n in range(32)]
     rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    job = ["data=files", f"data.train={rows}", "train=quick", "eval=none", "baseline=none", "data.holdout=0"]
+    job = ["data=files", f"data.train={rows}", "train=paper", "eval=none", "baseline=none", "data.holdout=0"]
     config = settings(tmp_path, *job, "train.no_duplicates=true", "train.batch_size=8", "train.epochs=1")
     steps = make_plan(config).steps
     assert 2 < steps < 4
@@ -259,7 +259,7 @@ def test_a_home_that_cannot_be_written_needs_only_a_folder_for_the_cache(command
     rows = ["sent0,sent1,hard_neg", *(f"a {word},b {word},c {word}" for word in map(str, range(40)))]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     elsewhere = {"HOME": str(home), "XDG_CACHE_HOME": "", "CFT_CACHE": "", "HF_HOME": str(tmp_path / "hf")}
-    own = ["data=files", f"data.train={tmp_path / 't.csv'}", "eval=scenes", "baseline=none"]
+    own = ["data=files", f"data.train={tmp_path / 't.csv'}", *SCORED, "baseline=none"]
     command = ["cft.run", *QUICK, *own, f"outputs={tmp_path / 'o'}"]
     ended = commands.run(*command, env=elsewhere)
     assert ended.status == 2 and "CFT_CACHE" in ended.err and str(home) in ended.err, ended.err

@@ -17,6 +17,7 @@ import pytest
 from forked import Commands
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
+from jobs import quick
 
 from cft.config import compose
 from cft.config.compose import compose_config
@@ -39,7 +40,7 @@ ANY_TYPE = ["null", "", "x", "'" + "y" * 5000 + "'", "[]", "{}", "[1,2]", "{a:{b
 # Infinity means something here: no clipping.
 MAY_BE_INFINITE = {"train.max_grad_norm"}
 
-SMALL = "model=tiny logger=none train.steps=2 train.batch_size=4 data.rows=20 data.holdout=4 eval.pairs=6".split()
+SMALL = "model=tiny logger=none train.steps=2 train.batch_size=4 data.rows=20 data.holdout=4".split()
 
 
 def leaves(kind: type = Config, prefix: str = "") -> dict[str, type]:
@@ -180,6 +181,7 @@ CONTRADICTIONS = [
     (["model.max_length=1"], "model.max_length=1: a token and the EOS need at least 2"),
     (["distill=minilm", "distill.model.layer=0"], "distill.model.layer=0: the embedding layer"),
     (["eval=sts", "eval.sets=[]"], "eval.sets is empty"),
+    (["eval=none", "eval.rows=20"], "eval.rows=20 would not be used: add eval=sts, pairs, retrieval or docstrings"),
     (["eval.step=99", "train.steps=9"], "eval.step=99: must be a step of the training"),
     (["train.keep=[99]", "train.steps=9"], "train.keep=[99]: must be steps of the training"),
     (["train.batch_size=10", "train.accumulation=3"], "is not a multiple of train.accumulation=3"),
@@ -237,7 +239,7 @@ RUNS = [
     ["seed=4294967295"],
     ["train.checkpoint_every=9223372036854775807"],
     ["train.chunk_tokens=9223372036854775807"],
-    ["eval.pairs=9"],
+    ["eval.rows=9"],
     ["vector_cache_gb=1e-9"],
     ["vector_cache_gb=1e300"],
     ["outputs=/dev/null/x"],
@@ -249,7 +251,7 @@ RUNS = [
 
 @pytest.mark.parametrize("overrides", RUNS, ids=lambda overrides: overrides[-1][:40])
 def test_a_job_at_the_edge_of_what_is_allowed_runs_or_says_why_not(commands: Commands, tmp_path, overrides):
-    ended = commands.run("cft.run", *SMALL, f"outputs={tmp_path}", *overrides)
+    ended = commands.run("cft.run", *quick(*overrides, job=SMALL), f"outputs={tmp_path}", *overrides)
     assert ended.status in (0, 2), ended.err[-2000:]
     assert "Traceback" not in ended.err + ended.out and "unexpected" not in ended.err, ended.err[-2000:]
     if ended.status == 2:

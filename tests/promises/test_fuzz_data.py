@@ -205,7 +205,7 @@ def check_other_readers(made: Input, path: Path) -> None:
         ending = next(ending for ending in formats.ENDINGS[::-1] if made.name.endswith(ending))
         name = made.name.removesuffix(ending)
         evaluation = EvalSettings(name="sts", source=EvalSource.sts, folder=str(path.parent), sets=[name])
-        check_pairs(lambda: load_eval_sets(evaluation, seed=0)[name], path, good, error)
+        check_pairs(lambda: load_eval_sets(evaluation)[name], path, good, error)
         settings = DataSettings(name="files", source=DataSource.files, dev=str(path))
         check_pairs(lambda: training_data._read_dev(settings), path, good, error)
 

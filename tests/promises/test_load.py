@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import CAPTIONS
 
-JOB = "model=tiny logger=csv train.steps=2 train.batch_size=4 data.rows=20 data.holdout=2 eval.pairs=6".split()
+JOB = "model=tiny logger=csv train.steps=2 train.batch_size=4 data.rows=20 data.holdout=2 eval.rows=6".split()
 
 # Jobs in one process, as a sweep of the command line or one after the other, that note what their process holds.
 WATCHED = """
@@ -50,7 +51,7 @@ def in_a_fresh_process(*command: str) -> None:
 def watched(tmp_path: Path, how: str, jobs: int, run: Callable[..., object] = in_a_fresh_process) -> np.ndarray:
     """(jobs, 3): MiB of memory, file handles and threads after each of some jobs that differ by their seed."""
     notes = tmp_path / "notes.json"
-    overrides = [*JOB, f"outputs={tmp_path / 'o'}"]
+    overrides = [*CAPTIONS, *JOB, f"outputs={tmp_path / 'o'}"]
     script = tmp_path / "watched.py"
     script.write_text(WATCHED)
     run(str(script), how, str(jobs), str(notes), *overrides)

@@ -15,7 +15,7 @@ import pytest
 import sitecustomize
 import yaml
 from conftest import write_model
-from jobs import QUICK
+from jobs import QUICK, SCORED
 
 from cft.config.compose import compose_config
 from cft.deploy import push
@@ -124,7 +124,7 @@ def test_pickles_in_arrays_are_refused(trace, tmp_path):
 
 @pytest.mark.parametrize("spoiled", [b"", b"PK\x03\x04", b"nothing of the kind"])
 def test_damaged_arrays_and_scores_are_named(tmp_path, trained, spoiled):
-    (evaluation,) = trained.glob("evaluations/scenes-*")
+    (evaluation,) = trained.glob("evaluations/captions-*")
     for name in ("metrics.json", "cosines.npz"):
         (tmp_path / name).write_bytes((evaluation / name).read_bytes())
     assert load_evaluation(tmp_path) is not None
@@ -134,7 +134,7 @@ def test_damaged_arrays_and_scores_are_named(tmp_path, trained, spoiled):
         load_evaluation(tmp_path)
     (tmp_path / "cosines.npz").write_bytes(whole)
     (tmp_path / "metrics.json").write_text('{"sets": {"other": 1}}')
-    with pytest.raises(UserError, match=r"metrics.json lacks 'scenes'"):
+    with pytest.raises(UserError, match=r"metrics.json lacks 'captions'"):
         load_evaluation(tmp_path)
     (tmp_path / "metrics.json").write_text('{"sets": [1]}')
     with pytest.raises(UserError, match=r"metrics.json does not belong to"):
@@ -205,7 +205,7 @@ def test_no_secret_is_in_anything_a_job_leaves_or_says(commands, tmp_path):
     rows = ["sent0,sent1,hard_neg", *(f"a {word},b {word},c {word}" for word in map(str, range(60)))]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     environment = CANARIES | {"CFT_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}
-    own = ["data=files", "eval=scenes", "baseline=none"]
+    own = ["data=files", *SCORED, "baseline=none"]
     own += [f"data.train={tmp_path / 't.csv'}", f"outputs={tmp_path / 'outputs'}"]
     said = ""
     for logger in ("wandb_offline", "csv", "tensorboard"):

@@ -45,7 +45,9 @@ def test_the_wheel_s_command_explains_itself(installed, tmp_path):
 
 
 def test_the_wheel_trains_a_model_elsewhere_and_loads_the_result(installed, tmp_path):
-    words = "model=tiny logger=none train.steps=2 train.batch_size=4 data.rows=40 data.holdout=4 eval.pairs=10".split()
+    words = (
+        "model=tiny data.packages=[peft] logger=none train.steps=2 train.batch_size=4 data.rows=40 eval.rows=10".split()
+    )
     run(installed / "cft-run", *words, cwd=tmp_path)
     (folder,) = tmp_path.glob("outputs/tiny-*")
     load = f"from cft import Embedder; print(Embedder.load({str(folder)!r}).encode(['a text']).shape)"

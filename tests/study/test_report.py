@@ -61,7 +61,7 @@ def test_the_verdict_on_a_cell_is_about_its_cosines(paper):
     found = collect(paper.studies["table6"], [], resamples=50)
     eq2, eq1 = found.cells
     (comparison,) = found.comparisons
-    assert comparison.differences["scenes"].value == pytest.approx(eq1.overall[0] - eq2.overall[0], abs=1e-4)
+    assert comparison.differences["captions"].value == pytest.approx(eq1.overall[0] - eq2.overall[0], abs=1e-4)
     assert eq1.intervals[MEAN].value == pytest.approx(eq1.overall[0], abs=1e-4)
     assert eq1.intervals[MEAN].low < eq1.overall[0] < eq1.intervals[MEAN].high
     told = json.loads((plan.study_folder(paper.outputs, "table6-smoke") / findings.FILE_NAME).read_text())

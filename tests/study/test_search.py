@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from jobs import CAPTIONS, DEV
 
 from cft.config.sweeps import Dimension, search_space
 from cft.job import runner
@@ -13,8 +14,8 @@ from cft.system.errors import UserError
 
 pytest.importorskip("optuna", reason="optuna is not installed (the extra `optuna`)")
 
-QUICK = "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=60 data.holdout=0 eval.pairs=10".split()
-QUICK += ["train.eval_every=2", "train.checkpoint_every=1"]
+QUICK = "model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=60 data.holdout=0 eval.rows=10".split()
+QUICK += [*CAPTIONS, DEV, "train.eval_every=2", "train.checkpoint_every=1"]
 SPACE = ["lr=tag(log,interval(1e-4,1e-2))", "lora.rank=2,4"]
 
 
@@ -147,8 +148,8 @@ def test_a_refused_search_leaves_its_name_free(tmp_path):
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
     (tmp_path / "dev.csv").write_text("sentence1,sentence2,score\na,b,1\nc,d,2\ne,f,3\n")
     with pytest.raises(UserError, match="judged by development pairs"):
-        run(tmp_path, "data=files", f"data.train={path}", trials=1)
-    assert len(run(tmp_path, "data=files", f"data.train={path}", f"data.dev={tmp_path / 'dev.csv'}", trials=1)) == 2
+        run(tmp_path, f"data.train={path}", "data.dev=null", trials=1)
+    assert len(run(tmp_path, f"data.train={path}", f"data.dev={tmp_path / 'dev.csv'}", trials=1)) == 2
 
 
 def test_a_trial_that_fails_does_not_end_the_search(tmp_path, monkeypatch, capsys):
@@ -254,7 +255,7 @@ def test_nothing_to_search_or_to_judge_by_is_refused(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))
     with pytest.raises(UserError, match="judged by development pairs.*data.dev=FILE"):
-        run(tmp_path, "data=files", f"data.train={path}")
+        run(tmp_path, f"data.train={path}", "data.dev=null")
 
 
 def test_development_pairs_of_the_test_sets_are_refused(tmp_path):

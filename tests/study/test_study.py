@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import SCORED
 
 from cft.config.compose import compose_config
 from cft.study import findings, plan, runner, sections, spec
@@ -97,7 +98,7 @@ def test_a_failed_cell_is_reported_at_once_the_others_go_on_and_retry_runs_just_
     caplog.set_level("INFO", logger="cft")
     path = tmp_path / "mine.yaml"
     path.write_text(USER_STUDY.replace("DIR", str(tmp_path)))
-    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0", "eval=scenes")
+    found = studies(tmp_path, [str(path)], "train.batch_size=4", "train.keep=[]", "data.holdout=0", *SCORED)
     assert run(found) == 1
     assert "later.csv" in capsys.readouterr().err
     assert len(steps) == 6

@@ -9,7 +9,7 @@ import torch
 from batches import a_teacher, triplets, tuned
 from conftest import make_tiny
 from elsewhere import META, Elsewhere
-from jobs import composed
+from jobs import CAPTIONS, composed
 
 from cft.batching import layout
 from cft.config.schema import Attention, Batches, LossSettings, ModelSettings, Pooling
@@ -130,7 +130,8 @@ def test_the_trial_at_loading_mixes_no_devices(family, monkeypatch):
 
 def test_a_whole_training_mixes_no_devices_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     config = composed(
-        *"model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=80 data.holdout=8 eval.pairs=20".split(),
+        *CAPTIONS,
+        *"model=tiny logger=none train.steps=4 train.batch_size=8 data.rows=80 data.holdout=8 eval.rows=20".split(),
         *"train.eval_every=2 train.checkpoint_every=1 train.best=true lora.dropout=0.1".split(),
     )
     data = load_training_data(config.data, seed=0)
