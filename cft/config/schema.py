@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from cft.system.overrides import override
 
@@ -724,6 +724,8 @@ class FirstSettings:
 @dataclass
 class EvalSettings:
     """conf/eval: what a finished embedder is judged by."""
+
+    GONE: ClassVar = frozenset({"pairs"})  # of captions that version 0.1.0 generated
 
     name: str = "???"  # what folders and tables call it
     # docstrings (of the standard library), sts, pairs (one's own), retrieval, rows (held-out ones of one's own), none

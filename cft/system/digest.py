@@ -51,22 +51,28 @@ def from_plain(kind: Any, value: Any) -> Any:
     """A dataclass out of plain data: the inverse of `to_plain`.
 
     Args:
-        kind: the type, such as Config.
+        kind: the type, such as Config. Its `GONE` names keys that only records of earlier versions have.
         value: dicts, lists and plain values. A missing key has its default: it is newer than the record.
 
     Raises:
-        UserError: if a key is unknown: the record is of another version of cft.
+        UserError: if a key or a choice is unknown: the record is of another version of cft.
     """
     if value is not None:  # of an optional type, the type
         (kind,) = [each for each in typing.get_args(kind) if is_dataclass(each)] or [kind]
     if is_dataclass(kind):
         types = typing.get_type_hints(kind)
-        unknown = (
-            sorted(set(value) - {entry.name for entry in fields(kind)}) if isinstance(value, dict) else [repr(value)]
-        )
+        known, gone = {entry.name for entry in fields(kind)}, getattr(kind, "GONE", frozenset())
+        unknown = sorted(set(value) - known - gone) if isinstance(value, dict) else [repr(value)]
         if unknown:
-            raise UserError(f"a record of other settings than this version of cft has: {', '.join(unknown)}")
-        return typing.cast(Any, kind)(**{name: from_plain(types[name], entry) for name, entry in value.items()})
+            raise _of_another_version(", ".join(unknown))
+        kept = {name: from_plain(types[name], entry) for name, entry in value.items() if name in known}
+        return typing.cast(Any, kind)(**kept)
     if isinstance(kind, type) and issubclass(kind, Enum):
+        if value not in {member.value for member in kind}:
+            raise _of_another_version(repr(value))
         return kind(value)
     return value
+
+
+def _of_another_version(what: str) -> UserError:
+    return UserError(f"a record of other settings than this version of cft has: {what}")

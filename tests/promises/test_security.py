@@ -15,7 +15,7 @@ import pytest
 import sitecustomize
 import yaml
 from conftest import write_model
-from jobs import QUICK, SCORED
+from jobs import BRIEF, QUICK, SCORED, quick
 
 from cft.config.compose import compose_config
 from cft.deploy import push
@@ -279,9 +279,8 @@ def test_a_triplet_with_a_script_in_it_runs_on_no_page(drawn_in_full, tmp_path):
     runner.run(
         compose_config(
             [
-                *QUICK,
+                *BRIEF,
                 "data=files",
-                "baseline=none",
                 f"data.train={tmp_path / 't.csv'}",
                 "eval=sts",
                 f"eval.folder={tmp_path}",
@@ -325,6 +324,6 @@ def test_offline_no_hub_is_called_by_whatever_wants_one(tmp_path, monkeypatch):
         ["data=nli", "eval=sts", "model=gemma", "data.dev=STSBenchmark-dev"],
     ):
         with pytest.raises(UserError, match="the hub does not answer"):
-            runner.run(compose_config([*QUICK, *wants, f"outputs={tmp_path / 'o'}"]))
+            runner.run(compose_config([*quick(*wants), *wants, f"outputs={tmp_path / 'o'}"]))
     with pytest.raises(UserError, match="the hub does not answer"):
         Embedder.load("owner/embedder")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from batches import WORDS, gradients, triplets, tuned
 from conftest import make_tiny
-from jobs import SCORED, adapter_bytes, history, run_folder, settings
+from jobs import adapter_bytes, history, run_folder, settings
 from safetensors.torch import load
 
 from cft.config.schema import LossSettings
@@ -161,7 +161,7 @@ def test_a_long_batch_behind_short_ones_is_held_to_the_budget(tmp_path, monkeypa
         return forward(embedder, layout)
 
     monkeypatch.setattr(Embedder, "forward", watched)
-    own = ["data=files", f"data.train={data}", *SCORED, "model.max_length=150"]
+    own = ["data=files", f"data.train={data}", "model.max_length=150"]
     runner.run(settings(tmp_path / "out", *own, *QUIET))
     (budget,) = set(budgets(tmp_path / "out"))
     assert through and max(through) <= budget < 1000
