@@ -16,6 +16,7 @@ from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import atomic_write
+from cft.system.overrides import unquoted
 from cft.system.text import described
 from cft.training.trainer import RowCallback
 
@@ -129,7 +130,7 @@ def _with_rows(settings: list[str] | Config, triplets: Iterable[Row]) -> Config:
     if not all(with_negatives):
         data.append("loss=in_batch")
     outputs = Path(_composed([*data, "data.train=rows.jsonl", *settings]).outputs)
-    return _composed([*data, f"data.train={json.dumps(str(_kept(rows, outputs)))}", *settings])
+    return _composed([*data, unquoted("data.train", str(_kept(rows, outputs))), *settings])
 
 
 def _row(number: int, row: Row) -> Triplet:
