@@ -42,7 +42,7 @@ def cache_folder() -> Path:
     """The cache of all jobs, which can be deleted at any time: $CFT_CACHE, or `cft` in the user's cache folder."""
     named = os.environ.get("CFT_CACHE")
     if named:
-        return Path(named)
+        return user_path(named)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cft"
     except RuntimeError as error:

@@ -61,6 +61,15 @@ def test_the_folder_may_be_called_whatever_a_folder_may(tmp_path, monkeypatch, n
     assert (run_folder(tmp_path / name) / "contract.json").exists()
 
 
+def test_rows_that_are_given_are_trained_on_though_their_file_was_changed(tmp_path):
+    whole = train(settings(tmp_path), triplets=PAIRS).encode(TEXTS)
+    (rows,) = (tmp_path / "o/rows").glob("*.jsonl")
+    before = rows.read_text()
+    rows.write_text("".join(before.splitlines(keepends=True)[:30]))
+    np.testing.assert_array_equal(train(settings(tmp_path), triplets=PAIRS).encode(TEXTS), whole)
+    assert rows.read_text() == before and len(list((tmp_path / "o").glob("tiny-*"))) == 1
+
+
 def test_pairs_have_in_batch_negatives_alone_unless_another_loss_is_chosen(tmp_path):
     train(settings(tmp_path), triplets=PAIRS)
     record = json.loads((run_folder(tmp_path / "o") / "config.json").read_text())
