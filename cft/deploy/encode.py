@@ -117,7 +117,7 @@ def _file_for(name: str, ending: str) -> Iterator[Path]:
 
 
 def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, int]:
-    _check_output(target, options)
+    _check_output(source, target, options)
 
     def rows() -> Iterator[_Row | Skipped]:
         return _rows(options, source)
@@ -184,12 +184,12 @@ def _rows_file(target: Path) -> Path:
     return target.with_suffix(".rows.csv")
 
 
-def _check_output(target: Path, options: EncodeOptions) -> None:
+def _check_output(source: Path, target: Path, options: EncodeOptions) -> None:
     if options.output == _PIPE and options.id_column:
         raise UserError("id_column= keeps ids in a file beside the vectors: name an output instead of -")
     begun = vectors.blocks_of(target).exists()  # what stands beside the vectors is written before them
     beside = [_rows_file(target), vectors.record_of(target)] if target.suffix == ".npy" and not begun else []
-    require_output(target, _ENDINGS, overwrite=options.overwrite, exists=beside)
+    require_output(target, _ENDINGS, overwrite=options.overwrite, beside=beside, read=[source])
 
 
 def _count(rows: Iterator[_Row | Skipped], made_of: vectors.TextsDigest) -> tuple[int, int]:

@@ -109,7 +109,7 @@ def export(options: ExportOptions) -> str:
         else:
             lines = _write_model(source, scratch, options)
         if source.run:
-            _copy_card(source.run, scratch, options.format)
+            _copy_card(source.run, scratch, options)
         os.rename(scratch, options.output)
     return "\n".join([f"written: {options.output}", *lines])
 
@@ -150,12 +150,15 @@ def require_onnx() -> None:
         raise UserError(f"format=onnx needs {', '.join(missing)}, not installed here: pip install 'cft[onnx]'")
 
 
-def _copy_card(run: Path, scratch: Path, form: str) -> None:
-    """The run's model card, with an example for the library that loads the export."""
+def _copy_card(run: Path, scratch: Path, options: ExportOptions) -> None:
+    """The run's model card, with an example for the library that loads the export, and the prompt that it has there."""
+    from cft.config.schema import Prompts
     from cft.job.card import FILE_NAME, for_reader
 
-    if (run / FILE_NAME).exists():
-        write_text(scratch / FILE_NAME, for_reader((run / FILE_NAME).read_text(encoding="utf-8"), library=form))
+    if not (run / FILE_NAME).exists():
+        return
+    card, prompts = (run / FILE_NAME).read_text(encoding="utf-8"), Prompts(options.prompt) if options.prompt else None
+    write_text(scratch / FILE_NAME, for_reader(card, library=options.format, prompts=prompts))
 
 
 def _write_adapter(

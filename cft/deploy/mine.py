@@ -127,7 +127,8 @@ def mine_file(options: MineOptions) -> str:
         UserError: naming a file, row or rule that cannot be used, before a model is loaded.
     """
     out = user_path(options.out)
-    require_output(out, (".jsonl",), overwrite=options.overwrite)
+    named = [user_path(name) for name in (options.train, options.corpus) if name]
+    require_output(out, (".jsonl",), overwrite=options.overwrite, read=named)
     with contextlib.ExitStack() as stack:
         pairs = _read(options, stack)
         rules = _rules(options, pairs.texts)
@@ -181,7 +182,7 @@ def _pairs(options: MineOptions) -> Iterator[list[Triplet]]:
         yield from ([row] for row in training_rows(None, DATA_SEED))
         return
     columns = TripletColumns(options.anchor_column, options.positive_column, (), options.on_bad_row)
-    for row in stream_triplet_rows(options.train, columns):
+    for row in stream_triplet_rows(user_path(options.train), columns):
         if isinstance(row, Skipped):
             sys.stderr.write(f"skipped {row.where}: {row.reason}\n")
         else:

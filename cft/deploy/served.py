@@ -215,10 +215,12 @@ def _ask(endpoint: str, texts: Sequence[str], model: str, key: str, *, width: in
     except urllib.error.HTTPError as error:
         words = _excerpt(error, key)
         hint = f"; its key goes into the variable {KEY}" if error.code in (401, 403) else ""
-        raise UserError(f"{endpoint} answers HTTP {error.code} {printable(str(error.reason))}{words}{hint}") from error
+        reason = printable(_without(key, str(error.reason)))
+        raise UserError(f"{endpoint} answers HTTP {error.code} {reason}{words}{hint}") from error
     except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(f"{endpoint} cannot be reached ({printable(str(reason)) or type(reason).__name__})") from error
+        cause = getattr(error, "reason", None) or error
+        reason = printable(_without(key, str(cause))) or type(cause).__name__
+        raise UserError(f"{endpoint} cannot be reached ({reason})") from error
     if len(content) > _MOST_BYTES:
         raise UserError(f"{endpoint} answers with more than {_MOST_BYTES // 2**20} MiB for {len(texts)} texts")
     try:
@@ -234,8 +236,13 @@ def _excerpt(error: urllib.error.HTTPError, key: str) -> str:
         text = error.read(2000).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         return ""
-    text = printable(shorten(" ".join((text.replace(key, "***") if key else text).split()), 200))
+    text = printable(shorten(" ".join(_without(key, text).split()), 200))
     return f": {text}" if text else ""
+
+
+def _without(key: str, text: str) -> str:
+    """What a server says, which may quote the key that it was given."""
+    return text.replace(key, "***") if key else text
 
 
 def _vectors(endpoint: str, answered: Any, count: int, width: int) -> np.ndarray:

@@ -163,7 +163,8 @@ def search_file(options: SimilarOptions) -> str:
     """
     out = user_path(options.out) if options.out else None
     if out:
-        require_output(out, _ENDINGS, overwrite=options.overwrite)
+        named = [user_path(name) for name in (options.corpus, options.queries) if name]
+        require_output(out, _ENDINGS, overwrite=options.overwrite, read=named)
     queries = _queries(options)
     with open_index(options) as index:
         if out:
@@ -239,7 +240,7 @@ def _queries(options: SimilarOptions) -> Iterator[str]:
 
         def rows() -> Iterator[str | Skipped]:
             return stream_texts(
-                options.queries,
+                user_path(options.queries),
                 column=options.query_column,
                 on_bad_row=options.on_bad_row,
                 column_key="query_column",
@@ -272,7 +273,8 @@ def _piped(on_bad_row: BadRows) -> Iterator[str]:
     number = 0
     try:
         for number, line in enumerate(sys.stdin or (), start=1):
-            query = line.rstrip("\r\n")
+            # What begins a file, as some editors write it, is no part of its first line here either.
+            query = line.rstrip("\r\n").removeprefix("" if number > 1 else "\ufeff")
             problem = problem_of(query)
             if not problem:
                 yield query

@@ -1,5 +1,6 @@
 """The model card of a training: README.md with metadata that the Hugging Face hub reads, rewritten at every score."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard
 
 from cft import __version__
-from cft.config.schema import PLACEHOLDER, Config, DataSource
+from cft.config.schema import PLACEHOLDER, Config, DataSource, Prompts, Role
 from cft.data.sts import NINE_SETS
 from cft.data.training_data import NLI_REPOSITORY
 from cft.evaluation import pairs
@@ -31,6 +32,7 @@ SENTENCE_TRANSFORMERS, ONNX = "sentence-transformers", "onnx"
 
 # Enough for an interval's ends to a few hundredths; reports of studies take ten times as many.
 _RESAMPLES = 1000
+_ROW_OF_PROMPTS = "| prompt of the embedder | "
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
@@ -69,6 +71,8 @@ def write_card(folder: Path, config: Config, data: dict) -> None:
         library="cft",
         config=config,
         contract=contract,
+        prompts_in_training=_words_of(config.prompt.in_training),
+        prompts_of_embedder=_words_of(contract.prompts),
         data=data,
         scores=scores,
         found=found,
@@ -96,18 +100,20 @@ def write_merged_card(folder: Path, name: str, runs: Sequence[Path], record: dic
         version=__version__,
         library="cft",
         contract=contract,
+        prompts_of_embedder=_words_of(contract.prompts),
         merge=record,
     )
     write_text(folder / FILE_NAME, card.content)
 
 
-def for_reader(card: str, *, library: str, place: str | None = None) -> str:
+def for_reader(card: str, *, library: str, place: str | None = None, prompts: Prompts | None = None) -> str:
     """A run's card for those who load it elsewhere: its section "Use" is written anew.
 
     Args:
         card: as it stands beside a run; other sections may have been edited.
         library: that the example is for, "sentence-transformers", "onnx" or "cft".
         place: the repository on the hub that it loads from; None for a folder.
+        prompts: that the embedder has there; None for those of the run.
 
     Raises:
         UserError: if the card's metadata cannot be read.
@@ -118,6 +124,9 @@ def for_reader(card: str, *, library: str, place: str | None = None) -> str:
         template = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"))
         usage = template.blocks["use"](template.new_context({"library": library, "place": place}))
         card = f"{before}{''.join(usage)}{after[next_heading + 1 :]}"
+    if prompts:
+        row = f"{_ROW_OF_PROMPTS}{_words_of(prompts)} |"
+        card = re.sub(rf"^{re.escape(_ROW_OF_PROMPTS)}.*$", lambda _: row, card, flags=re.MULTILINE)
     if library not in (SENTENCE_TRANSFORMERS, ONNX):
         return card
     try:
@@ -135,6 +144,18 @@ def _verdict(entry: dict) -> str:
         return ""
     interval = "" if change["verdict"] == TOO_FEW else f" [{change['low']:+.1f}, {change['high']:+.1f}]"
     return f"Change: {change['value']:+.2f}{interval}, {change['verdict']}."
+
+
+def _words_of(prompts: Prompts) -> str:
+    """The words around a text, by its role where that counts, in a table's cell."""
+    cells = {role: "none" if prompts.of(role) == PLACEHOLDER else f"`{_in_cell(prompts.of(role))}`" for role in Role}
+    if not prompts.differ:
+        return cells[Role.text]
+    return f"{cells[Role.query]} for queries, {cells[Role.document]} for documents, {cells[Role.text]} for other texts"
+
+
+def _in_cell(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
 
 
 def _prompt(template: str) -> str:

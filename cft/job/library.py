@@ -16,6 +16,7 @@ from cft.model.embedder import Embedder
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import atomic_write
+from cft.system.overrides import unquoted
 from cft.system.text import described
 from cft.training.trainer import RowCallback
 
@@ -129,7 +130,7 @@ def _with_rows(settings: list[str] | Config, triplets: Iterable[Row]) -> Config:
     if not all(with_negatives):
         data.append("loss=in_batch")
     outputs = Path(_composed([*data, "data.train=rows.jsonl", *settings]).outputs)
-    return _composed([*data, f"data.train={json.dumps(str(_kept(rows, outputs)))}", *settings])
+    return _composed([*data, unquoted("data.train", str(_kept(rows, outputs))), *settings])
 
 
 def _row(number: int, row: Row) -> Triplet:
@@ -158,13 +159,17 @@ def _row(number: int, row: Row) -> Triplet:
 _FORM = "a row is (anchor, positive, negative, ...), or has the keys anchor, positive and negatives"
 
 
+def _entry(row: Triplet) -> dict[str, Any]:
+    """A row as a file has it."""
+    negatives = {"hard_neg": list(row.negatives)} if row.negatives else {}
+    return {"sent0": row.anchor, "sent1": row.positive} | negatives
+
+
 def _kept(rows: Sequence[Triplet], outputs: Path) -> Path:
-    """The rows as a file, named by their content."""
+    """The rows as a file, named by their content; one that was changed since is written anew."""
     path = outputs / _ROWS / f"rows-{digest([list(row) for row in rows])}.jsonl"
-    if not path.exists():
-        with atomic_write(path) as scratch, scratch.open("w", encoding="utf-8") as stream:
-            for row in rows:
-                entry: dict[str, Any] = {"sent0": row.anchor, "sent1": row.positive}
-                entry |= {"hard_neg": list(row.negatives)} if row.negatives else {}
-                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    content = "".join(json.dumps(_entry(row), ensure_ascii=False) + "\n" for row in rows).encode()
+    if not path.exists() or path.read_bytes() != content:
+        with atomic_write(path) as scratch:
+            scratch.write_bytes(content)
     return path

@@ -244,10 +244,11 @@ def _write_summary(
     """Enter one evaluation into the run's summary, beside those under other prompts or on other data."""
     path = plan.scored.file(RunFolder.SCORES)
     summary = read_json(path) if path.exists() else {}
+    prompts = plan.config.prompt.in_evaluation
     from_hub = plan.config.eval.source is EvalSource.sts and plan.config.eval.folder is None
     summary[plan.scores_folder(plan.result).name] = {
         "source": HUB if from_hub else "elsewhere",
-        "prompt": plan.config.prompt.eval_template,
+        "prompt": str(prompts) if plan.retrieval and prompts.differ else prompts.text,  # scored pairs have no roles
         "before": before.record(),
         "after": after.record(),
         **({"change": _plain(compared.change)} if compared.change else {}),

@@ -270,6 +270,9 @@ def remove_runs(folders: list[Path], *, sure: bool) -> None:
     """Delete trainings with all their scores, after asking unless `sure`; one that is named twice counts once."""
     folders = list({folder.resolve(): folder for folder in folders}.values())
     for folder in folders:
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link to {folder.readlink()}: name that folder; nothing was removed")
+    for folder in folders:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         sys.stdout.write(f"{folder}: {byte_size(size)}\n")
     if not sure:

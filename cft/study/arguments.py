@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cft.config.schema import Config
+from cft.config.compose import compose_config
 from cft.study.spec import available
 
 
@@ -25,5 +25,5 @@ class StudyOptions:
 
 def outputs_of(overrides: list[str]) -> Path:
     """The folder that `outputs=` names."""
-    given = [entry.split("=", 1)[1] for entry in overrides if entry.startswith("outputs=")]
-    return Path(given[-1] if given else Config.outputs)
+    given = [entry for entry in overrides if entry.startswith("outputs=")]
+    return Path(compose_config(given[-1:]).outputs)

@@ -42,7 +42,7 @@ def cache_folder() -> Path:
     """The cache of all jobs, which can be deleted at any time: $CFT_CACHE, or `cft` in the user's cache folder."""
     named = os.environ.get("CFT_CACHE")
     if named:
-        return Path(named)
+        return user_path(named)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cft"
     except RuntimeError as error:
@@ -117,20 +117,27 @@ def staging_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def require_output(path: Path, endings: Sequence[str], *, overwrite: bool, exists: Iterable[Path] = ()) -> None:
+def require_output(
+    path: Path, endings: Sequence[str], *, overwrite: bool, beside: Iterable[Path] = (), read: Iterable[Path] = ()
+) -> None:
     """Refuse to write a file of another kind, over another one, or into a folder that is not there.
 
     Args:
-        path: the file. endings: of the kinds that can be written. overwrite: whether it may be there. exists: files
-            that will be written beside it.
+        path: the file. endings: of the kinds that can be written. overwrite: whether it may be there. beside: files
+            that will be written beside it. read: files that it is made of, which nothing may be written over.
 
     Raises:
         UserError: naming what is in the way.
     """
     if path.suffix not in endings:
         raise UserError(f"{path}: the output must end in {' or '.join(endings)}")
-    for each in (path, *exists):
-        if each.exists() and not overwrite:
+    sources = [source for source in read if os.path.exists(source)]
+    for each in (path, *beside):
+        if not each.exists():
+            continue
+        if any(each.samefile(source) for source in sources):
+            raise UserError(f"{each} is read, and would be written over; name another output")
+        if not overwrite:
             raise UserError(f"{each} exists; name another output, or set overwrite=true")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")

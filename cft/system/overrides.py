@@ -23,7 +23,12 @@ def override(key: str, value: Any) -> str:
         key: a setting, such as `model.eos_token`.
         value: a text, number, bool, choice, None, or a list or mapping of them.
     """
-    return shell_word(f"{key}={_written(value)}")
+    return shell_word(unquoted(key, value))
+
+
+def unquoted(key: str, value: Any) -> str:
+    """KEY=VALUE as Hydra finds that value again, for code that hands it over without a shell."""
+    return f"{key}={_written(value)}"
 
 
 def overrides(settings: Mapping[str, Any]) -> str:

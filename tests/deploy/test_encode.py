@@ -232,6 +232,21 @@ def test_rows_that_are_left_out_leave_the_numbers_of_the_others_beside_the_vecto
         embed(trained, source, tmp_path / "new.npy")
 
 
+def test_the_file_of_texts_is_not_written_over_even_on_request(tmp_path, trained):
+    first, texts = tmp_path / "t.txt", tmp_path / "v.parquet"
+    first.write_text("a\nb\n")
+    embed(trained, first, texts)
+    before = texts.read_bytes()
+    with pytest.raises(UserError, match=r"v\.parquet is read, and would be written over; name another output"):
+        embed(trained, texts, texts, "overwrite=true")
+    assert texts.read_bytes() == before
+    rows = tmp_path / "v.rows.csv"
+    rows.write_text("text\na\n")
+    with pytest.raises(UserError, match=r"v\.rows\.csv is read, and would be written over"):
+        embed(trained, rows, tmp_path / "v.npy", "overwrite=true")
+    assert rows.read_text() == "text\na\n"
+
+
 @pytest.mark.parametrize("skip", [True, False])
 def test_ids_are_kept_beside_the_vectors(tmp_path, trained, skip):
     source = tmp_path / "t.jsonl"

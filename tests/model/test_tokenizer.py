@@ -132,6 +132,17 @@ def test_special_tokens_written_in_a_prompt_are_special(tmp_path):
     assert tokenizer.decode(tricky[:-1]) == "<|im_start|>user a <|im_start|> b"
 
 
+def test_special_tokens_without_a_use_of_their_own_are_words_in_a_text_too(tmp_path):
+    tokenizer = added(byte_level(transformers.Qwen2Tokenizer))
+    tokenizer.add_tokens([transformers.AddedToken("<file_sep>", special=True)], special_tokens=True)
+    chat = load(tmp_path, tokenizer).with_template("<|im_start|>user {text}")
+    assert "<file_sep>" not in chat.backbone.tokenizer.all_special_tokens
+    alone, beside = chat.tokenize(["<file_sep>", "<file_sep><|im_end|>"])
+    separator = chat.backbone.tokenizer.convert_tokens_to_ids("<file_sep>")
+    assert separator not in alone and separator not in beside
+    assert alone[:-1] == beside[: len(alone) - 1], "what else stands in a text does not change how it is read"
+
+
 def test_an_encoders_tokenizer_keeps_its_own_suffix(tmp_path):
     write_model(tmp_path, "bert", vocab_size=400)
     word_piece().save_pretrained(tmp_path)

@@ -14,6 +14,7 @@ from jobs import SCORED
 
 from cft.config.compose import compose_config
 from cft.study import findings, plan, runner, sections, spec
+from cft.study.arguments import outputs_of
 from cft.system.errors import UserError
 from cft.training import trainer
 
@@ -264,6 +265,13 @@ def test_what_cannot_be_planned_is_told_before_anything_runs(commands, tmp_path)
     assert re.search(r"mine: broken cannot run: .*later.csv: no such file", result.err)
     assert "not counted: 1 runs that cannot start" in result.out
     assert not (tmp_path / "studies").exists(), "a plan that was only said is not frozen"
+
+
+@pytest.mark.parametrize("word", ["outputs='my results, 2'", "outputs=${oc.env:RESULTS}", "outputs=my/results", ""])
+def test_a_study_looks_for_its_runs_where_its_jobs_leave_them(monkeypatch, word):
+    monkeypatch.setenv("RESULTS", "my results")
+    words = [word] if word else []
+    assert outputs_of(words) == Path(compose_config(words).outputs) and "'" not in str(outputs_of(words))
 
 
 def test_every_table_and_figure_is_a_make_target():

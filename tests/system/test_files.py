@@ -8,7 +8,7 @@ import pytest
 from cft.config.schema import Pooling
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, exclusive_lock, read_json, user_path, write_json
+from cft.system.files import atomic_write, cache_folder, exclusive_lock, read_json, user_path, write_json
 
 
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
@@ -24,6 +24,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_the_home_folder_of_a_cache_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CFT_CACHE", "~/cache")  # as a file of variables has it, which no shell reads
+    assert cache_folder() == tmp_path / "home" / "cache"
 
 
 def test_a_damaged_json_file_is_named(tmp_path):
