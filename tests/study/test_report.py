@@ -301,6 +301,20 @@ FILE = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n"
         (FILE.replace("1e-4", "$rate"), "asks for a value 'rate' that the scale does not give"),
         (FILE + "  - {name: b, each: {x: 3}}", "each: 3 is not a list"),
         ("title: t\nquestion: q", "no cells at scale smoke"),
+        (FILE + "comparisons: [[a, aa]]", "comparisons: 'aa' is not a cell; cells: a; did you mean a?"),
+        (FILE + "comparisons: [a, a]", "comparisons: 'a' (str) is not one row of a list of pairs of names"),
+        (FILE + "comparisons: [[a]]", "comparisons: ['a'] (list) is not one row of a list of pairs of names"),
+        (FILE + "paper: {b: {overall: 1}}", "paper: 'b' is not a cell; cells: a"),
+        (FILE + "paper: {a: 5}", "paper: a: 5 (int) is not scores by set"),
+        (FILE + "paper: {a: {overall: x}}", "paper: a: overall: 'x' (str) is neither a score nor [mean, deviation]"),
+        (FILE + "paper:\n  a: {}\n  a: {}", "line 7: 'a' stands there twice"),
+        (FILE + "cells: []", "line 5: 'cells' stands there twice"),
+        (FILE + "  - b", "the cell 'b' (str) is not a name with overrides"),
+        (FILE + "  - {name: b, base: 'no'}", "the cell 'b': base: 'no' (str) is not true or false"),
+        (FILE + "  - {name: b, overrides: lr=1}", "the cell 'b': overrides: 'lr=1' (str) is not a list of settings"),
+        (FILE + "  - {name: b, each: [1]}", "the cell 'b': each: [1] (list) is not names with lists of values"),
+        (FILE + "layout: [sets]", "layout: ['sets'] (list) is not a word"),
+        (FILE + "layout: config\nrows: [lr]", "rows: 'lr' (str) is not one row of a list of [key, label, the paper's"),
     ],
 )
 def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
@@ -308,6 +322,23 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match="mine.yaml.*" + re.escape(message).replace("\\ ", " ")):
         spec.load(str(path), "smoke", [])
+
+
+def test_a_comparison_is_made_once_however_often_it_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE + "  - {name: b}\nbaseline: a\ncomparisons: [[b, a], [b, a], [a, b]]")
+    assert spec.load(str(path), "smoke", []).comparisons == [("b", "a"), ("a", "b")]
+
+
+def test_what_is_named_at_another_scale_or_in_a_combination_may_be_compared(tmp_path):
+    path = tmp_path / "mine.yaml"
+    cells = (
+        '  - {name: "$other big", scales: [huge]}\n  - {name: "rate $x", each: {x: [1, null]}, overrides: [seed=$x]}\n'
+    )
+    path.write_text(FILE + cells + "comparisons: [[a, phi big], [rate 1, rate 7], [rate null, rate 1]]")
+    told = spec.load(str(path), "smoke", [])
+    assert told.comparisons == [("rate null", "rate 1")]
+    assert "seed=null" in told.cells[-1].overrides, "as Hydra writes it"
 
 
 @pytest.mark.parametrize("name", spec.available_beside())
