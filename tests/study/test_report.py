@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,13 @@ def test_each_cell_is_audited_by_what_it_was_itself_trained_on(paper):
         assert audit.sets["a"] == findings.SetOverlap(pairs=4, shared=0, one_seen=1, both_seen=1) and audit.differs
     alike = findings._overlap(cells[:1], {"third": data["third"]}, data["third"])
     assert not alike.differs and alike.sets["a"].both_seen == 0
+
+
+def test_a_mean_without_any_pair_is_none():
+    cell = SimpleNamespace(by_seed=[SimpleNamespace(cosines={"a": np.arange(4.0)})])
+    scores, nothing = {"a": np.arange(4.0)}, {"a": np.zeros(4, dtype=bool)}
+    assert findings._mean_on(cell, scores, {"a": ~nothing["a"]}) == pytest.approx(100)
+    assert findings._mean_on(cell, scores, nothing) is None
 
 
 def test_cells_scored_on_different_pairs_are_not_compared(paper):
