@@ -93,7 +93,7 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    path = _find(name, folder(), [*available(), *available_beside()], "experiment")
+    path = find(name)
     scale_path = _find(scale, folder() / "scales", scales(), "scale")
     content, at_scale = read(path, _KEYS), _read_scale(scale_path)
     if check_inputs and content.get("layout") != "config":
@@ -234,6 +234,15 @@ def _require_inputs(at_scale: dict, path: Path, overrides: list[str]) -> None:
     lines = [f"  {key}=...  {why}" for key, why in (at_scale.get("wants") or {}).items() if key not in given]
     if lines:
         raise UserError("\n".join([f"scale {path.stem} needs to be told:", *lines]))
+
+
+def find(name: str) -> Path:
+    """The file of an experiment.
+
+    Raises:
+        UserError: if there is none of this name.
+    """
+    return _find(name, folder(), [*available(), *available_beside()], "experiment")
 
 
 def _find(name: str, home: Path, names: list[str], what: str) -> Path:

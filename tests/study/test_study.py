@@ -361,3 +361,42 @@ def test_a_hidden_cell_that_failed_is_told_as_the_comparison_with_it_is_missing(
     assert run([study]) == 1
     text = "\n".join(map(str, sections.blocks(findings.collect(study, [], resamples=20), tmp_path / "report")))
     assert "other: failed: data.train=nowhere.csv: no such file" in text
+
+
+def test_a_folder_that_the_scale_names_is_where_the_report_looks_too(tmp_path, monkeypatch):
+    from cft.study import report
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    Path("other.yaml").write_text("title: u\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    Path("place.yaml").write_text("like: smoke\noverrides: [outputs=elsewhere]\n")
+    (study,) = found = [plan.compose_study(spec.load("mine.yaml", "place.yaml", []), [], [], compose_config)]
+    study.save(plan.study_folder(study.outputs, study.name))
+    assert run(found) == 0
+    document, page = report.write(["mine.yaml"], "place.yaml", [])
+    assert page == Path("elsewhere/studies/mine-place/report.html") and not Path("outputs").exists()
+    assert "missing" not in report.render(document, "text")
+
+    document, page = report.write(["mine.yaml", "other.yaml"], "place.yaml", ["outputs='else where'"])
+    assert page == Path("else where/studies/report-place.html")
+    assert [table.name for table in document.tables()] == ["scores", "scores"], "each has its own, equal or not"
+
+    cells = "cells:\n  - {name: a, overrides: [outputs=x]}\n  - {name: b, base: true}\n"
+    Path("mine.yaml").write_text(f"title: t\nquestion: q\n{cells}")
+    with pytest.raises(
+        UserError, match="mine: its cells have outputs=x and outputs=elsewhere; all of a study is in one"
+    ):
+        plan.compose_study(spec.load("mine.yaml", "place.yaml", []), [], [], compose_config)
+
+
+def test_two_files_of_one_name_are_not_one_study(tmp_path):
+    from cft.study.arguments import StudyOptions
+
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.yaml").write_text("title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    paths = [str(tmp_path / place / "mine.yaml") for place in ("one", "two")]
+    with pytest.raises(UserError, match="one/mine.yaml and .*two/mine.yaml are both called 'mine'"):
+        _ = StudyOptions(paths, overrides=[]).names
+    same = ["table2", str(spec.folder() / "table2.yaml")]
+    assert StudyOptions(same, overrides=[]).names == same
