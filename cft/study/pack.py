@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cft.config.schema import Config
+from cft.config.schema import Config, DataSettings
+from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
 from cft.evaluation.scores import COSINES, METRICS, load_evaluation, spearman
@@ -191,7 +192,8 @@ def restore(study: Study, overrides: list[str]) -> None:
         if evaluation.folder is not None:
             evaluation = replace(evaluation, folder=_reader_file(study, given, "eval.folder", "the test sets' folder"))
         if training.train is not None and state.training is not None:
-            training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=None)
+            dev = given.get("data.dev") if training.dev else None  # scores need none
+            training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=dev)
         sets = inputs.sets(evaluation)
         for name, cosines in stored.cosines.items():
             scores = [pair.score for pair in sets[name]]
@@ -201,11 +203,30 @@ def restore(study: Study, overrides: list[str]) -> None:
                     f"scored on, or {folder / COSINES} was changed"
                 )
         data = inputs.data(training) if state.training is not None else None
+        if data is not None and state.training is not None:
+            _require_same_rows(study, RunFolder(study.outputs / state.training), data, training)
         same = described.setdefault((id(sets), id(data)), folder)  # the cache hands out the same objects
         if same == folder:
             pairs.write_once(folder, sets, data)
         else:
             _copy(same / pairs.FILE_NAME, folder / pairs.FILE_NAME)
+
+
+def _require_same_rows(study: Study, folder: RunFolder, data: TrainingData, settings: DataSettings) -> None:
+    """Refuse other rows than were trained on: the overlap audit would be of those. Without `data.dev`, by their number.
+
+    Raises:
+        UserError: naming the file.
+    """
+    path = folder.file(RunFolder.DATA)
+    known = read_json(path) if path.exists() else {}
+    had_pairs = known.get("development_pairs", 0) > 0
+    same = known.get("triplets", len(data.triplets)) == len(data.triplets)
+    if not had_pairs or data.dev:
+        same &= known.get("content", data.content) == data.content
+    if not same:
+        files = " and ".join(str(name) for name in (settings.train, settings.dev) if name) or "the data"
+        raise UserError(f"{files}: these are not the rows that {study.name} was trained on, which the audit counts")
 
 
 def _reader_file(study: Study, given: dict[str, str], key: str, what: str) -> str:

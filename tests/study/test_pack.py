@@ -8,9 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from cft.config.compose import compose_config
 from cft.evaluation import pairs
 from cft.evaluation.scores import COSINES, METRICS
-from cft.study import pack, plan, report
+from cft.study import pack, plan, report, runner, spec
 from cft.system.errors import UserError
 
 
@@ -104,6 +105,25 @@ def test_records_of_files_want_those_files(packed):
     with pytest.raises(UserError, match="name the triplets' file by data.train="):
         pack.restore(frozen, ["eval.folder=elsewhere"])
     assert not list(packed.rglob(pairs.FILE_NAME))
+
+
+def test_other_rows_than_were_trained_on_are_refused(tmp_path):
+    for name in ("mine", "other"):
+        rows = [f"{name} {n},a {name} {n * n}" for n in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["sent0,sent1", *rows]))
+    path = tmp_path / "files.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a}\n")
+    own = ["data=files", "data.negative_columns=[]", "loss=in_batch", "train.steps=1", "train.keep=[]"]
+    own += [f"data.train={tmp_path / 'mine.csv'}", f"outputs={tmp_path}", "eval=scenes", "eval.pairs=20"]
+    study = plan.compose_study(spec.load(str(path), "smoke", own), own, [], compose_config)
+    assert runner.run([study], only_failed=False, dry_run=False, launcher=None, launcher_overrides=[]) == 0
+    pack.pack([study], tmp_path / "records")
+    unpacked = pack.unpack(tmp_path / "records", study.name)
+    with pytest.raises(UserError, match="other.csv: these are not the rows that files-smoke was trained on"):
+        pack.restore(unpacked, [f"data.train={tmp_path / 'other.csv'}"])
+    assert not list((tmp_path / "records").rglob(pairs.FILE_NAME))
+    pack.restore(unpacked, [f"data.train={tmp_path / 'mine.csv'}"])
+    assert list((tmp_path / "records").rglob(pairs.FILE_NAME))
 
 
 def test_a_study_that_is_not_done_cannot_be_packed(paper, tmp_path, monkeypatch):
