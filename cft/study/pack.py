@@ -93,6 +93,8 @@ def _copy_run(outputs: Path, state: RunState, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if not source.exists():
+        raise UserError(f"{source} is missing: run the study again, which makes it anew, then pack it")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

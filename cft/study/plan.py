@@ -179,6 +179,12 @@ def note_failed(outputs: Path, run: str, cause: str) -> None:
     write_json(state_file(outputs, run), {"state": FAILED, "cause": cause})
 
 
+def note_begun(outputs: Path, run: str) -> None:
+    """Let go of where a run's results were: made of other files, or removed since, they are not the run's any more."""
+    if state_of(outputs, run).state == DONE:  # that it failed stays known, so that it can be retried
+        state_file(outputs, run).unlink()
+
+
 def is_done(plan: Plan) -> bool:
     """Whether nothing of a run is left to do."""
     return (not plan.data or plan.is_trained) and all(evaluations(plan).values())

@@ -123,6 +123,10 @@ def test_other_rows_than_were_trained_on_are_refused(tmp_path):
         pack.restore(unpacked, [f"data.train={tmp_path / 'other.csv'}"])
     assert not list((tmp_path / "records").rglob(pairs.FILE_NAME))
     pack.restore(unpacked, [f"data.train={tmp_path / 'mine.csv'}"])
+    (missing,) = tmp_path.glob("base-*/evaluations/triplets-*/metrics.json")
+    missing.unlink()
+    with pytest.raises(UserError, match="metrics.json is missing: run the study again"):
+        pack.pack([study], tmp_path / "records")
     assert list((tmp_path / "records").rglob(pairs.FILE_NAME))
 
 

@@ -344,6 +344,23 @@ def test_trainings_of_a_cell_that_were_scored_on_different_pairs_are_no_mean(tmp
         findings.collect(study, [], resamples=20)
 
 
+def test_a_run_that_begins_anew_on_other_files_has_no_results_until_it_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a, base: true}\n")
+    (study,) = studies(tmp_path, [str(path)], *scored_by(tmp_path, "A"), "eval.sets=[A]")
+    assert run([study]) == 0 and not findings.collect(study, [], resamples=20).cells[0].status
+    with (tmp_path / "A.csv").open("a") as stream:
+        stream.write("one thing,another matter,0.5\n")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run([study])
+    assert findings.collect(study, [], resamples=20).cells[0].status == "missing"
+
+
 def test_a_cell_that_is_not_trained_is_scored_once_whatever_the_seeds(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("title: t\nquestion: q\ncells:\n  - {name: a, overrides: [train.steps=0, 'train.keep=[]']}\n")
