@@ -405,6 +405,17 @@ def test_stored_results_know_uniformity(paper):
     assert found and all(evaluation.uniformity < 0 and evaluation.alignment > 0 for evaluation in found)
 
 
+def test_only_trainings_at_rates_of_their_own_are_a_line_over_rates(paper):
+    from cft.study.figures import figures_for
+
+    found = collect(paper.studies["table4"], [], resamples=20)
+    drawn = [*found.cells]
+    untrained = [*drawn, replace(drawn[0], step=0, lr=1.0)]
+    alike = [*drawn, replace(drawn[0], step=1)]
+    for cells, name in ((drawn, "rates"), (untrained, "overall"), (alike, "overall"), (drawn[:2], "overall")):
+        assert list(figures_for(replace(found, cells=cells))) == [name]
+
+
 def test_the_papers_claim_is_drawn_only_beside_the_papers_numbers(paper):
     from cft.job import figures
     from cft.study import figures as study_figures
