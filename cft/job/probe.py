@@ -41,6 +41,11 @@ def probe_job(config: Config) -> str:
     if config.model.layer_weights:
         raise UserError("model.layer_weights=true: a probe scores each layer by itself; leave it out")
     sets = load_eval_sets(config.eval, seed=DATA_SEED)
+    if not sets:
+        raise UserError(
+            f"eval={config.eval.name}: a probe scores pairs, and there are none; choose eval=sts, or your own by "
+            "eval=pairs eval.file=FILE (sentence1, sentence2, score)"
+        )
     start = find_starting_point(config)
     facts = {
         "recipe": _RECIPE,

@@ -75,6 +75,13 @@ def test_a_layer_to_stop_at_is_refused():
         probe.probe_job(composed("model=tiny", "model.layer=1"))
 
 
+@pytest.mark.parametrize("choice", ["none", "rows", "docstrings"])
+def test_a_probe_without_scored_pairs_is_refused(tmp_path, choice):
+    with pytest.raises(UserError, match=f"eval={choice}: a probe scores pairs, and there are none; choose eval=sts"):
+        probe.probe_job(composed("model=tiny", f"eval={choice}", f"outputs={tmp_path}"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_refuses_what_run_refuses(commands):
     done = commands.run("cft.probe", "model=tiny", "model.pooling=men")
     assert done.status == 2 and "; did you mean mean?" in done.err and "Traceback" not in done.err
