@@ -1,5 +1,6 @@
 """A study's report: put together, rendered, written in every format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -116,4 +117,6 @@ def _study(name: str, scale: str, overrides: list[str], outputs: Path, folder: P
             raise
         fresh = frozen  # what was run can be shown whatever became of the files
     stale = plan.differences(frozen, fresh) if frozen else []
+    if frozen and not stale and not frozen.packed:  # what is compared, and the words, are as the files say by now
+        frozen = replace(frozen, experiment=fresh.experiment)
     return sections.blocks(findings.collect(frozen or fresh, stale), folder)

@@ -450,6 +450,23 @@ def test_a_cell_whose_file_says_something_else_by_now_is_stale(tmp_path):
     assert stale in report.render(document, "text") and "a: stale" not in report.render(document, "text")
 
 
+def test_a_comparison_that_is_added_when_all_is_done_is_in_the_next_report(tmp_path):
+    from cft.config.compose import compose_config
+    from cft.study import runner
+
+    path, given = tmp_path / "mine.yaml", [f"outputs={tmp_path}"]
+    cells = "  - {{name: a, base: true}}\n  - {{name: b, base: true, overrides: [prompt=prompt1]}}\n"
+    told = f"title: {{}}\nquestion: q\ncells:\n{cells}"
+    path.write_text(told.format("before"))
+    study = plan.compose_study(spec.load(str(path), "smoke", given), given, [], compose_config)
+    study.save(plan.study_folder(study.outputs, study.name))
+    assert runner.run([study], only_failed=False, dry_run=False, launcher=None, launcher_overrides=[]) == 0
+    assert "verdicts" not in [table.name for table in report.write([str(path)], "smoke", given)[0].tables()]
+    path.write_text(told.format("after") + "baseline: a\n")
+    document, _ = report.write([str(path)], "smoke", given)
+    assert document.title == "after" and "verdicts" in [table.name for table in document.tables()]
+
+
 def test_a_cost_is_of_the_steps_up_to_the_scored_one(paper):
     found = {cell.cell.name: cell for cell in collect(paper.studies["figure1"], [], resamples=20).cells}
     assert found["step 0"].costs == []
