@@ -40,8 +40,8 @@ def search_space(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
             dimensions.append(_interval(override))
         else:
             key = line.split("=", 1)[0]
-            values = tuple(value.split("=", 1)[1] for value in sweep_values(override))
-            dimensions.append(Dimension(key, choices=values))
+            values = (value.split("=", 1)[1] for value in sweep_values(override))
+            dimensions.append(Dimension(key, choices=tuple(dict.fromkeys(values))))  # one that is named twice is one
     first = {d.key: f"{d.key}={d.choices[0] if d.choices else _typed(d, d.low)}" for d in dimensions}
     for dimension in dimensions:
         ends = dimension.choices or (_typed(dimension, dimension.low), _typed(dimension, dimension.high))

@@ -43,8 +43,8 @@ def probe_job(config: Config) -> str:
     sets = load_eval_sets(config.eval)
     if not sets:
         raise UserError(
-            f"eval={config.eval.source.value} has no scored pairs, by which alone a probe judges layers: add eval=pairs "
-            "eval.file=PAIRS.csv, or eval=sts (with eval.folder=FOLDER without the hub)"
+            f"eval={config.eval.name}: a probe scores pairs, and there are none; choose eval=sts, or your own by "
+            "eval=pairs eval.file=FILE (sentence1, sentence2, score)"
         )
     start = find_starting_point(config)
     facts = {

@@ -86,12 +86,12 @@ def _pack(names: list[str], options: RunOptions) -> int:
 
     if options.to is None:
         raise UserError("name the folder that the records go to: --to FOLDER")
-    outputs = outputs_of(options.overrides)
     studies = []
     for name in names:
         experiment = spec.load(name, options.scale, options.overrides, check_inputs=False)
         if experiment.layout != "config":
             study_name = f"{experiment.name}-{experiment.scale}"
+            outputs = outputs_of(experiment.cells[0].overrides)
             frozen = plan.load(plan.study_folder(outputs, study_name))
             if frozen is None:
                 raise UserError(f"{study_name} was never run under {outputs}/: there is nothing to pack")

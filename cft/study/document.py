@@ -1,9 +1,11 @@
 """A report as a list of blocks, and its renderings: a terminal, Markdown, and one HTML page that needs no network."""
 
 import base64
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -93,9 +95,8 @@ def to_markdown(document: Document, folder: Path) -> str:
         elif isinstance(block, Table):
             parts.append(as_markdown(block.rows) + (f"\n\n*{block.caption}*" if block.caption else ""))
         else:
-            path = block.svg.with_suffix(".png")
-            link = path.relative_to(folder) if path.is_relative_to(folder) else path
-            parts.append(f"![{block.caption}]({link})")
+            link = Path(os.path.relpath(block.svg.with_suffix(".png"), folder)).as_posix()
+            parts.append(f"![{block.caption}]({quote(link)})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -35,7 +35,7 @@ def figures_for(findings: Findings) -> dict[str, Figure]:
     if layout == "time":
         return {"time": time(findings)}
     if layout != "sets":
-        return {"rates": rates(findings)} if len({cell.lr for cell in done}) >= 3 else {"overall": overall(findings)}
+        return {"rates": rates(findings)} if _are_rates(done) else {"overall": overall(findings)}
     drawn = {"sets": by_set(findings)}
     tuned = [cell for cell in done if cell.triplets and cell.triplets_before]
     if tuned:
@@ -45,6 +45,11 @@ def figures_for(findings: Findings) -> dict[str, Figure]:
         if len(cell.triplets_before.negatives):
             drawn[f"similarities-{number}"] = figures.similarities(cell.triplets_before, cell.triplets, of=cell.name)
     return drawn
+
+
+def _are_rates(cells: Sequence[CellResult]) -> bool:
+    """Whether cells are one training at several rates: an untrained model has none, and two at one differ in more."""
+    return len({cell.lr for cell in cells}) == len(cells) >= 3 and all(cell.step for cell in cells)
 
 
 def by_set(findings: Findings) -> Figure:

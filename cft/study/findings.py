@@ -64,7 +64,8 @@ class CellResult:
     @property
     def deviation(self) -> float:
         """Population standard deviation over the sets, as in the paper, of the scores' mean over the seeds."""
-        by_seed = [list(evaluation.by_set.values()) for evaluation in self.by_seed]
+        names = list(self.by_seed[0].by_set)
+        by_seed = [[evaluation.by_set[name] for name in names] for evaluation in self.by_seed]
         return float(np.std(np.mean(by_seed, axis=0)))
 
 
@@ -147,7 +148,9 @@ def collect(study: Study, stale: list[str], *, resamples: int = RESAMPLES) -> Fi
     if not data:
         return Findings(study, cells, {})
     reference = next(iter(data.values()))
-    _require_same_pairs(data, reference)
+    for cell in cells:
+        for folder in cell.folders:
+            _require_same_pairs({next(iter(data)): reference, cell.name: pairs.read(folder)}, reference)
     _require_same_queries([cell for cell in cells if cell.by_seed])
     intervals, comparisons = _verdicts(study, [cell for cell in cells if cell.by_seed], reference, resamples)
     cells = [replace(cell, intervals=intervals.get(cell.name, {})) for cell in cells]
@@ -169,7 +172,7 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
     trainings = [] if status else [RunFolder(outputs / state.training) for state in states if state.training]
     first = RunState() if status else states[0]
     config = _as_trained(study.runs[study.cells[cell.name][0]], trainings)
-    step = 0 if cell.base else (config.eval.step or config.train.steps)
+    step = _step(cell, config, trainings)
     costs = [] if cell.base else [t.cost(batch_size=config.rows_a_step, stop_at=step) for t in trainings]
     return CellResult(
         cell=cell,
@@ -185,6 +188,14 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
         step=step,
         costs=[cost for cost in costs if cost],
     )
+
+
+def _step(cell: Cell, config: Config, trainings: Sequence[RunFolder]) -> int:
+    """The step that is scored; the data or train.patience may have ended a training before the step that was asked."""
+    if cell.base:
+        return 0
+    finished = trainings[0].finished() if trainings and config.eval.step is None else None
+    return finished.steps if finished else (config.eval.step or config.train.steps)
 
 
 def _as_trained(config: Config, trainings: Sequence[RunFolder]) -> Config:
@@ -209,15 +220,34 @@ def _status(states: list[RunState], outputs: Path) -> str:
 def _require_same_pairs(data: dict[str, Pairs], reference: Pairs) -> None:
     first = next(iter(data))
     for name, of_cell in data.items():
-        same = list(of_cell.scores) == list(reference.scores) and all(
-            np.array_equal(of_cell.identity[key], reference.identity[key])
-            and np.array_equal(of_cell.scores[key], reference.scores[key])
-            for key in reference.scores
-        )
-        if not same:
+        if _same_pairs(of_cell, reference):
+            continue
+        if name == first:
             raise UserError(
-                f"cells {first!r} and {name!r} were scored on different pairs: give them the same eval.* settings"
+                f"the trainings of cell {name!r} were scored on different pairs: the test sets have changed since the "
+                "study began; run it again"
             )
+        raise UserError(
+            f"cells {first!r} and {name!r} were scored on different pairs: give them the same eval.* settings, and run "
+            "the study again if the test sets have changed since it began"
+        )
+
+
+def _same_pairs(left: Pairs, right: Pairs) -> bool:
+    """Whether two records are of the same pairs, in whatever order their sets stand."""
+    names = list(right.scores)
+    return (
+        set(left.scores) == set(names)
+        and all(np.array_equal(left.scores[name], right.scores[name]) for name in names)
+        and np.array_equal(_first_places(left, names), _first_places(right, names))
+    )
+
+
+def _first_places(of: Pairs, names: Sequence[str]) -> np.ndarray:
+    """Of every pair of these sets, one after the other, the place where it comes first."""
+    numbers = np.concatenate([np.empty(0, dtype=np.int32), *(of.identity[name] for name in names)])
+    _, first, number = np.unique(numbers, return_index=True, return_inverse=True)
+    return first[number]
 
 
 def _require_same_queries(cells: Sequence[CellResult]) -> None:
@@ -323,8 +353,10 @@ def _unseen(seen: Arrays) -> Arrays:
 
 
 def _mean_on(cell: CellResult, scores: Arrays, kept: Arrays) -> float | None:
-    """Mean over sets and seeds on the kept pairs; sets with none left do not count, None if a set cannot be scored."""
+    """Mean over sets and seeds on the kept pairs, without sets that have none left; None if no set can be scored so."""
     names = [name for name in scores if kept[name].any()]
+    if not names:
+        return None
     try:
         by_set = [
             spearman(evaluation.cosines[name][kept[name]], scores[name][kept[name]].tolist(), name)

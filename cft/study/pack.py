@@ -18,7 +18,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cft.config.schema import Config
+from cft.config.compose import compose_config
+from cft.config.schema import Config, DataSettings, EvalSettings
+from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
 from cft.evaluation.scores import COSINES, METRICS, load_evaluation, spearman
@@ -33,7 +35,7 @@ from cft.system.files import atomic_write, read_json, staging_folder, write_reco
 log = logging.getLogger(__name__)
 
 # Settings that name files of whoever reads; the study does not change with them.
-READERS_FILES = ("outputs", "data.train", "data.dev", "eval.folder")
+READERS_FILES = ("outputs", "data.train", "data.dev", "eval.folder", "eval.file")
 
 _OF_EVALUATION = (METRICS, COSINES, QUERIES)
 _OF_TRAINING = (RunFolder.HISTORY, RunFolder.FINISHED, RunFolder.ENVIRONMENT, RunFolder.DATA)
@@ -92,6 +94,8 @@ def _copy_run(outputs: Path, state: RunState, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if not source.exists():
+        raise UserError(f"{source} is missing: run the study again, which makes it anew, then pack it")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
@@ -187,25 +191,54 @@ def restore(study: Study, overrides: list[str]) -> None:
         if stored.retrieval:  # what each query found is all that verdicts need
             pairs.write_once(folder, {}, None)
             continue
-        evaluation, training = config.eval, config.data
-        if evaluation.folder is not None:
-            evaluation = replace(evaluation, folder=_reader_file(study, given, "eval.folder", "the test sets' folder"))
+        evaluation, training = _readers_evaluation(study, given, config.eval), config.data
         if training.train is not None and state.training is not None:
-            training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=None)
+            dev = given.get("data.dev") if training.dev else None  # scores need none
+            training = replace(training, train=_reader_file(study, given, "data.train", "the triplets' file"), dev=dev)
         sets = inputs.sets(evaluation)
         for name, cosines in stored.cosines.items():
             scores = [pair.score for pair in sets[name]]
             if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - stored.scores[name]) > _ROUNDING:
                 raise UserError(
-                    f"{evaluation.folder or 'the data'}: the pairs of {name} are not those that {study.name} was "
+                    f"{evaluation.folder or evaluation.file or 'the data'}: the pairs of {name} are not those that {study.name} was "
                     f"scored on, or {folder / COSINES} was changed"
                 )
         data = inputs.data(training) if state.training is not None else None
+        if data is not None and state.training is not None:
+            _require_same_rows(study, RunFolder(study.outputs / state.training), data, training)
         same = described.setdefault((id(sets), id(data)), folder)  # the cache hands out the same objects
         if same == folder:
             pairs.write_once(folder, sets, data)
         else:
             _copy(same / pairs.FILE_NAME, folder / pairs.FILE_NAME)
+
+
+def _readers_evaluation(study: Study, given: dict[str, str], evaluation: EvalSettings) -> EvalSettings:
+    """The evaluation with the reader's own files."""
+    if evaluation.folder is not None:
+        folder = _reader_file(study, given, "eval.folder", "the test sets' folder")
+        return replace(evaluation, folder=folder)
+    if evaluation.file is None:
+        return evaluation
+    file = _reader_file(study, given, "eval.file", "the scored pairs' file")
+    return replace(evaluation, file=compose_config(["eval=pairs", f"eval.file={file}"]).eval.file)  # or a list of them
+
+
+def _require_same_rows(study: Study, folder: RunFolder, data: TrainingData, settings: DataSettings) -> None:
+    """Refuse other rows than were trained on: the overlap audit would be of those. Without `data.dev`, by their number.
+
+    Raises:
+        UserError: naming the file.
+    """
+    path = folder.file(RunFolder.DATA)
+    known = read_json(path) if path.exists() else {}
+    had_pairs = known.get("development_pairs", 0) > 0
+    same = known.get("triplets", len(data.triplets)) == len(data.triplets)
+    if not had_pairs or data.dev:
+        same &= known.get("content", data.content) == data.content
+    if not same:
+        files = " and ".join(str(name) for name in (settings.train, settings.dev) if name) or "the data"
+        raise UserError(f"{files}: these are not the rows that {study.name} was trained on, which the audit counts")
 
 
 def _reader_file(study: Study, given: dict[str, str], key: str, what: str) -> str:

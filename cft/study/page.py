@@ -16,7 +16,7 @@ from pathlib import Path
 from cft.study.document import Block, Document, Picture, Table, Text, to_markdown
 from cft.system.errors import UserError
 
-_BEGIN = re.compile(r"<!-- ([\w.-]+): ([\w, -]+) -->")
+_BEGIN = re.compile(r"<!-- ([^:]+): ([\w, -]+) -->")
 _END = "<!-- end -->"
 
 
@@ -34,7 +34,7 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
     mark: str | None = None  # whose end is still to come
     unmarked = set(reports)
     captions: set[str] = set()  # that the page has already, among all its other lines
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_read(page).split("\n"), 1):
         begin = _BEGIN.fullmatch(line.strip())
         if mark is not None and begin:
             raise UserError(f"{page}:{number}: {mark} has no line {_END} before the next mark")
@@ -42,10 +42,12 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
             mark, name = begin[0], begin[1]
             unmarked.discard(name)
             parts = _parts(reports[name], begin[2].split(","), captions, where=f"{page}:{number}")
-            lines += [line, "", to_markdown(Document(reports[name].title, parts), page.parent)]
+            end = "\r" if line.endswith("\r") else ""
+            written = ["", *to_markdown(Document(reports[name].title, parts), page.parent).split("\n")]
+            lines += [line, *(each + end for each in written)]
         elif mark is None:
             lines.append(line)
-            captions.add(line.strip("*"))
+            captions.add(line.rstrip("\r").strip("*"))
         elif line.strip() == _END:
             mark = None
             lines.append(line)
@@ -54,7 +56,15 @@ def fill(page: Path, reports: Mapping[str, Document]) -> str:
     if unmarked:
         name = min(unmarked)
         raise UserError(f"{page} has no mark for {name}, as in: <!-- {name}: sentences, scores --> and, below, {_END}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _read(page: Path) -> str:
+    """The page's text, its ends of lines as they are."""
+    try:
+        return page.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{page} is not in UTF-8 (byte {error.start + 1}): save it so, and give it again") from error
 
 
 def _parts(report: Document, names: list[str], captions: set[str], *, where: str) -> list[Block]:

@@ -7,7 +7,7 @@ A run is one job's configuration. Runs are named by their content, so that studi
 and the job itself finds trainings and evaluations that any earlier job has done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -88,7 +88,20 @@ def compose_study(
             name = run_digest(config)
             cells[cell.name].append(name)
             runs.setdefault(name, replace(config, logger=replace(config.logger, group=group)))
+            if not config.train.steps:
+                break  # nothing is trained: every seed has the same scores
+    _require_one_place(experiment, runs.values())
     return Study(experiment, list(overrides), list(seeds), cells, runs)
+
+
+def _require_one_place(experiment: Experiment, configs: Iterable[Config]) -> None:
+    """Refuse cells that are kept in different folders: none of them would find the others' results."""
+    places = list(dict.fromkeys(config.outputs for config in configs))
+    if len(places) > 1:
+        raise UserError(
+            f"{experiment.name}: its cells have outputs={places[0]} and outputs={places[1]}; all of a study is in one "
+            "folder, which the scale or the command line names"
+        )
 
 
 def _require_scores(config: Config) -> None:
@@ -164,6 +177,12 @@ def note_done(plan: Plan, run: str) -> None:
 def note_failed(outputs: Path, run: str, cause: str) -> None:
     """Record that a run failed, and why."""
     write_json(state_file(outputs, run), {"state": FAILED, "cause": cause})
+
+
+def note_begun(outputs: Path, run: str) -> None:
+    """Let go of where a run's results were: made of other files, or removed since, they are not the run's any more."""
+    if state_of(outputs, run).state == DONE:  # that it failed stays known, so that it can be retried
+        state_file(outputs, run).unlink()
 
 
 def is_done(plan: Plan) -> bool:

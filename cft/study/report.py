@@ -1,5 +1,6 @@
 """A study's report: put together, rendered, written in every format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,19 +46,23 @@ def write(names: list[str], scale: str, overrides: list[str], *, into: Path | No
     """
     if not names:
         raise UserError(f"name an experiment: {', '.join(spec.available())}, all, or a .yaml file")
-    studies = outputs_of(overrides) / "studies"
     reports = {Path(name).stem: _write_one(name, scale, overrides) for name in names}
     if into:
-        write_text(into, fill(into, {name: document for name, (document, _) in reports.items()}))
+        write_text(into.resolve(), fill(into, {name: document for name, (document, _) in reports.items()}))
     if len(reports) == 1:
         return next(iter(reports.values()))
     blocks: list[Block] = [Heading(f"Studies at scale {Path(scale).stem}", 1)]
-    for document, _ in reports.values():
+    for document, page in reports.values():
         # tables on the same pairs have the same overlaps: once is enough
-        blocks += [block for block in document.blocks if not (isinstance(block, Table) and block in blocks)]
+        blocks += [block for block in document.blocks if not (_is_of_overlaps(block) and block in blocks)]
+        studies = page.parent.parent
     return _write_pages(
         Document(f"cft studies, scale {Path(scale).stem}", blocks), studies / f"report-{Path(scale).stem}.html"
     )
+
+
+def _is_of_overlaps(block: Block) -> bool:
+    return isinstance(block, Table) and block.name in ("overlap", "without_overlap")
 
 
 def _write_pages(document: Document, page: Path) -> tuple[Document, Path]:
@@ -70,11 +75,13 @@ def _write_one(name: str, scale: str, overrides: list[str]) -> tuple[Document, P
     from cft.study.plan import study_folder  # torch takes seconds to import, and a typo should be told before
 
     experiment = spec.load(name, scale, overrides, check_inputs=False)
-    folder = study_folder(outputs_of(overrides), f"{experiment.name}-{experiment.scale}")
+    first = experiment.cells[0].overrides if experiment.cells else spec.common_overrides(scale, overrides)
+    outputs = outputs_of(first)  # which the scale may name too
+    folder = study_folder(outputs, f"{experiment.name}-{experiment.scale}")
     if experiment.layout == "config":
         blocks = _configuration(experiment, scale, overrides)
     else:
-        blocks = _study(name, scale, overrides, folder)
+        blocks = _study(name, scale, overrides, outputs, folder)
     document = Document(experiment.title, blocks)
     for table in document.tables():
         write_text(folder / f"{table.name}.csv", as_csv(table.rows))
@@ -94,10 +101,10 @@ def _configuration(experiment: Experiment, scale: str, overrides: list[str]) -> 
     return [Heading(experiment.title), Text([experiment.question]), Table("configuration", caption, rows)]
 
 
-def _study(name: str, scale: str, overrides: list[str], folder: Path) -> list[Block]:
+def _study(name: str, scale: str, overrides: list[str], outputs: Path, folder: Path) -> list[Block]:
     from cft.study import findings, pack, plan, sections
 
-    frozen = plan.load(folder) or pack.unpack(outputs_of(overrides), folder.name)
+    frozen = plan.load(folder) or pack.unpack(outputs, folder.name)
     if frozen and frozen.packed:
         pack.restore(frozen, overrides)
         overrides = [entry for entry in overrides if entry.partition("=")[0] not in pack.READERS_FILES]
@@ -110,4 +117,6 @@ def _study(name: str, scale: str, overrides: list[str], folder: Path) -> list[Bl
             raise
         fresh = frozen  # what was run can be shown whatever became of the files
     stale = plan.differences(frozen, fresh) if frozen else []
+    if frozen and not stale and not frozen.packed:  # what is compared, and the words, are as the files say by now
+        frozen = replace(frozen, experiment=fresh.experiment)
     return sections.blocks(findings.collect(frozen or fresh, stale), folder)

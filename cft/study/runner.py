@@ -77,6 +77,8 @@ def run(
     if only_failed:
         todo = [name for name in todo if study_plan.state_of(work.outputs, name).state == FAILED]
         log.info("to be retried: %d", len(todo))
+    for name in todo:
+        study_plan.note_begun(work.outputs, name)
     if launcher and todo:
         _launch(todo, work, launcher, launcher_overrides)
     else:

@@ -59,8 +59,9 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
     note = f" In the tables, {experiment.paper_note}." if experiment.paper_note else ""
     report: list[Block] = [Heading(experiment.title), Text([experiment.question])]
     report.append(Text([f"Here: {experiment.about_scale or experiment.scale}.{source}{note}"]))
-    gaps = [f"{cell.name}: {cell.status}" for cell in findings.shown if cell.status]
-    gaps += [f"{cell.name}: stale, the files now say something else" for cell in findings.shown if cell.stale]
+    # those that no table shows too: comparisons with them are missing
+    gaps = [f"{cell.name}: {cell.status}" for cell in findings.cells if cell.status]
+    gaps += [f"{cell.name}: stale, the files now say something else" for cell in findings.cells if cell.stale]
     if gaps:
         report += [Heading("Cells that want another run", 3), Text(gaps)]
     scores = scores_by_set if experiment.layout == "sets" else scores_by_cell

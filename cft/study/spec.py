@@ -5,13 +5,15 @@ two are put together here into cells, each with the command-line overrides of it
 """
 
 import itertools
+import re
 import string
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cft.study.form import read
 from cft.system.errors import UserError
 from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean
@@ -24,7 +26,6 @@ LAYOUTS = {
     "time": "a row a cell: the mean over the minutes of training; cells named WHAT, step N are a line",
 }
 _KEYS = {"title", "question", "source", "layout", "cells", "paper", "paper_note", "baseline", "comparisons", "rows"}
-_CELL_KEYS = {"name", "overrides", "each", "base", "hidden", "scales"}
 _SCALE_KEYS = {"like", "about", "overrides", "values", "wants"}
 
 # Settings that change nothing of what comes out, with those that are under them.
@@ -92,9 +93,9 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
     Raises:
         UserError: naming the file and what is wrong in it.
     """
-    path = _find(name, folder(), [*available(), *available_beside()], "experiment")
+    path = find(name)
     scale_path = _find(scale, folder() / "scales", scales(), "scale")
-    content, at_scale = _read(path, _KEYS), _read_scale(scale_path)
+    content, at_scale = read(path, _KEYS), _read_scale(scale_path)
     if check_inputs and content.get("layout") != "config":
         _require_inputs(at_scale, scale_path, overrides or [])
     layout = content.get("layout", "overall")
@@ -104,14 +105,14 @@ def load(name: str, scale: str, overrides: list[str] | None = None, *, check_inp
         if not content.get(key):
             raise UserError(f"{path}: {key} is missing")
 
-    fill = _Fill(path, {str(key): value for key, value in (at_scale.get("values") or {}).items()})
+    fill = _Fill(path, {str(key): _as_word(value) for key, value in (at_scale.get("values") or {}).items()})
     common = [fill(entry) for entry in at_scale.get("overrides") or []]
     cells: list[Cell] = []
     for entry in content.get("cells") or []:
-        _require_cell(entry, path)
-        if scale_path.stem in entry.get("scales", [scale_path.stem]):
+        if entry.get("scales") is None or scale_path.stem in entry["scales"]:
             cells += _cells(entry, fill, common, overrides or [])
-    paper = {fill(str(key)): value for key, value in (content.get("paper") or {}).items()}
+    paper = {fill(str(key)): value or {} for key, value in (content.get("paper") or {}).items()}
+    _require_cells(paper, "paper", content, fill)
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -150,7 +151,7 @@ def common_overrides(scale: str, overrides: list[str]) -> list[str]:
     """
     path = _find(scale, folder() / "scales", scales(), "scale")
     at_scale = _read_scale(path)
-    fill = _Fill(path, at_scale.get("values") or {})
+    fill = _Fill(path, {str(key): _as_word(value) for key, value in (at_scale.get("values") or {}).items()})
     wanted = [f"{key}=FILE" for key in at_scale.get("wants") or {}]
     return _last_wins([*wanted, *map(fill, at_scale.get("overrides") or []), *overrides])
 
@@ -169,13 +170,6 @@ class _Fill:
             raise UserError(f"{self.path}: {text!r} asks for a value {error} that the scale does not give") from error
 
 
-def _require_cell(entry: dict, path: Path) -> None:
-    unknown = sorted(set(entry) - _CELL_KEYS)
-    if unknown or not entry.get("name"):
-        fault = f"knows no key {unknown[0]!r}" if unknown else "has no name"
-        raise UserError(f"{path}: the cell {entry.get('name', entry)!r} {fault}; keys: {', '.join(_CELL_KEYS)}")
-
-
 def _cells(entry: dict, fill: _Fill, common: list[str], last: list[str]) -> list[Cell]:
     """One entry of a file: a cell, or one for every combination of what `each` lists."""
     each = {name: _listed(values, fill) for name, values in (entry.get("each") or {}).items()}
@@ -183,10 +177,15 @@ def _cells(entry: dict, fill: _Fill, common: list[str], last: list[str]) -> list
     untrained = ["train.steps=0", "train.keep=[]"] if base else []
     cells = []
     for combination in itertools.product(*each.values()):
-        filled = replace(fill, values=fill.values | dict(zip(each, combination, strict=True)))
+        filled = replace(fill, values=fill.values | dict(zip(each, map(_as_word, combination), strict=True)))
         own = [filled(override) for override in entry.get("overrides") or []]
         cells.append(Cell(filled(entry["name"]), _last_wins([*common, *own, *last, *untrained]), base, hidden))
     return cells
+
+
+def _as_word(value: Any) -> Any:
+    """A value as Hydra reads it."""
+    return "null" if value is None else value
 
 
 def _listed(values: Any, fill: _Fill) -> list[Any]:
@@ -204,14 +203,29 @@ def _last_wins(overrides: list[str]) -> list[str]:
 
 
 def _comparisons(content: dict, fill: _Fill, names: list[str]) -> list[tuple[str, str]]:
-    """The pairs listed, and every cell with the baseline, as far as the cells exist at this scale."""
+    """The pairs listed, and every cell with the baseline, each once, as far as the cells exist at this scale."""
     compared = [(fill(left), fill(right)) for left, right in content.get("comparisons") or []]
+    _require_cells(itertools.chain(*compared), "comparisons", content, fill)
     if content.get("baseline"):
         baseline = fill(content["baseline"])
         if baseline not in names:
             raise UserError(f"{fill.path}: baseline {baseline!r} is not a cell; cells: {', '.join(names)}")
         compared += [(name, baseline) for name in names if name != baseline]
-    return [(left, right) for left, right in compared if left in names and right in names]
+    return [(left, right) for left, right in dict.fromkeys(compared) if left in names and right in names]
+
+
+def _require_cells(named: Iterable[str], key: str, content: dict, fill: _Fill) -> None:
+    """Refuse the name of a cell that is there at no scale: what it was named for would be left out without a word."""
+    cells = {str(cell["name"]): cell.get("each") or {} for cell in content.get("cells") or []}
+    forms = []
+    for name, each in cells.items():
+        # What a $name stands for in a combination, or at another scale, may be anything.
+        values = defaultdict(lambda: "\0", fill.values | dict.fromkeys(each, "\0"))
+        forms.append(re.escape(replace(fill, values=values)(name)).replace(re.escape("\0"), ".+"))
+    for name in named:
+        if not any(re.fullmatch(form, name) for form in forms):
+            hint = did_you_mean(name, cells)
+            raise UserError(f"{fill.path}: {key}: {name!r} is not a cell; cells: {', '.join(cells)}{hint}")
 
 
 def _require_inputs(at_scale: dict, path: Path, overrides: list[str]) -> None:
@@ -220,6 +234,15 @@ def _require_inputs(at_scale: dict, path: Path, overrides: list[str]) -> None:
     lines = [f"  {key}=...  {why}" for key, why in (at_scale.get("wants") or {}).items() if key not in given]
     if lines:
         raise UserError("\n".join([f"scale {path.stem} needs to be told:", *lines]))
+
+
+def find(name: str) -> Path:
+    """The file of an experiment.
+
+    Raises:
+        UserError: if there is none of this name.
+    """
+    return _find(name, folder(), [*available(), *available_beside()], "experiment")
 
 
 def _find(name: str, home: Path, names: list[str], what: str) -> Path:
@@ -237,24 +260,11 @@ def _find(name: str, home: Path, names: list[str], what: str) -> Path:
 
 def _read_scale(path: Path) -> dict:
     """A scale's content, on top of that of the scale that it is like."""
-    content = _read(path, _SCALE_KEYS)
+    content = read(path, _SCALE_KEYS)
     if "like" not in content:
         return content
     place = _find(str(content["like"]), folder() / "scales", scales(), "scale")
-    base = _read(place, _SCALE_KEYS - {"like"})  # one step alone, so that no two are like each other
+    base = read(place, _SCALE_KEYS - {"like"})  # one step alone, so that no two are like each other
     overrides = [*(base.get("overrides") or []), *(content.get("overrides") or [])]
     merged = {key: {**(base.get(key) or {}), **(content.get(key) or {})} for key in ("values", "wants")}
     return {**base, **content, **merged, "overrides": overrides}
-
-
-def _read(path: Path, keys: set[str]) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a YAML file that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be keys and values, of {', '.join(sorted(keys))}")
-    unknown = sorted(set(content) - keys)
-    if unknown:
-        raise UserError(f"{path}: knows no key {unknown[0]!r}; keys: {', '.join(sorted(keys))}")
-    return content

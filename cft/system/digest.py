@@ -61,7 +61,8 @@ def from_plain(kind: Any, value: Any) -> Any:
         (kind,) = [each for each in typing.get_args(kind) if is_dataclass(each)] or [kind]
     if is_dataclass(kind):
         types = typing.get_type_hints(kind)
-        known, gone = {entry.name for entry in fields(kind)}, getattr(kind, "GONE", frozenset())
+        known = {entry.name for entry in fields(kind)}
+        gone: frozenset[str] = getattr(kind, "GONE", frozenset())
         unknown = sorted(set(value) - known - gone) if isinstance(value, dict) else [repr(value)]
         if unknown:
             raise _of_another_version(", ".join(unknown))

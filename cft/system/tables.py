@@ -45,10 +45,14 @@ def as_csv(table: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
+# What a backslash before a sign does not give the sign.
+_IN_LATEX = {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+
+
 def as_latex(table: Sequence[Row], caption: str) -> str:
     """The table for a paper that uses the booktabs package."""
     body = _aligned(table, "latex_booktabs", headers="firstrow").replace("±", r"$\pm$").replace("—", "---")
-    caption = re.sub(r"([&%$#_{}])", r"\\\1", caption)
+    caption = re.sub(r"[&%$#_{}~^\\]", lambda sign: _IN_LATEX.get(sign[0], f"\\{sign[0]}"), caption)
     return "\n".join([r"\begin{table}", r"\centering", body, rf"\caption{{{caption}}}", r"\end{table}"])
 
 

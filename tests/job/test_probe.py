@@ -68,17 +68,18 @@ def test_a_configured_cell_without_a_score_is_shown_as_such(tmp_path, monkeypatc
     assert "as configured: —" in said and "nan" not in said
 
 
-@pytest.mark.parametrize("source", ["docstrings", "none", "retrieval"])
-def test_an_evaluation_without_scored_pairs_is_refused(source):
-    with pytest.raises(UserError, match=f"eval={source} has no scored pairs.* add eval=pairs eval.file=PAIRS.csv"):
-        probe.probe_job(composed("model=tiny", f"eval={source}"))
-
-
 def test_a_layer_to_stop_at_is_refused():
     with pytest.raises(UserError, match="model.layer_weights=true: a probe scores each layer by itself"):
         probe.probe_job(composed("model=tiny", "model.layer_weights=true"))
     with pytest.raises(UserError, match="model.layer=1: a probe scores all layers"):
         probe.probe_job(composed("model=tiny", "model.layer=1"))
+
+
+@pytest.mark.parametrize("choice", ["none", "rows", "docstrings"])
+def test_a_probe_without_scored_pairs_is_refused(tmp_path, choice):
+    with pytest.raises(UserError, match=f"eval={choice}: a probe scores pairs, and there are none; choose eval=sts"):
+        probe.probe_job(composed("model=tiny", f"eval={choice}", f"outputs={tmp_path}"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_refuses_what_run_refuses(commands):

@@ -100,13 +100,13 @@ def test_a_run_that_is_named_twice_is_removed_once(tmp_path, commands):
 
 
 def test_of_a_link_to_a_run_nothing_is_removed(tmp_path):
-    for name in ("tiny-scenes-1", "tiny-scenes-2"):
+    for name in ("tiny-captions-1", "tiny-captions-2"):
         (tmp_path / name).mkdir()
     link = tmp_path / "link"
-    link.symlink_to("tiny-scenes-2")
-    with pytest.raises(UserError, match="link is a link to tiny-scenes-2: name that folder; nothing was removed"):
-        runs.remove_runs([tmp_path / "tiny-scenes-1", link], sure=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny-scenes-1", "tiny-scenes-2", "link"}
+    link.symlink_to("tiny-captions-2")
+    with pytest.raises(UserError, match="link is a link to tiny-captions-2: name that folder; nothing was removed"):
+        runs.remove_runs([tmp_path / "tiny-captions-1", link], sure=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny-captions-1", "tiny-captions-2", "link"}
 
 
 def test_a_run_is_removed_when_asked_twice_and_not_while_it_works(paper, commands, tmp_path):

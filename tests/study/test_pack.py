@@ -8,10 +8,12 @@ import zipfile
 import captions
 import numpy as np
 import pytest
+from jobs import SCORED
 
+from cft.config.compose import compose_config
 from cft.evaluation import pairs
 from cft.evaluation.scores import COSINES, METRICS
-from cft.study import pack, plan, report
+from cft.study import pack, plan, report, runner, spec
 from cft.system.errors import UserError
 
 # Where this machine has the texts that records are kept without.
@@ -109,7 +111,36 @@ def test_records_of_files_want_those_files(packed):
         pack.restore(frozen, [])
     with pytest.raises(UserError, match="name the triplets' file by data.train="):
         pack.restore(frozen, ["eval.folder=elsewhere"])
+    for config in frozen.runs.values():
+        config.eval.folder = None
+    with pytest.raises(UserError, match="name the scored pairs' file by eval.file="):
+        pack.restore(frozen, [FILES[0]])
+    with pytest.raises(UserError, match=r"eval.file=.*nowhere.*captions.jsonl"):
+        pack.restore(frozen, [FILES[0], f"eval.file={captions.FOLDER / 'nowhere' / 'captions.jsonl'}"])
     assert not list(packed.rglob(pairs.FILE_NAME))
+
+
+def test_other_rows_than_were_trained_on_are_refused(tmp_path):
+    for name in ("mine", "other"):
+        rows = [f"{name} {n},a {name} {n * n}" for n in range(40)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["sent0,sent1", *rows]))
+    path = tmp_path / "files.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a}\n")
+    own = ["data=files", "data.negative_columns=[]", "loss=in_batch", "train.steps=1", "train.keep=[]"]
+    own += [f"data.train={tmp_path / 'mine.csv'}", f"outputs={tmp_path}", *SCORED]
+    study = plan.compose_study(spec.load(str(path), "smoke", own), own, [], compose_config)
+    assert runner.run([study], only_failed=False, dry_run=False, launcher=None, launcher_overrides=[]) == 0
+    pack.pack([study], tmp_path / "records")
+    unpacked = pack.unpack(tmp_path / "records", study.name)
+    with pytest.raises(UserError, match="other.csv: these are not the rows that files-smoke was trained on"):
+        pack.restore(unpacked, [f"data.train={tmp_path / 'other.csv'}", FILES[1]])
+    assert not list((tmp_path / "records").rglob(pairs.FILE_NAME))
+    pack.restore(unpacked, [f"data.train={tmp_path / 'mine.csv'}", FILES[1]])
+    (missing,) = tmp_path.glob("base-*/evaluations/triplets-*/metrics.json")
+    missing.unlink()
+    with pytest.raises(UserError, match="metrics.json is missing: run the study again"):
+        pack.pack([study], tmp_path / "records")
+    assert list((tmp_path / "records").rglob(pairs.FILE_NAME))
 
 
 def test_a_study_that_is_not_done_cannot_be_packed(paper, tmp_path, monkeypatch):

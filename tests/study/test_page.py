@@ -68,9 +68,24 @@ def test_a_picture_is_linked_from_where_the_page_is(page):
     assert "![Means.](records/overall.png)" in fill(page, {"one": a_report(page.parent)})
 
 
+def test_a_picture_outside_of_the_pages_folder_is_linked_from_it_too(page):
+    page.write_text("<!-- one: overall -->\n<!-- end -->\n")
+    assert "![Means.](../my%20study/records/overall.png)" in fill(
+        page, {"one": a_report(page.parent.parent / "my study")}
+    )
+
+
+def test_the_rest_of_a_page_stays_byte_for_byte(page):
+    rest = "\ufeff# Mine\r\nform\x0cfeed, line\u2028separator\n\n<!-- my study: scores -->\r\n{}<!-- end -->"
+    page.write_bytes(rest.format("old\r\n").encode())
+    written = "\n| cell | mean |\n| --- | ---: |\n| a | 71.00 |\n\n*Points.*\n\n".replace("\n", "\r\n")
+    assert fill(page, {"my study": a_report(page.parent)}) == rest.format(written)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("caf\udce9\n", r"mine.md is not in UTF-8 \(byte 4\)"),
         ("<!-- one: scores -->\nno end\n", r"mine.md: <!-- one: scores --> has no line <!-- end -->"),
         ("<!-- one: scores -->\n<!-- two: scores -->\n<!-- end -->\n", r"mine.md:2: <!-- one: scores --> has no line"),
         ("\n<!-- one: sores -->\n<!-- end -->\n", r"mine.md:2: .* no part 'sores'; it has scores, overall, sentences"),
@@ -78,7 +93,7 @@ def test_a_picture_is_linked_from_where_the_page_is(page):
     ],
 )
 def test_a_page_that_cannot_be_filled_says_where(page, text, message):
-    page.write_text(text)
+    page.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         fill(page, {"one": a_report(page.parent)})
 

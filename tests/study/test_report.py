@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -220,6 +221,13 @@ def test_each_cell_is_audited_by_what_it_was_itself_trained_on(paper):
     assert not alike.differs and alike.sets["a"].both_seen == 0
 
 
+def test_a_mean_without_any_pair_is_none():
+    cell = SimpleNamespace(by_seed=[SimpleNamespace(cosines={"a": np.arange(4.0)})])
+    scores, nothing = {"a": np.arange(4.0)}, {"a": np.zeros(4, dtype=bool)}
+    assert findings._mean_on(cell, scores, {"a": ~nothing["a"]}) == pytest.approx(100)
+    assert findings._mean_on(cell, scores, nothing) is None
+
+
 def test_cells_scored_on_different_pairs_are_not_compared(paper):
     study = paper.studies["table6"]
     other = pairs.Pairs({"x": np.ones(3)}, {"x": np.arange(3)}, None)
@@ -301,6 +309,20 @@ FILE = "title: t\nquestion: q\ncells:\n  - {name: a, overrides: [lr=1e-4]}\n"
         (FILE.replace("1e-4", "$rate"), "asks for a value 'rate' that the scale does not give"),
         (FILE + "  - {name: b, each: {x: 3}}", "each: 3 is not a list"),
         ("title: t\nquestion: q", "no cells at scale smoke"),
+        (FILE + "comparisons: [[a, aa]]", "comparisons: 'aa' is not a cell; cells: a; did you mean a?"),
+        (FILE + "comparisons: [a, a]", "comparisons: 'a' (str) is not one row of a list of pairs of names"),
+        (FILE + "comparisons: [[a]]", "comparisons: ['a'] (list) is not one row of a list of pairs of names"),
+        (FILE + "paper: {b: {overall: 1}}", "paper: 'b' is not a cell; cells: a"),
+        (FILE + "paper: {a: 5}", "paper: a: 5 (int) is not scores by set"),
+        (FILE + "paper: {a: {overall: x}}", "paper: a: overall: 'x' (str) is neither a score nor [mean, deviation]"),
+        (FILE + "paper:\n  a: {}\n  a: {}", "line 7: 'a' stands there twice"),
+        (FILE + "cells: []", "line 5: 'cells' stands there twice"),
+        (FILE + "  - b", "the cell 'b' (str) is not a name with overrides"),
+        (FILE + "  - {name: b, base: 'no'}", "the cell 'b': base: 'no' (str) is not true or false"),
+        (FILE + "  - {name: b, overrides: lr=1}", "the cell 'b': overrides: 'lr=1' (str) is not a list of settings"),
+        (FILE + "  - {name: b, each: [1]}", "the cell 'b': each: [1] (list) is not names with lists of values"),
+        (FILE + "layout: [sets]", "layout: ['sets'] (list) is not a word"),
+        (FILE + "layout: config\nrows: [lr]", "rows: 'lr' (str) is not one row of a list of [key, label, the paper's"),
     ],
 )
 def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
@@ -308,6 +330,23 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match="mine.yaml.*" + re.escape(message).replace("\\ ", " ")):
         spec.load(str(path), "smoke", [])
+
+
+def test_a_comparison_is_made_once_however_often_it_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE + "  - {name: b}\nbaseline: a\ncomparisons: [[b, a], [b, a], [a, b]]")
+    assert spec.load(str(path), "smoke", []).comparisons == [("b", "a"), ("a", "b")]
+
+
+def test_what_is_named_at_another_scale_or_in_a_combination_may_be_compared(tmp_path):
+    path = tmp_path / "mine.yaml"
+    cells = (
+        '  - {name: "$other big", scales: [huge]}\n  - {name: "rate $x", each: {x: [1, null]}, overrides: [seed=$x]}\n'
+    )
+    path.write_text(FILE + cells + "comparisons: [[a, phi big], [rate 1, rate 7], [rate null, rate 1]]")
+    told = spec.load(str(path), "smoke", [])
+    assert told.comparisons == [("rate null", "rate 1")]
+    assert "seed=null" in told.cells[-1].overrides, "as Hydra writes it"
 
 
 @pytest.mark.parametrize("name", spec.available_beside())
@@ -366,6 +405,17 @@ def test_stored_results_know_uniformity(paper):
     assert found and all(evaluation.uniformity < 0 and evaluation.alignment > 0 for evaluation in found)
 
 
+def test_only_trainings_at_rates_of_their_own_are_a_line_over_rates(paper):
+    from cft.study.figures import figures_for
+
+    found = collect(paper.studies["table4"], [], resamples=20)
+    drawn = [*found.cells]
+    untrained = [*drawn, replace(drawn[0], step=0, lr=1.0)]
+    alike = [*drawn, replace(drawn[0], step=1)]
+    for cells, name in ((drawn, "rates"), (untrained, "overall"), (alike, "overall"), (drawn[:2], "overall")):
+        assert list(figures_for(replace(found, cells=cells))) == [name]
+
+
 def test_the_papers_claim_is_drawn_only_beside_the_papers_numbers(paper):
     from cft.job import figures
     from cft.study import figures as study_figures
@@ -398,6 +448,23 @@ def test_a_cell_whose_file_says_something_else_by_now_is_stale(tmp_path):
     path.write_text(path.read_text().replace("2e-4", "3e-4"))
     document, _ = report.write([str(path)], "smoke", [f"outputs={tmp_path}"])
     assert stale in report.render(document, "text") and "a: stale" not in report.render(document, "text")
+
+
+def test_a_comparison_that_is_added_when_all_is_done_is_in_the_next_report(tmp_path):
+    from cft.config.compose import compose_config
+    from cft.study import runner
+
+    path, given = tmp_path / "mine.yaml", [f"outputs={tmp_path}"]
+    cells = "  - {{name: a, base: true}}\n  - {{name: b, base: true, overrides: [prompt=prompt1]}}\n"
+    told = f"title: {{}}\nquestion: q\ncells:\n{cells}"
+    path.write_text(told.format("before"))
+    study = plan.compose_study(spec.load(str(path), "smoke", given), given, [], compose_config)
+    study.save(plan.study_folder(study.outputs, study.name))
+    assert runner.run([study], only_failed=False, dry_run=False, launcher=None, launcher_overrides=[]) == 0
+    assert "verdicts" not in [table.name for table in report.write([str(path)], "smoke", given)[0].tables()]
+    path.write_text(told.format("after") + "baseline: a\n")
+    document, _ = report.write([str(path)], "smoke", given)
+    assert document.title == "after" and "verdicts" in [table.name for table in document.tables()]
 
 
 def test_a_cost_is_of_the_steps_up_to_the_scored_one(paper):

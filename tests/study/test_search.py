@@ -143,6 +143,11 @@ def test_a_small_space_is_gone_through_once(tmp_path):
     assert len(rows) == 4 and len({(row[1], row[2]) for row in rows}) == 4
 
 
+def test_a_value_that_is_named_twice_is_searched_once():
+    _, (rate, rank) = search_space(["lr=1e-3,0.001,1e-2", "lora.rank=4,8,4"])
+    assert (rate.choices, rank.choices) == (("0.001", "0.01"), ("4", "8"))
+
+
 def test_a_refused_search_leaves_its_name_free(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sent0,sent1,hard_neg\n" + "".join(f"a {n},b {n},c {n}\n" for n in range(40)))

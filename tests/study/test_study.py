@@ -301,3 +301,128 @@ def test_seeds_train_a_cell_several_times_and_share_the_untrained_model(tmp_path
     assert len(tuned.by_seed) == 2 and len(base.by_seed) == 1
     assert tuned.overall[0] != tuned.overall[1], "seeds must differ"
     assert tuned.intervals["overall"].value == pytest.approx(sum(tuned.overall) / 2, abs=1e-4)
+
+
+def test_a_training_that_the_data_end_is_drawn_at_its_last_step(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\nlayout: curve\ncells:\n  - {name: base, base: true}\n  - {name: last}\n")
+    short = ["data.rows=50", "data.holdout=5", "train.steps=100", "train.epochs=1", "train.keep=[]"]
+    (study,) = studies(tmp_path, [str(path)], *short)
+    assert run([study]) == 0
+    base, last = findings.collect(study, [], resamples=20).cells
+    assert (base.step, last.step) == (0, 6)
+    assert last.costs[0].triplets == 6 * 8, "as many as a step has, times the steps"
+
+
+def scored_by(tmp_path: Path, names: str = "AB") -> list[str]:
+    """Settings that score random pairs of files, one a set."""
+    generator = np.random.default_rng(0)
+    for name in names:
+        rows = [f"{name} thing {n},a matter {n * n},{generator.random():.3f}" for n in range(12)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]) + "\n")
+    return ["eval=sts", f"eval.folder={tmp_path}", "train.steps=1", "train.keep=[]"]
+
+
+def test_sets_that_were_scored_in_another_order_before_are_the_same(tmp_path):
+    from cft.job import runner as job
+
+    settings = [*scored_by(tmp_path), "model=tiny", "data.rows=200", "data.holdout=20", "logger=none"]
+    settings += ["lr=5e-4", "train.batch_size=8", "train.eval_every=2", f"outputs={tmp_path}"]
+    job.run(compose_config([*settings, "seed=2", "eval.sets=[B,A]"]))
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n  - {name: a}\nbaseline: base\n")
+    (study,) = studies(tmp_path, [str(path)], *scored_by(tmp_path), "eval.sets=[A,B]", seeds=(1, 2))
+    assert run([study]) == 0
+    cell = next(cell for cell in findings.collect(study, [], resamples=20).cells if cell.name == "a")
+    assert [list(each.by_set) for each in cell.by_seed] == [["A", "B"], ["B", "A"]], "the second was there before"
+    means = [np.mean([each.by_set[name] for each in cell.by_seed]) for name in "AB"]
+    assert cell.deviation == pytest.approx(np.std(means))
+
+
+def test_trainings_of_a_cell_that_were_scored_on_different_pairs_are_no_mean(tmp_path):
+    settings = scored_by(tmp_path, "A")
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a}\n")
+    (study,) = studies(tmp_path, [str(path)], *settings, "eval.sets=[A]", seeds=(1, 2))
+    assert run([study]) == 0
+    content = (tmp_path / "A.csv").read_text()
+    (tmp_path / "A.csv").write_text(content + "one thing,another matter,0.5\n")
+    name = study.cells["a"][0]
+    assert runner.carry_out(name, study.runs[name]), "and killed before the second"
+    with pytest.raises(UserError, match="the trainings of cell 'a' were scored on different pairs: the test sets have"):
+        findings.collect(study, [], resamples=20)
+
+
+def test_a_run_that_begins_anew_on_other_files_has_no_results_until_it_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a, base: true}\n")
+    (study,) = studies(tmp_path, [str(path)], *scored_by(tmp_path, "A"), "eval.sets=[A]")
+    assert run([study]) == 0 and not findings.collect(study, [], resamples=20).cells[0].status
+    with (tmp_path / "A.csv").open("a") as stream:
+        stream.write("one thing,another matter,0.5\n")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "carry_out", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run([study])
+    assert findings.collect(study, [], resamples=20).cells[0].status == "missing"
+
+
+def test_a_cell_that_is_not_trained_is_scored_once_whatever_the_seeds(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: a, overrides: [train.steps=0, 'train.keep=[]']}\n")
+    (study,) = studies(tmp_path, [str(path)], seeds=(1, 2))
+    assert len(study.cells["a"]) == 1
+
+
+def test_a_hidden_cell_that_failed_is_told_as_the_comparison_with_it_is_missing(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n  - {name: other, hidden: true, "
+        "overrides: [data=files, data.train=nowhere.csv, 'train.keep=[]']}\nbaseline: other\n"
+    )
+    (study,) = studies(tmp_path, [str(path)])
+    assert run([study]) == 1
+    text = "\n".join(map(str, sections.blocks(findings.collect(study, [], resamples=20), tmp_path / "report")))
+    assert "other: failed: data.train=nowhere.csv: no such file" in text
+
+
+def test_a_folder_that_the_scale_names_is_where_the_report_looks_too(tmp_path, monkeypatch):
+    from cft.study import report
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    Path("other.yaml").write_text("title: u\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    Path("place.yaml").write_text("like: smoke\noverrides: [outputs=elsewhere]\n")
+    (study,) = found = [plan.compose_study(spec.load("mine.yaml", "place.yaml", []), [], [], compose_config)]
+    study.save(plan.study_folder(study.outputs, study.name))
+    assert run(found) == 0
+    document, page = report.write(["mine.yaml"], "place.yaml", [])
+    assert page == Path("elsewhere/studies/mine-place/report.html") and not Path("outputs").exists()
+    assert "missing" not in report.render(document, "text")
+
+    document, page = report.write(["mine.yaml", "other.yaml"], "place.yaml", ["outputs='else where'"])
+    assert page == Path("else where/studies/report-place.html")
+    assert [table.name for table in document.tables()] == ["scores", "scores"], "each has its own, equal or not"
+
+    cells = "cells:\n  - {name: a, overrides: [outputs=x]}\n  - {name: b, base: true}\n"
+    Path("mine.yaml").write_text(f"title: t\nquestion: q\n{cells}")
+    with pytest.raises(
+        UserError, match="mine: its cells have outputs=x and outputs=elsewhere; all of a study is in one"
+    ):
+        plan.compose_study(spec.load("mine.yaml", "place.yaml", []), [], [], compose_config)
+
+
+def test_two_files_of_one_name_are_not_one_study(tmp_path):
+    from cft.study.arguments import StudyOptions
+
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.yaml").write_text("title: t\nquestion: q\ncells:\n  - {name: base, base: true}\n")
+    paths = [str(tmp_path / place / "mine.yaml") for place in ("one", "two")]
+    with pytest.raises(UserError, match="one/mine.yaml and .*two/mine.yaml are both called 'mine'"):
+        _ = StudyOptions(paths, overrides=[]).names
+    same = ["table2", str(spec.folder() / "table2.yaml")]
+    assert StudyOptions(same, overrides=[]).names == same

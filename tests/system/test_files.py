@@ -8,7 +8,15 @@ import pytest
 from cft.config.schema import Pooling
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, cache_folder, exclusive_lock, read_json, user_path, write_json
+from cft.system.files import (
+    atomic_write,
+    cache_folder,
+    exclusive_lock,
+    read_json,
+    user_path,
+    write_json,
+    write_record,
+)
 
 
 def test_a_digest_depends_on_content_and_not_on_the_order_of_keys():
@@ -43,6 +51,15 @@ def _hold(folder, taken, done):
     with exclusive_lock(folder):
         taken.set()
         done.wait(20)
+
+
+def test_what_a_user_has_called_checksum_is_no_checksum(tmp_path):
+    record = {"sets": {"checksum": {"spearman": 1.0}, "A": {"spearman": 2.0}}, "cells": {"checksum": ["run"]}}
+    write_record(tmp_path / "x.json", record)
+    assert read_json(tmp_path / "x.json") == record
+    (tmp_path / "x.json").write_text((tmp_path / "x.json").read_text().replace("2.0", "3.0"))
+    with pytest.raises(UserError, match="was changed after cft wrote it"):
+        read_json(tmp_path / "x.json")
 
 
 def test_a_second_process_is_told_who_is_at_work(tmp_path):

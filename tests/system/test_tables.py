@@ -85,3 +85,9 @@ def test_a_picture_shows_what_it_is_for_and_its_bytes_follow_from_its_data(drawn
         bytes_of.append([path.read_bytes() for path in figures.save(figure, tmp_path, "x")])
     assert bytes_of[0] == bytes_of[1]
     assert bytes_of[0][0].lstrip().startswith(b"<?xml") and bytes_of[0][1].startswith(b"\x89PNG")
+
+
+def test_a_caption_reads_in_latex_as_it_was_written():
+    told = tables.as_latex([("a",)], "5% of $x_1^2 ~ {a} \\ b")
+    expected = r"5\% of \$x\_1\textasciicircum{}2 \textasciitilde{} \{a\} \textbackslash{} b"
+    assert rf"\caption{{{expected}}}" in told
