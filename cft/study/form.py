@@ -18,7 +18,7 @@ _KINDS: dict[str, tuple[type, str]] = {
     "comparisons": (list, "a list of pairs of names, as in [[one, other]]"),
     "rows": (list, "a list of [key, label, the paper's value]"),
     "paper": (dict, "cells by name, with what the paper reports for each"),
-    "overrides": (list, "a list of settings, as in [lr=1e-4]"),
+    "overrides": (list, "a list of settings, each KEY=VALUE"),
     "each": (dict, "names with lists of values"),
     "scales": (list, "a list of scales"),
     "base": (bool, "true or false"),

@@ -200,8 +200,8 @@ def restore(study: Study, overrides: list[str]) -> None:
             scores = [pair.score for pair in sets[name]]
             if len(scores) != len(cosines) or abs(spearman(cosines, scores, name) - stored.scores[name]) > _ROUNDING:
                 raise UserError(
-                    f"{evaluation.folder or evaluation.file or 'the data'}: the pairs of {name} are not those that {study.name} was "
-                    f"scored on, or {folder / COSINES} was changed"
+                    f"{evaluation.folder or evaluation.file or 'the data'}: the pairs of {name} are not those that "
+                    f"{study.name} was scored on, or {folder / COSINES} was changed"
                 )
         data = inputs.data(training) if state.training is not None else None
         if data is not None and state.training is not None:
