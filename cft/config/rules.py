@@ -5,10 +5,12 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from cft.config.schema import Config, DataSource, EvalSource, LossSettings, Quantization
 from cft.system.errors import UserError
+from cft.system.files import user_path
 from cft.system.overrides import override
 from cft.system.text import shorten_words
 
@@ -42,6 +44,12 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"seed={config.seed}: must be 0 to {_SEEDS - 1}"
     if config.adapter is None and config.adapter_revision is not None:
         yield f"{override('adapter_revision', config.adapter_revision)} has no adapter to belong to"
+    if config.adapter is None and config.adapter_any_base:
+        yield "adapter_any_base=true has no adapter to belong to"
+    home = str(user_path(config.outputs))
+    if home != str(Path(config.outputs)):  # commands that read results know `~`, and would look elsewhere
+        written, meant = override("outputs", config.outputs), override("outputs", home)
+        yield f"{written}: would be a folder called ~ here; write {meant}"
     for section in fields(config):
         settings = getattr(config, section.name)
         yield from settings.problems() if hasattr(settings, "problems") else ()

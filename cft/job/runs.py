@@ -27,7 +27,10 @@ from cft.training import checkpoint
 _SHORT = {"model": "model.name", "data": "data.name", "steps": "train.steps", "loss": "loss.hard_negatives"}
 
 # Settings without influence on a training's result; evaluations are compared apart.
-_WITHOUT_INFLUENCE = ("eval.", "logger.", "outputs", "device", "train.keep", "train.checkpoint_every")
+_WITHOUT_INFLUENCE = (
+    *("eval.", "logger.", "outputs", "device", "vector_cache_gb"),
+    *("train.keep", "train.checkpoint_every", "train.chunk_tokens", "train.gradient_checkpointing"),
+)
 
 
 def trainings(outputs: Path) -> list[RunFolder]:

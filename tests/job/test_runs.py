@@ -1,5 +1,6 @@
 """Listing, comparing and removing runs; one GPU for each of several processes."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -50,6 +51,18 @@ def test_a_run_compared_with_itself_is_not_distinguishable(paper):
     text = runs.compare_runs(folder, folder)
     assert text.startswith("the settings are the same") and "+0.00 [+0.0, +0.0]" in text
     assert "higher" not in text and "lower" not in text
+
+
+def test_settings_that_change_no_result_are_not_compared(trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    config = json.loads((other / "config.json").read_text())
+    del config["checksum"]
+    config["vector_cache_gb"], config["seed"] = 0.5, 7
+    config["train"] |= {"chunk_tokens": 4096, "gradient_checkpointing": True, "keep": [1], "checkpoint_every": 3}
+    (other / "config.json").write_text(json.dumps(config))
+    table = runs.compare_runs(trained, other).split("\n\n")[0].splitlines()
+    assert [line.split() for line in table[2:]] == [["seed", "0", "7"]]
 
 
 def test_a_run_is_found_by_the_end_of_its_name(paper, tmp_path):

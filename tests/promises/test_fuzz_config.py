@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from enum import Enum
+from pathlib import Path
 
 import hydra
 import pytest
@@ -194,6 +195,8 @@ CONTRADICTIONS = [
     (["distill=minilm", "distill.model.layer_weights=true"], "distill.model.layer_weights=true: this model is used as"),
     (["model.echo=true", "model.max_length=2"], "model.max_length=2: with model.echo=true a token, the same again"),
     (["adapter_revision=abc"], "adapter_revision=abc has no adapter to belong to"),
+    (["adapter_any_base=true"], "adapter_any_base=true has no adapter to belong to"),
+    (["outputs='~/o'"], f"would be a folder called ~ here; write outputs={Path.home()}/o"),
     (["seed=4294967296"], "seed=4294967296: must be 0 to 4294967295"),
     (["vector_cache_gb=-1"], "vector_cache_gb=-1.0"),
 ]
