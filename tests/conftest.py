@@ -44,9 +44,9 @@ from cft.system.files import cache_folder
 
 
 def _private_cache() -> str:
-    """A cache for these tests alone, but for models that are slow to come by."""
+    """A cache for these tests alone, but for models and docstrings, which are slow to come by."""
     private = Path(tempfile.mkdtemp(prefix="cft-tests-"))
-    for name in ("converted", "wheels"):
+    for name in ("converted", "wheels", "docstrings"):
         (cache_folder() / name).mkdir(parents=True, exist_ok=True)
         (private / name).symlink_to((cache_folder() / name).resolve())
     atexit.register(shutil.rmtree, private, ignore_errors=True)  # the links in it are removed, not what they lead to

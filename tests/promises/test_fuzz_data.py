@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import captions
 import mutations
 import pytest
 from forked import Commands
@@ -472,7 +473,8 @@ def test_a_training_ends_with_status_2_and_the_files_name(commands, tmp_path, na
 
 
 def test_a_training_is_refused_for_the_pairs_that_it_is_to_be_scored_by(commands, tmp_path):
-    quick = f"model=tiny logger=none train.steps=2 outputs={tmp_path / 'outputs'}".split()
+    quick = ["model=tiny", "logger=none", "data=files", f"data.train={captions.TRIPLETS}", "baseline=none"]
+    quick += ["train.steps=2", f"outputs={tmp_path / 'outputs'}"]
     path = written(tmp_path, "mine.csv", b"sentence1,sentence2,score\na,b,1\nc,d,1\n")
     message = run(commands, "cft.run", *quick, "eval=sts", f"eval.folder={tmp_path}", "eval.sets=[mine]")
     assert f"all scores of the set mine (eval.folder={path}) are equal" in message

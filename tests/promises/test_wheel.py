@@ -7,6 +7,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from jobs import CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,12 +46,10 @@ def test_the_wheel_s_command_explains_itself(installed, tmp_path):
 
 
 def test_the_wheel_trains_a_model_elsewhere_and_loads_the_result(installed, tmp_path):
-    words = (
-        "model=tiny data.packages=[peft] logger=none train.steps=2 train.batch_size=4 data.rows=40 eval.rows=10".split()
-    )
-    run(installed / "cft-run", *words, cwd=tmp_path)
+    words = "model=tiny logger=none train.steps=2 train.batch_size=4 data.rows=40 data.holdout=4 eval.rows=10".split()
+    run(installed / "cft-run", *CAPTIONS, *words, cwd=tmp_path)
     (folder,) = tmp_path.glob("outputs/tiny-*")
     load = f"from cft import Embedder; print(Embedder.load({str(folder)!r}).encode(['a text']).shape)"
     assert run(installed / "python", "-c", load, cwd=tmp_path).startswith("(1, ")
-    plan = run(installed / "cft-study", "plan", "table2", "--scale", "smoke", cwd=tmp_path)
+    plan = run(installed / "cft-study", "plan", "table2", "--scale", "smoke", "data.packages=[peft]", cwd=tmp_path)
     assert "table2" in plan
