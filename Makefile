@@ -149,7 +149,7 @@ release:  ## build sdist and wheel in dist/, check them, and try the wheel in a 
 		$$python --version >/dev/null 2>&1 || { echo "$$python: not on this machine"; continue; }; \
 		scratch=$$(mktemp -d) && $$python -m venv $$scratch/env \
 		&& $$scratch/env/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl \
-		&& (cd $$scratch && env/bin/cft-run model=tiny logger=none train.steps=2 data.packages=[peft] data.rows=200 eval.rows=10) \
+		&& (cd $$scratch && env/bin/cft-run model=tiny logger=none train.steps=2 'data.packages=[peft]' data.rows=200 eval.rows=10) \
 		&& echo "$$python: installed, trained and scored" || { echo "$$python: FAILED"; rm -rf $$scratch; exit 1; }; \
 		rm -rf $$scratch; \
 	done

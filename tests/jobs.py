@@ -37,7 +37,6 @@ BRIEF = [
     "data.holdout=20",
     "lora.dropout=0.1",
 ]
-QUICK = [*CAPTIONS, DEV, "eval.rows=40", *BRIEF]
 
 # Pairs of one's own, judged by the documents that held-out ones find.
 ROWS = ["data=files", "data.negative_columns=[]", "loss=in_batch", "eval=rows", "lr=5e-3", "data.holdout=12"]
@@ -60,6 +59,9 @@ def quick(*overrides: str, job: list[str] = BRIEF) -> list[str]:
     data = [] if "data" in chosen else [*TRIPLETS, "lr=5e-4", DEV]
     scored = [] if chosen & {"data", "eval"} else [*SCORED, "eval.rows=40"]
     return [word for word in (*data, *scored, *job) if word.partition("=")[0] not in chosen]
+
+
+QUICK = quick()
 
 
 class Killed(Exception):
