@@ -61,7 +61,8 @@ def by_set(findings: Findings) -> Figure:
     for place, cell in enumerate(done):
         _intervals(axes, cell, names, heights - offsets[place], COLOURS[place % len(COLOURS)], cell.name)
         _papers(axes, [(_paper(cell, name), heights[i] - offsets[place]) for i, name in enumerate(names)])
-    _paper_legend(axes, done)
+    _paper_legend(axes, done, names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_yticks(heights, ["mean over sets" if name == MEAN else name for name in names])
     return _finished(figure, axes, _unit(findings))
 
@@ -74,7 +75,7 @@ def overall(findings: Findings) -> Figure:
     for place, cell in enumerate(done):
         _intervals(axes, cell, [MEAN], heights[place : place + 1], COLOURS[0], "" if place else _MEASURED)
         _papers(axes, [(_paper(cell, MEAN), heights[place])])
-    _paper_legend(axes, done)
+    _paper_legend(axes, done, [MEAN])
     axes.set_yticks(heights, [cell.name for cell in done])
     axes.set_ylim(-0.6, len(done) - 0.4)
     return _finished(figure, axes, f"{_MEANS}, {_unit(findings)}", columns=2)
@@ -201,6 +202,6 @@ def _paper(cell: CellResult, name: str) -> float | None:
     return value[0] if isinstance(value, list) else value
 
 
-def _paper_legend(axes: Axes, cells: Sequence[CellResult]) -> None:
-    if any(cell.cell.paper for cell in cells):
+def _paper_legend(axes: Axes, cells: Sequence[CellResult], names: Sequence[str]) -> None:
+    if any(_paper(cell, name) is not None for cell in cells for name in names):
         axes.scatter([], [], label="paper", **PAPER)

@@ -416,6 +416,22 @@ def test_only_trainings_at_rates_of_their_own_are_a_line_over_rates(paper):
         assert list(figures_for(replace(found, cells=cells))) == [name]
 
 
+def test_a_picture_without_the_papers_numbers_does_not_name_them_and_cuts_no_point(paper):
+    from cft.job import figures
+    from cft.study import figures as study_figures
+
+    found = collect(paper.studies["table6"], [], resamples=20)
+    assert all(cell.cell.paper for cell in found.done) and "captions" in found.rows, "the paper has other sets"
+    figure = study_figures.by_set(found)
+    (axes,) = figure.axes
+    shown = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    low, high = axes.get_ylim()
+    places = axes.get_yticks()
+    figures.plt.close(figure)
+    assert ("paper" in shown) == any(name in cell.cell.paper for cell in found.done for name in found.rows)
+    assert low < min(places) - 0.4 and max(places) + 0.4 < high, "cells lie up to 0.22 beside their set"
+
+
 def test_the_papers_claim_is_drawn_only_beside_the_papers_numbers(paper):
     from cft.job import figures
     from cft.study import figures as study_figures
