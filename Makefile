@@ -8,6 +8,10 @@ BEIR ?=
 FACTOR ?= 10
 JOBS ?= 2
 
+# Of a fresh environment nothing is compiled. Where Python is told to keep nothing that it compiles, as in many images of
+# containers, each command would compile torch and all that it imports again: 15 seconds of the 25 until one is at work.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Of the paper's tables: at which scale (paper, small, smoke), with which seeds, on which files, and anything else.
 SCALE ?= paper
 SEEDS ?=

@@ -16,7 +16,12 @@ from cft.evaluation.retrieval import evaluate_retrieval
 from cft.evaluation.scores import evaluate
 from cft.model.quantize import quantize
 
-mteb = pytest.importorskip("mteb", reason="mteb is not installed (the extra `mteb`)")
+
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> None:
+    """Here and not above: every test process would import it, for seconds, only to know the tests' names."""
+    pytest.importorskip("mteb", reason="mteb is not installed (the extra `mteb`)")
+
 
 WORDS = "a cat dog bird sleeps sings runs near the river house quickly while two men play a loud flute".split()
 
@@ -67,6 +72,7 @@ def task(rows: list[ScoredPair]):
 
 
 def score(model, rows: list[ScoredPair], folder) -> float:
+    import mteb
     from mteb.cache import ResultCache
 
     found = mteb.evaluate(model, tasks=[task(rows)], cache=ResultCache(folder), overwrite_strategy="always")
