@@ -80,15 +80,23 @@ def _columns(batch: list) -> list[list[str]]:
 
 def theirs(model: ModelSettings, batch: list, where: Where = CPU) -> tuple[Callable[[], float], Any]:
     """Sentence-transformers: its loss in a loop, three padded passes, EOS written behind every text."""
+    step, whole = their_training(model, where)
+    return lambda: step(batch), whole
+
+
+def their_training(
+    model: ModelSettings, where: Where = CPU, lora: LoraSettings | None = None
+) -> tuple[Callable[[list], float], Any]:
+    """Sentence-transformers' passes, forward and backward, for any batch of triplets, and its model."""
     from sentence_transformers import losses
 
     whole = sentence_transformer(model, device=where.device, dtype=where.dtype)
-    add_lora(whole[0].auto_model, LoraSettings(), seed=0)
+    add_lora(whole[0].auto_model, lora or LoraSettings(), seed=0)
     whole.to(where.device)
     loss = losses.MultipleNegativesRankingLoss(whole, scale=1 / LOSS.temperature)
     eos = whole.tokenizer.eos_token
 
-    def step() -> float:
+    def step(batch: list) -> float:
         features = [whole.preprocess([text + eos for text in column]) for column in _columns(batch)]
         features = [
             {name: cell.to(where.device) if torch.is_tensor(cell) else cell for name, cell in one.items()}
