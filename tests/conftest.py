@@ -58,7 +58,7 @@ os.environ["CFT_CACHE"] = _private_cache()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-# Commands that tests start draw as they always do, unless they are to draw small; so does `drawn_in_full`.
+# So do commands that tests start, unless they are told `drawn_in_full=True`.
 _draw_in_full, figures.save = figures.save, draw_small
 
 

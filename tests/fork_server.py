@@ -126,7 +126,7 @@ def run_as_child(request: dict) -> None:
 
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
-        if request["small_pictures"]:
+        if not request["drawn_in_full"]:
             draw_small_pictures()
         if request["watched"]:
             watch_writes(request)

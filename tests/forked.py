@@ -69,7 +69,7 @@ class Commands:
         file_limit: int | None = None,
         disk: tuple[Path, str] | None = None,
         new_session: bool = False,
-        small_pictures: bool = False,
+        drawn_in_full: bool = False,
     ) -> "Started":
         """Start a command beside others.
 
@@ -79,7 +79,8 @@ class Commands:
             file_limit: bytes that no file may go above, as on a full disk.
             disk: a folder that is a small disk of its own for this command, and what `mount -o` is told of it.
             new_session: whether it leads a process group of its own.
-            small_pictures: whether it draws as `pictures.draw_small` does, as it is killed again and again.
+            drawn_in_full: whether its pictures are those that users get; they take a third of a tiny job's time, and
+                without it `pictures.draw_small` draws.
         """
         folder = self._scratch / str(next(self._started))
         folder.mkdir()
@@ -96,7 +97,7 @@ class Commands:
             "file_limit": file_limit,
             "disk": [str(disk[0]), disk[1]] if disk else None,
             "new_session": new_session,
-            "small_pictures": small_pictures,
+            "drawn_in_full": drawn_in_full,
         }
         return Started(self, self.ask(request), folder, signal_after, sent)
 

@@ -70,7 +70,6 @@ def run(commands: Commands, root: Path, command: list[str], **how) -> Ended:
     """Run a command whose data, outputs and cache are all in a folder of its own."""
     write_data(root)
     cache = {"CFT_CACHE": str(root / "cache")}
-    how = {"small_pictures": True, **how}
     return commands.run("cft.run", *command, "outputs=outputs", cwd=root, env=cache, watched=root, **how)
 
 
@@ -153,7 +152,7 @@ def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
 
 def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(commands, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
-    assert run(commands, one, SWEEP, small_pictures=False).status == 0
+    assert run(commands, one, SWEEP, drawn_in_full=True).status == 0
     run_on_its_own(other, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
     assert_same(left(other), left(one))
 

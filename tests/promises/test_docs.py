@@ -115,7 +115,7 @@ def test_settings_that_a_page_names_exist(page):
 
 def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
     quick = ["model=tiny", "train.steps=2", "train.eval_every=0", f"outputs={tmp_path}"]
-    done = commands.run(str(ROOT / "docs" / "first_embedder.py"), *quick, cwd=tmp_path)
+    done = commands.run(str(ROOT / "docs" / "first_embedder.py"), *quick, cwd=tmp_path, drawn_in_full=True)
     assert done.status == 0, done.err
     lines = done.out.splitlines()
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
@@ -125,7 +125,8 @@ def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
 
 def test_the_notebook_is_what_its_script_writes_and_every_cell_ran(commands, tmp_path):
     kept = json.loads((ROOT / "docs" / "find_your_documents.ipynb").read_text())
-    done = commands.run(str(ROOT / "docs" / "write_notebook.py"), "tiny", str(tmp_path / "again.ipynb"), cwd=tmp_path)
+    words = [str(ROOT / "docs" / "write_notebook.py"), "tiny", str(tmp_path / "again.ipynb")]
+    done = commands.run(*words, cwd=tmp_path, drawn_in_full=True)
     assert done.status == 0, done.err
     again = json.loads((tmp_path / "again.ipynb").read_text())
     assert not list(tmp_path.rglob("outputs")), "it leaves nothing else"

@@ -209,7 +209,8 @@ def test_no_secret_is_in_anything_a_job_leaves_or_says(commands, tmp_path):
     own += [f"data.train={tmp_path / 't.csv'}", f"outputs={tmp_path / 'outputs'}"]
     said = ""
     for logger in ("wandb_offline", "csv", "tensorboard"):
-        ended = commands.run("cft.run", *QUICK, *own, f"logger={logger}", f"seed={len(logger)}", env=environment)
+        words = [*QUICK, *own, f"logger={logger}", f"seed={len(logger)}"]
+        ended = commands.run("cft.run", *words, env=environment, drawn_in_full=True)
         assert ended.status == 0, ended.err
         said += ended.out + ended.err
     assert list(tmp_path.glob("outputs/wandb/offline-run-*/*.wandb")), "W&B was at work"
