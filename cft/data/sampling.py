@@ -55,6 +55,19 @@ def count_batches(
     return sum(1 for _ in islice(_without_repeats(orders, batch_size, shared, mixture), most))
 
 
+def source_without_batch(
+    mixture: Mixture, batch_size: int, *, seed: int, steps: int, shared: Shared | None
+) -> int | None:
+    """The source whose turn comes within so many steps and that has no batch then; None if all steps have one.
+
+    With `shared`, rows that are enough for a batch may still make none without a text that stands in it twice.
+    """
+    if shared is None or not mixture.by_source:
+        return None
+    found = sum(1 for _ in batches(mixture, batch_size, seed=seed, start=0, stop=steps, shared=shared))
+    return None if found == steps else next(cycled(mixture, mixture.count // batch_size, found))[0]
+
+
 def _orders(mixture: Mixture, seed: int) -> Iterator[np.ndarray]:
     return (mixture.order(seed, epoch) for epoch in itertools.count())
 

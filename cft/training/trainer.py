@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cft.config.schema import Config, LossSettings, Role
 from cft.data.records import ScoredPair, Triplet, noun_of
 from cft.data.retrieval import RetrievalSet
-from cft.data.sampling import batches, count_batches
+from cft.data.sampling import batches, count_batches, source_without_batch
 from cft.data.training_data import TrainingData
 from cft.evaluation.retrieval import HEADLINE, MEASURE_NAMES, evaluate_retrieval
 from cft.evaluation.scores import evaluate
@@ -146,6 +146,13 @@ def plan_steps(config: Config, data: TrainingData) -> int:
             f"train.no_duplicates=true: no batch of train.batch_size={train.batch_size} rows can be made without a "
             f"text that stands in it twice, as {len(data.shared):,} of {rows:,} rows share texts; lower "
             "train.batch_size"
+        )
+    dry = source_without_batch(data.mixture, train.batch_size, seed=config.seed, steps=found, shared=shared)
+    if dry is not None:
+        raise UserError(
+            f"data.train[{dry}] ({data.parts[dry].name}): train.no_duplicates=true: when its turn comes, no batch of "
+            f"train.batch_size={train.batch_size} of its {data.parts[dry].rows:,} rows can be made without a text that "
+            "stands in it twice; lower train.batch_size, leave the entry out, or write data.mixing=rows"
         )
     return found
 

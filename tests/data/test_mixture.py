@@ -165,6 +165,19 @@ def test_an_entry_that_never_fills_a_batch_is_refused(tmp_path, entries, others,
         trainer.plan_steps(config, load_training_data(config.data, seed=0))
 
 
+def test_an_entry_whose_rows_make_no_batch_without_a_text_twice_is_refused(tmp_path):
+    rows = [{"question": f"is {number} even?", "answer": "no" if number % 2 else "yes"} for number in range(40)]
+    path = tmp_path / "yes-no.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of_two = [{"file": write(tmp_path, "nli.jsonl", 40)}, {"file": str(path), **PAIRS}]
+    data = load_training_data(mixed(of_two, mixing="files"), seed=0)
+    config = settings(tmp_path, "train.steps=8", "train.no_duplicates=true")
+    with pytest.raises(UserError, match=r"data\.train\[1\] \(yes-no\.jsonl\): train\.no_duplicates=true: .* 40 rows"):
+        trainer.plan_steps(config, data)
+    config.train.batch_size = 2
+    assert trainer.plan_steps(config, data) == 8
+
+
 def test_an_entry_whose_share_of_a_batch_has_more_rows_than_it_is_refused(tmp_path, entries):
     few = write(tmp_path, "few.jsonl", 3, ("question", "answer"))
     config = settings(tmp_path / "out")
