@@ -125,6 +125,12 @@ class TrainingData:
         row = triplet if self.starts is None else int(np.searchsorted(self.starts, triplet, side="right")) - 1
         return self.parts[self.mixture.source_of(row)]
 
+    def prompts_of(self, measured: int, others: Prompts) -> Prompts:
+        """The words around the texts of a row of `measured`, where `others` are the job's."""
+        if self.is_scored_alone:  # whose texts have no roles
+            return Prompts(others.text)
+        return self.part_of(measured).prompts(others) if self.parts else others
+
     def triplets_of_part(self, number: int) -> range:
         """The numbers of a part's triplets, which follow one another."""
         first, end = (*self.mixture.starts, self.rows)[number : number + 2]

@@ -1,5 +1,6 @@
 """A look at a model before it is trained: contract, tokens, memory, exactness of batches."""
 
+import functools
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,7 +127,7 @@ def _portrait(data: TrainingData, embedder: Embedder, config: Config) -> str:
         lines += [(f"  {name}", line) for line in portrait.lines()]
         warnings = (*portrait.warnings(), *portrait.warnings_of_batches(batch, redrawn=data.starts is not None))
         lines += [("  suspicious", warning) for warning in warnings]
-    cut = find_cut(embedder, data.measured)
+    cut = find_cut(embedder, data.measured, functools.partial(data.prompts_of, others=embedder.contract.prompts))
     seconds = seconds_a_step(embedder, config, data)
     return f"{as_lines(lines)}\n\n{outlook(config, data, plan_steps(config, data), cut, seconds)}"
 

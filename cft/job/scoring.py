@@ -104,10 +104,17 @@ def _score(
         whole = CachedEncoder(prompted, gigabytes=plan.config.vector_cache_gb, version=RECIPE)
         encoder = _FirstNumbers(whole, dimensions) if dimensions is not None else whole
         caption += "" if dimensions is None else f", {dimensions} numbers"
-        texts = [text for rows in (sets or {}).values() for pair in rows for text in (pair.sentence1, pair.sentence2)]
-        texts += [text for row in triplets or [] for text in (row.anchor, row.positive, *row.negatives)]
-        looked_for = plan.retrieval if triplets is None else {}
-        texts += [text for each in looked_for.values() for text in (*each.queries, *each.documents)]
+        pairs_of_sets = [pair for rows in (sets or {}).values() for pair in rows]
+        rows, looked_for = triplets or [], plan.retrieval if triplets is None else {}
+        found_in = looked_for.values()
+        texts = {
+            Role.text: [text for pair in pairs_of_sets for text in (pair.sentence1, pair.sentence2)],
+            Role.query: [*(row.anchor for row in rows), *(text for each in found_in for text in each.queries)],
+            Role.document: [
+                *(text for row in rows for text in (row.positive, *row.negatives)),
+                *(text for each in found_in for text in each.documents),
+            ],
+        }
         # Whole vectors were scored before their first numbers.
         cut = find_cut_texts(prompted, texts, name, quiet=not of_base) if dimensions is None else 0
         found = {name: _look_for(encoder, data, f"{caption}, {name}") for name, data in looked_for.items()}

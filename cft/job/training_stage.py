@@ -1,5 +1,6 @@
 """A job's training: its records before the first step, its callbacks, and its result."""
 
+import functools
 import itertools
 import logging
 import math
@@ -73,7 +74,8 @@ class TrainingStage:
         self._plan, self._callbacks = plan, [callback for callback in callbacks if callback]
         self.embedder = _trainable_embedder(plan, base)
         if world.is_main:
-            self._cut = find_cut(self.embedder, plan.data.measured)
+            prompts_of = functools.partial(plan.data.prompts_of, others=self.embedder.contract.prompts)
+            self._cut = find_cut(self.embedder, plan.data.measured, prompts_of)
             _write_records(plan, world, self._cut)
         self._steps_to_keep = {step for step in (*plan.config.train.keep, plan.stop_at) if step < plan.steps}
         folder = plan.training

@@ -46,6 +46,39 @@ def test_short_texts_are_passed_over_in_silence(caplog):
     assert (cut.texts, cut.equal) == (0, 0) and not caplog.records
 
 
+def test_texts_are_measured_under_the_prompts_of_their_role_and_their_entry(tmp_path, caplog):
+    rows = [Triplet(f"anchor {n:03}", f"positive {n:03}", (f"negative {n:03}",)) for n in range(40)]
+    path, other = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows[:20])
+    long = "'some more words here: {text}'"  # longer than a text may be, with any of them
+    job = ["train.steps=2", "data=files", "data.holdout=0", "model.max_length=32", "eval=none"]
+    mixed = f"data.train=[{{file: {path}}},{{file: {other}, document: {long}}}]"
+    for number, (words, cut, of) in enumerate(
+        [
+            ([f"data.train={path}", f"prompt.query={long}", "prompt.use=both"], 40, 120),
+            ([f"data.train={path}", f"prompt.query={long}", "prompt.use=eval"], 0, 120),
+            ([f"data.train={path}", f"prompt.document={long}", "prompt.use=train"], 80, 120),
+            ([mixed], 40, 160),
+        ]
+    ):
+        outputs = tmp_path / str(number)
+        runner.run(settings(outputs, *job, *words))
+        record = json.loads((run_folder(outputs) / "data.json").read_text())["cut"]
+        assert (record["texts"], record["of"], record["equal"]) == (cut, of, 0), words
+        assert cut == 0 or f"{cut} of {of} texts" in caplog.text
+
+
+def test_texts_to_be_scored_are_measured_under_the_prompts_of_their_role(tmp_path):
+    rows = [Triplet(f"anchor {n:03}", f"positive {n:03}", (f"negative {n:03}",)) for n in range(100)]
+    job = ["data=files", f"data.train={write(tmp_path / 'a.jsonl', rows)}", "data.holdout=10", "train.steps=2"]
+    prompt = ["prompt.query='some more words here: {text}'", "prompt.use=eval", "model.max_length=32"]
+    runner.run(settings(tmp_path, *job, *prompt, "eval=rows"))
+    found = {
+        path.parent.name.split("-")[0]: json.loads(path.read_text())
+        for path in run_folder(tmp_path).glob("evaluations/*/metrics.json")
+    }
+    assert {name: record["texts_cut"] for name, record in found.items()} == {"triplets": 10, "rows": 10}
+
+
 @pytest.mark.parametrize(("length", "count"), [(149, 0), (150, 1)])
 def test_a_text_is_cut_from_the_first_token_that_has_no_room(length, count):
     embedder = make_tiny("llama")  # a token a byte, and the EOS
