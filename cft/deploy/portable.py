@@ -16,7 +16,7 @@ from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.model.published import DIMENSIONS_FILE
 from cft.model.sources import POOLING_FILE, POOLING_NAMES
-from cft.model.tokenizer import prompted_ids
+from cft.model.tokenizer import prompted_ids, special_word_in
 from cft.system.errors import UserError, first_line
 from cft.system.files import write_json, write_record
 
@@ -150,9 +150,9 @@ def words_before(embedder: Embedder) -> str:
         UserError: if they hold a special token.
     """
     before = embedder.contract.template.partition(PLACEHOLDER)[0]
-    special = [token for token in embedder.backbone.tokenizer.all_special_tokens if token and token in before]
-    if special:
-        raise UserError(f"the prompt holds the special token {special[0]!r}, which would be read as words there")
+    special = special_word_in(before, embedder.backbone.tokenizer)
+    if special is not None:
+        raise UserError(f"the prompt holds the special token {special!r}, which would be read as words there")
     return before
 
 

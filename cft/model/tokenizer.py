@@ -137,7 +137,7 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int,
         UserError: if the prompt alone fills the room of a text that is too long.
     """
     before, after = template.split(PLACEHOLDER)
-    plain = not any(token in template for token in tokenizer.all_special_tokens if token)
+    plain = special_word_in(template, tokenizer) is None
     special = [] if plain else _special_words(tokenizer)
     rows = _token_ids(tokenizer, [before + text + after for text in texts], plain=plain)
     cut = [False] * len(rows)
@@ -154,6 +154,11 @@ def prompted_ids(tokenizer: Any, texts: Sequence[str], template: str, room: int,
     return PromptedIds(rows, cut)
 
 
+def special_word_in(words: str, tokenizer: Any) -> str | None:
+    """The first of a tokenizer's special tokens that stands in a prompt's words; None if there is none."""
+    return next((token for token in _special_words(tokenizer) if token in words), None)
+
+
 def _special_words(tokenizer: Any) -> list[str]:
     """The words that a tokenizer reads as special tokens, those among them that it has no use of its own for."""
     others = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -168,7 +173,7 @@ def require_room(tokenizer: Any, template: str, room: int, tail: int | None = No
             text, if they are known. copies: how often a prompted text goes in.
     """
     before, after = template.split(PLACEHOLDER)
-    plain = not any(token in template for token in tokenizer.all_special_tokens if token)
+    plain = special_word_in(template, tokenizer) is None
     head = len(_token_ids(tokenizer, [before], plain=plain)[0]) if before.strip() else 0
     if tail is None:
         tail = len(_token_ids(tokenizer, [after], plain=plain)[0]) if after.strip() else 0

@@ -143,6 +143,21 @@ def test_special_tokens_without_a_use_of_their_own_are_words_in_a_text_too(tmp_p
     assert alone[:-1] == beside[: len(alone) - 1], "what else stands in a text does not change how it is read"
 
 
+def test_special_tokens_without_a_use_of_their_own_are_special_in_a_prompt_too(tmp_path):
+    tokenizer = added(byte_level(transformers.Qwen2Tokenizer))
+    tokenizer.add_tokens([transformers.AddedToken("<start_of_turn>", special=True)], special_tokens=True)
+    embedder = load(tmp_path, tokenizer)
+    start = embedder.backbone.tokenizer.convert_tokens_to_ids("<start_of_turn>")
+    alone, beside = (
+        embedder.with_template(template).tokenize(["a b", "a <start_of_turn> b"])
+        for template in ("<start_of_turn>user {text}", "<start_of_turn>user {text}<|im_end|>")
+    )
+    for (plain, tricky), end in ((alone, -1), (beside, -2)):
+        assert plain[0] == tricky[0] == start and plain.count(start) == tricky.count(start) == 1
+        assert embedder.backbone.tokenizer.decode(tricky[1:end]) == "user a <start_of_turn> b"
+    assert [ids[:-1] for ids in alone] == [ids[:-2] for ids in beside], "what else stands in a prompt changes nothing"
+
+
 def test_an_encoders_tokenizer_keeps_its_own_suffix(tmp_path):
     write_model(tmp_path, "bert", vocab_size=400)
     word_piece().save_pretrained(tmp_path)
