@@ -5,13 +5,16 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
-from cft.config.schema import TEACHER, Config
+from cft.config.schema import TEACHER, Config, LossSettings
+from cft.data.records import Triplet
 from cft.data.retrieval import watched_sets
+from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
 from cft.job.lengths import Cut, find_cut
 from cft.job.outlook import outlook, seconds_a_step
@@ -33,6 +36,9 @@ from cft.training.schedule import warmup_steps
 from cft.training.trainer import RowCallback, TrainingRun
 
 log = logging.getLogger(__name__)
+
+# Rows of which hard negatives are counted.
+_ROWS = 10_000
 
 
 def require_trainable(plan: Plan, base: Embedder) -> None:
@@ -171,6 +177,27 @@ def _chosen_step(config: Config, history: list[dict]) -> int | None:
     return best
 
 
+def _choices(loss: LossSettings, data: TrainingData) -> Iterator[tuple[str, LossSettings, float]]:
+    """Whose anchors choose, by what loss, and how many hard negatives a row has: of each part if batches are of one."""
+    if not data.parts:
+        yield "each anchor", loss, _hard_negatives(itertools.islice(data.triplets, _ROWS))
+        return
+    numbers = [data.triplets_of_part(number) for number in range(len(data.parts))]
+    found = [
+        _hard_negatives(data.triplets[row] for row in of_part[:: len(of_part) // _ROWS + 1]) for of_part in numbers
+    ]
+    if data.by_part:
+        for part, negatives in zip(data.parts, found, strict=True):
+            yield f"each anchor of {part.name}", replace(loss, **part.loss), negatives
+    else:
+        yield "each anchor", loss, float(np.dot(data.mixture.normalized, found))
+
+
+def _hard_negatives(rows: Iterable[Triplet]) -> float:
+    """How many a row has, on average."""
+    return float(np.mean([len(row.negatives) for row in rows]))
+
+
 def _write_records(plan: Plan, world: World, cut: Cut) -> None:
     """Write what the training is, what it runs on and what it learns from."""
     data, folder = plan.data, plan.training
@@ -238,9 +265,6 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     config, steps, data = plan.config, plan.steps, plan.data
     assert data is not None
     micro_batch = config.train.batch_size // config.train.accumulation
-    sample = list(itertools.islice(data.measured, 10_000))
-    negatives = sum(len(row.negatives) for row in sample) / len(sample)
-    hard = round(micro_batch * negatives) if config.loss.hard_negatives else 0
     log.info(
         "training %s weights for %s steps of %d %s (%d at hand%s), learning rate %g after %d warm-up steps, %s%s",
         f"{sum(weight.numel() for weight in trainable(model).values()):,}",
@@ -279,21 +303,24 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     if data.is_scored_alone:
         log.info("pairs scored higher must be nearer (%s); there are no triplets", config.loss.scored)
     else:
-        _log_loss(config, micro_batch, hard, len(data.scored))
+        _log_loss(config, data)
 
 
-def _log_loss(config: Config, micro_batch: int, hard: int, scored: int) -> None:
-    """Report what the loss chooses among and what else it has, for so many hard negatives and scored pairs."""
-    log.info(
-        "each anchor chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives",
-        micro_batch + hard,
-        micro_batch - 1,
-        hard,
-    )
-    if scored:
+def _log_loss(config: Config, data: TrainingData) -> None:
+    """Report what the loss chooses among and what else it has."""
+    micro_batch = config.train.batch_size // config.train.accumulation
+    for anchor, loss, negatives in _choices(config.loss, data):
+        hard = round(micro_batch * negatives) if loss.hard_negatives else 0
+        anchors = micro_batch - 1 if loss.anchors_as_negatives else 0
+        log.info(
+            "%s chooses among %d candidates: its positive, %d in-batch negatives, %d hard negatives%s",
+            *(anchor, micro_batch + hard + anchors, micro_batch - 1, hard),
+            f", {anchors} other anchors" if anchors else "",
+        )
+    if data.scored:
         log.info(
             "and %d of %s scored pairs a step, whose loss (%s) counts %g times",
-            *(config.train.scored_batch, f"{scored:,}", config.loss.scored, config.loss.scored_weight),
+            *(config.train.scored_batch, f"{len(data.scored):,}", config.loss.scored, config.loss.scored_weight),
         )
     if config.loss.guide:
         log.info("candidates that %s finds as near as the positive do not count", config.loss.guide)

@@ -435,8 +435,8 @@ def _means(batch: _Batch, stats: Sequence[StepStats]) -> dict[str, float]:
 
 
 def _candidates(rows: Sequence[Triplet], loss: LossSettings) -> int:
-    """How many of the texts of a micro-batch are not anchors."""
-    return len(texts_of(rows, loss)) - len(rows)
+    """How many of the texts of a micro-batch an anchor chooses from, where none is left out."""
+    return len(texts_of(rows, loss)) - (1 if loss.anchors_as_negatives else len(rows))
 
 
 def _update(state: _State, batch: _Batch, *, step: int) -> float:

@@ -225,6 +225,32 @@ def test_a_job_takes_batches_by_the_shares_and_says_so(tmp_path, entries, mixing
     assert [part["name"] for part in record["parts"]] == ["nli.jsonl", "faq.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("mixing", "own", "said"),
+    [
+        ("rows", {}, ["each anchor chooses among 15 candidates: its positive, 7 in-batch negatives, 7 hard negatives"]),
+        (
+            "files",
+            {"loss": {"anchors_as_negatives": True}},
+            [
+                "each anchor of nli.jsonl chooses among 16 candidates: its positive, 7 in-batch negatives, 8 hard",
+                "each anchor of faq.jsonl chooses among 15 candidates: its positive, 7 in-batch negatives, 0 hard "
+                "negatives, 7 other anchors",
+            ],
+        ),
+    ],
+)
+def test_a_job_says_what_anchors_choose_among_as_it_turns_out(tmp_path, entries, mixing, own, said, caplog):
+    entries = [{**entries[0], "share": 7}, {**entries[1], **own}]
+    config = settings(tmp_path / "out", "eval=none", "train.steps=8", "train.batch_size=8")
+    config.data = mixed(entries, mixing=mixing)
+    caplog.set_level(logging.INFO, "cft")
+    runner.run(config)
+    assert all(line in caplog.text for line in said)
+    counts = [row["candidates"] for row in history(run_folder(tmp_path / "out")) if row["event"] == "step"]
+    assert set(counts) <= {float(re.search(r"among (\d+)", line)[1]) for line in said} and len(counts) == 8
+
+
 def test_a_job_scores_what_is_held_out_file_by_file(tmp_path, entries, caplog):
     more = ["train.steps=4", "train.batch_size=4", "eval=rows", "train.eval_every=2", "baseline=none"]
     config = settings(tmp_path, *more)
