@@ -1,5 +1,6 @@
 """From the command line to a typed Config: composition, near matches for typos, one crossing out of OmegaConf."""
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -7,14 +8,17 @@ import math
 import os
 import re
 import typing
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import JobRuntime
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -242,8 +246,20 @@ def _sets_a_value(override: Override) -> bool:
 
 @functools.lru_cache(maxsize=64)  # a third of a second each
 def _composed_choices(overrides: tuple[str, ...], _surroundings: tuple) -> DictConfig:
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+    with _beside_a_job_of_hydra(), initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+@contextlib.contextmanager
+def _beside_a_job_of_hydra() -> Iterator[None]:
+    """Put away what Hydra knows of the job that it runs, of which it allows one a process, as for `loss.guide`."""
+    running, runtime = GlobalHydra.instance().hydra, copy.deepcopy(JobRuntime.instance().conf)
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
+        JobRuntime.instance().conf = runtime
 
 
 def _surroundings(overrides: list[str]) -> tuple:

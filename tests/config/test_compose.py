@@ -5,6 +5,9 @@ import re
 import shutil
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobRuntime
 from jobs import composed
 
 from cft.config import compose
@@ -249,6 +252,16 @@ def test_the_first_token_of_a_causal_model_is_refused_as_an_embedding():
     with pytest.raises(UserError, match="the first token of a causal model sees nothing of the text behind it"):
         composed("model.pooling=first")
     assert composed("model.pooling=first", "model.attention=bidirectional")
+
+
+def test_a_model_is_composed_while_hydra_runs_a_job():
+    with initialize_config_dir(str(compose.conf_folder()), version_base="1.3"):
+        running, name = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
+        compose._composed.cache_clear()
+        compose._composed_choices.cache_clear()
+        assert compose.compose_model("tiny").path == "random:llama"
+        assert GlobalHydra.instance().hydra is running and JobRuntime.instance().get("name") == name
+    assert not GlobalHydra.instance().is_initialized()
 
 
 @pytest.mark.parametrize("key", ["model", "loss", "loss.guide", "baseline", "distill", "train", "nothing"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batches import a_teacher, assert_same, gradients, triplets, tuned
-from jobs import QUICK, composed, history, run_folder
+from jobs import QUICK, composed, history, quick, run_folder
 
 from cft.config.compose import compose_config
 from cft.config.schema import LossSettings
@@ -133,6 +133,14 @@ def test_a_job_is_guided_and_says_so(tmp_path):
     logged = (folder / "log.txt").read_text()
     assert "candidates that tiny finds as near as the positive do not count" in logged
     assert "nearly all texts" not in logged
+
+
+def test_jobs_of_the_command_line_are_guided_too(commands, tmp_path):
+    overrides = [*quick("eval=none"), "eval=none", f"outputs={tmp_path}", "loss.guide_margin=1e-4"]
+    result = commands.run("cft.run", "-m", *overrides, "loss.guide=tiny", "seed=0,1")
+    assert result.status == 0, result.err
+    logs = [path.read_text() for path in tmp_path.glob("tiny-*/log.txt")]
+    assert len(logs) == 2 and all("loading the guide tiny" in log for log in logs)
 
 
 @pytest.mark.parametrize(
