@@ -31,7 +31,7 @@ from cft.job.scoring import score, score_dimensions
 from cft.job.sharing import all_see, help_out, helped, shared
 from cft.job.start import choose_device
 from cft.job.tracking import Job, Tracker, tracking
-from cft.job.training_stage import TrainingStage, require_enough_triplets, require_trainable
+from cft.job.training_stage import TrainingStage, goes_again, require_enough_triplets, require_trainable
 from cft.job.verdicts import Baseline, Shortened
 from cft.model.embedder import Embedder
 from cft.system import secrets
@@ -305,5 +305,7 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
             shared=plan.outputs,
             config=to_plain(plan.config),
             triplets=0 if plan.config.data.is_scored_alone else plan.config.train.batch_size,
+            evaluation=scores.name if plan.stop_at == plan.steps else f"{scores.name}-step-{plan.stop_at}",
+            again=goes_again(plan),
         ),
     )

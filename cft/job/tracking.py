@@ -34,6 +34,9 @@ _COLUMNS = (
 ).split()
 
 
+_SCORE_COLUMNS = ("score", "value", "evaluation", "step")
+
+
 @dataclass(frozen=True)
 class Job:
     """The job that is tracked."""
@@ -41,10 +44,12 @@ class Job:
     name: str
     identity: str  # unique, and the same when the job is resumed
     kind: str  # train, or evaluate if it is only scored again
-    folder: Path  # the job's own
+    folder: Path  # of its training, which several jobs may score
     shared: Path  # of all jobs
     config: dict  # nested
     triplets: int  # of a batch; 0 where there are scored pairs alone
+    evaluation: str = ""  # which of its training's evaluations it makes, and of which earlier step
+    again: bool = False  # whether the steps to come were made before, and are in the folder's history
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,14 @@ def _over_steps(result: Result) -> list[tuple[int, dict[str, float]]]:
     """Final scores at the steps whose weights have them: before at 0, after at the one that was scored."""
     found = []
     for step, side in ((0, "before"), (result.step, "after")):
-        scores = {name.partition("/")[2]: value for name, value in result.scores.items() if name.startswith(side)}
-        found.append((step, {f"score/{name}": value for name, value in scores.items()}))
+        names = (name for name in result.scores if name.partition("/")[0] == side)
+        found.append((step, {f"score/{name.partition('/')[2]}": result.scores[name] for name in names}))
     return found
+
+
+def _beside(result: Result) -> dict[str, float]:
+    """Final scores of what stands beside the result, its baseline, by its name."""
+    return {name: value for name, value in result.scores.items() if name.partition("/")[0] not in ("before", "after")}
 
 
 class CsvTracker(Tracker):
@@ -107,6 +117,8 @@ class CsvTracker(Tracker):
 
     def watch(self, row: dict) -> None:
         """Add a line."""
+        if self._job.again:
+            return
         path = self._job.folder / CSV_FILE
         if not self._begun:
             self._keep_before(path, row["step"])
@@ -133,13 +145,23 @@ class CsvTracker(Tracker):
                 writer = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows({"event": row["event"], **measures(row, self._job.triplets)} for row in rows)
-        path = self._job.folder / SCORES_FILE
+        self._write_scores(result)
+
+    def _write_scores(self, result: Result) -> None:
+        """Enter the scores beside those of other evaluations, and of the weights of other steps."""
+        path, own = self._job.folder / SCORES_FILE, {"evaluation": self._job.evaluation, "step": str(result.step)}
+        known = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.exists() else []
+        # Rows of earlier versions do not say what they are of.
+        rows = [row for row in known if any(row.get(key) != value for key, value in own.items())]
+        rows += [{"score": name, "value": value, **own} for name, value in result.scores.items()]
         with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows([("score", "value"), *result.scores.items()])
+            writer = csv.DictWriter(stream, _SCORE_COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in the job's folder."""
+    """Event files in the training's folder: its history, and in a folder of its own each evaluation's scores."""
 
     def __init__(self, job: Job) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -148,24 +170,23 @@ class TensorBoardTracker(Tracker):
         self._make = SummaryWriter
         self._writer: Any = None
 
-    def _open(self, step: int) -> Any:
-        if self._writer is None:  # a resumed training's repeated steps take the place of the first ones
-            self._writer = self._make(str(self._job.folder / TENSORBOARD_FOLDER), purge_step=step)
-        return self._writer
-
     def watch(self, row: dict) -> None:
         """Add a row's numbers under its event."""
-        writer = self._open(row["step"])
+        if self._job.again:
+            return
+        if self._writer is None:  # a resumed training's repeated steps take the place of the first ones
+            self._writer = self._make(str(self._job.folder / TENSORBOARD_FOLDER), purge_step=row["step"])
         for name, value in measures(row, self._job.triplets).items():
             if name != "step":
-                writer.add_scalar(f"{row['event']}/{name}", value, row["step"])
+                self._writer.add_scalar(f"{row['event']}/{name}", value, row["step"])
 
     def finish(self, result: Result) -> None:
-        """Add the scores: before at step 0, after at the step that was scored."""
-        writer = self._open(result.step + 1)
-        for name, value in result.scores.items():
-            side, _, what = name.partition("/")
-            writer.add_scalar(f"score/{what}", value, 0 if side == "before" else result.step)
+        """Add the scores: before at step 0, after at the step that was scored, and there those beside it."""
+        # One tag in one folder is one curve, so that evaluations must not share it.
+        with self._make(str(self._job.folder / TENSORBOARD_FOLDER / self._job.evaluation)) as writer:
+            for step, scores in [*_over_steps(result), (result.step, _beside(result))]:
+                for name, value in scores.items():
+                    writer.add_scalar(name, value, step)
 
     def close(self, *, failed: bool) -> None:
         """Write what is left."""

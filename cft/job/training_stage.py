@@ -94,7 +94,11 @@ class TrainingStage:
             _log_plan(plan, self.embedder.model, world)
             seconds = seconds_a_step(self.embedder, plan.config, plan.data, processes=world.size)
             log.info("\n%s\n", outlook(plan.config, plan.data, plan.steps, self._cut, seconds))
-            if _has_gone_past(plan):
+            if goes_again(plan):
+                log.info(
+                    "step %d was not kept: training again up to there; train.keep=[%d] keeps it",
+                    *(plan.stop_at, plan.stop_at),
+                )
                 folder = RunFolder(plan.result / "again")
         self._began, self._memory = time.perf_counter(), PeakMemory(self.embedder.device)
         self.run = TrainingRun(
@@ -244,15 +248,10 @@ def _load_guide(plan: Plan) -> Guide | None:
     return Guide(Embedder.base(settings, files=files, device=plan.start.device))
 
 
-def _has_gone_past(plan: Plan) -> bool:
+def goes_again(plan: Plan) -> bool:
     """Whether the training went past the step to be scored without keeping it: it is then trained anew, apart."""
     past = plan.training.is_finished or checkpoint.step_of(plan.folder) >= plan.stop_at
-    if past and plan.stop_at < plan.steps:
-        log.info(
-            "step %d was not kept: training again up to there; train.keep=[%d] keeps it", plan.stop_at, plan.stop_at
-        )
-        return True
-    return False
+    return past and plan.stop_at < plan.steps and not plan.is_trained
 
 
 def _save(plan: Plan, embedder: Embedder, folder: RunFolder) -> str:

@@ -253,7 +253,71 @@ def test_rows_that_waited_when_a_training_was_killed_are_in_the_spreadsheet_of_i
     assert (folder / "history.csv").read_bytes() == whole
 
 
+def test_a_spreadsheet_tells_evaluations_apart_and_keeps_each(tmp_path):
+    settings, first = LoggerSettings(kind=LoggerKind.csv), result(tmp_path)
+    (tmp_path / "scores.csv").write_text("score,value\nafter/old,5.0\n")  # as earlier versions wrote it
+    other = replace(first, scores={"before/mean": 3.0, "after/mean": 4.0}, step=2)
+    for evaluation, found in (("sts-1", first), ("own-2-step-2", other), ("sts-1", first)):
+        with tracking(settings, job(tmp_path, evaluation=evaluation)) as tracker:
+            tracker.finish(found)
+    rows = rows_of(tmp_path / "scores.csv")
+    assert {(row["evaluation"], row["step"], row["score"]): row["value"] for row in rows} == {
+        ("", "", "after/old"): "5.0",
+        ("sts-1", "7", "before/STS12"): "1.0",
+        ("sts-1", "7", "after/STS12"): "2.0",
+        ("sts-1", "7", "before/mean"): "1.0",
+        ("sts-1", "7", "after/mean"): "2.0",
+        ("own-2-step-2", "2", "before/mean"): "3.0",
+        ("own-2-step-2", "2", "after/mean"): "4.0",
+    }
+    assert len(rows) == 7
+
+
+def test_a_job_tells_its_tracker_which_evaluation_it_makes_and_whether_its_steps_were_made_before(
+    tmp_path, monkeypatch
+):
+    jobs: list[Job] = []
+
+    class Kept(Tracker):
+        def __init__(self, job: Job) -> None:
+            jobs.append(job)
+
+    monkeypatch.setattr(tracking_module, "CsvTracker", Kept)
+    for more in ([], ["prompt.template='{text} is:'"], ["eval.step=2"]):
+        run_job(composed(*QUICK, "logger=csv", f"outputs={tmp_path}", *more))
+    first, prompted, earlier = (each.evaluation for each in jobs)
+    assert len({first, prompted, earlier}) == 3 and earlier == f"{first}-step-2"
+    assert [each.again for each in jobs] == [False, False, True]
+
+
 # TensorBoard
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder))
+    found.Reload()
+    return [(event.step, event.value) for event in found.Scalars(tag)]
+
+
+def test_scores_of_a_baseline_and_of_other_evaluations_are_no_points_of_tensorboards_curve(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    settings, found = LoggerSettings(kind=LoggerKind.tensorboard), result(tmp_path)
+    with tracking(settings, job(tmp_path, evaluation="sts-1")) as tracker:
+        for step in range(1, 8):
+            tracker.watch({"event": "step", "step": step, "loss": 0.5})
+        tracker.finish(replace(found, scores=found.scores | {"minilm/STS12": 9.0}))
+    earlier = replace(found, scores={"before/STS12": 1.0, "after/STS12": 1.5}, step=2)
+    with tracking(settings, job(tmp_path, evaluation="sts-1-step-2", again=True)) as tracker:
+        for step in (1, 2):
+            tracker.watch({"event": "step", "step": step, "loss": 0.5})
+        tracker.finish(earlier)
+    folder = tmp_path / "tensorboard"
+    assert scalars(folder / "sts-1", "score/STS12") == [(0, 1.0), (7, 2.0)]
+    assert scalars(folder / "sts-1", "minilm/STS12") == [(7, 9.0)]
+    assert scalars(folder / "sts-1-step-2", "score/STS12") == [(0, 1.0), (2, 1.5)]
+    assert [step for step, _ in scalars(folder, "step/loss")] == [*range(1, 8)], "no later step is taken out"
 
 
 def test_tensorboard_has_every_row_and_scores_over_steps(tmp_path):
