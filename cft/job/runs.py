@@ -23,8 +23,17 @@ from cft.system.tables import Row, as_text
 from cft.system.text import byte_size
 from cft.training import checkpoint
 
-# Short names of settings in filters.
-_SHORT = {"model": "model.name", "data": "data.name", "steps": "train.steps", "loss": "loss.hard_negatives"}
+# Short names of settings in filters: those of groups stand for what their choices differ in.
+_SHORT = {
+    "model": "model.name",
+    "data": "data.name",
+    "eval": "eval.name",
+    "schedule": "schedule.kind",
+    "logger": "logger.kind",
+    "steps": "train.steps",
+    "loss": "loss.hard_negatives",
+}
+_OF_LOSS = {"hard_neg": "true", "in_batch": "false"}
 
 # Settings without influence on a training's result; evaluations are compared apart.
 _WITHOUT_INFLUENCE = (
@@ -103,15 +112,24 @@ def _planned_steps(run: RunFolder, settings: dict[str, str]) -> str:
 
 def _parse_filter(entry: str) -> tuple[str, str]:
     key, equals, value = entry.partition("=")
+    value = _OF_LOSS.get(value, value) if key == "loss" else value
     key = _SHORT.get(key, key)
     keys = all_keys()
     if not equals or key not in keys:
         raise UserError(f"{entry}: a filter is KEY=VALUE with a key of the configuration{nearest_names(key, keys)}")
+    parts = [known for known in keys if known.startswith(f"{key}.")]
+    if parts and value != "null":  # only a group that may be missing is itself a value
+        raise UserError(f"{entry}: {key} is a group of settings; filter by one of them, such as {parts[0]}=VALUE")
     return key, value
 
 
 def _equal(left: str, right: str) -> bool:
-    """Whether two values are the same, numbers by their value."""
+    """Whether a setting, as `flatten` writes it, has a value, as `cft.run` takes it; numbers by their value."""
+    if len(right) > 1 and right[0] == right[-1] and right[0] in "'\"":
+        right = right[1:-1]
+    if right.startswith("[") and right.endswith("]"):
+        sides = [[word.strip() for word in side.split(",")] for side in (left, right[1:-1])]
+        return len(sides[0]) == len(sides[1]) and all(map(_equal, *sides))
     try:
         return float(left) == float(right)
     except ValueError:

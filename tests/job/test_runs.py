@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cft.config.compose import compose_config
 from cft.job import runs
 from cft.system import devices
+from cft.system.digest import to_plain
 from cft.system.errors import UserError
-from cft.system.files import exclusive_lock
+from cft.system.files import exclusive_lock, write_json
 
 
 def test_runs_are_listed_with_settings_and_scores_and_filtered_by_any_key(paper):
@@ -25,6 +27,34 @@ def test_runs_are_listed_with_settings_and_scores_and_filtered_by_any_key(paper)
     assert runs.list_runs(paper.outputs, ["train.batch_size=99"]) == [header]
     with pytest.raises(UserError, match="lrr=1: a filter is KEY=VALUE .* Did you mean lr"):
         runs.list_runs(paper.outputs, ["lrr=1"])
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [
+        ("loss=in_batch", "loss=hard_neg"),
+        ("schedule=cosine", "schedule=linear"),
+        ("eval=pairs", "eval=sts"),
+        ("logger=none", "logger=csv"),
+        ("data.negative_columns=[hard_neg]", "data.negative_columns=[]"),
+        ("loss.dimensions=[8, 16]", "loss.dimensions=[8,24]"),
+        ("prompt.template='{text}, is'", "prompt.template='{text}, was'"),
+    ],
+)
+def test_a_filter_is_written_as_the_setting_was(tmp_path, word, other):
+    given = ["model=tiny", "data=files", "data.train=a.csv", "eval=pairs", "eval.file=b.csv", "logger=none"]
+    config = to_plain(
+        compose_config([*given, "loss=in_batch", "loss.dimensions=[8,16]", "prompt.template='{text}, is'"])
+    )
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "config.json", config)
+    assert len(runs.list_runs(tmp_path, [word])) == 2
+    assert len(runs.list_runs(tmp_path, [other])) == 1
+
+
+def test_a_filter_by_a_group_of_settings_is_refused_as_no_run_could_fit(tmp_path):
+    with pytest.raises(UserError, match="lora=paper: lora is a group of settings; .*such as lora.rank=VALUE"):
+        runs.list_runs(tmp_path, ["lora=paper"])
 
 
 def test_two_runs_are_compared_by_settings_and_scores_with_a_verdict(paper):
