@@ -142,11 +142,10 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
             log.warning("%s is damaged: its vectors are computed again", target)
             shutil.rmtree(folder, ignore_errors=True)
     earlier = _embedded_before(root, record, corpus, embedder) if gigabytes else None
-    cut_before = embedder.texts_cut  # of another corpus
     with vectors.in_blocks(target, record) as blocks:
-        blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
+        cut = blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
         blocks.write_npy()
-    sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut - cut_before))
+    sys.stderr.write(vectors.cut_message(embedder, cut))
     with atomic_write(folder / _keys_file(embedder.device.type)) as scratch, scratch.open("wb") as stream:
         np.save(stream, corpus.keys, allow_pickle=False)
     found = np.asarray(vectors.open_vectors(target, record, ""))
@@ -200,15 +199,29 @@ class _Knowing:
 
     def encode(self, texts: list[str], *, dimensions: int | None = None, progress: str | None = None) -> np.ndarray:
         """As `Embedder.encode`; the last bits of a vector may be those of another batch."""
-        keys = np.array([hashlib.sha256(text.encode()).digest()[:_KEY_BYTES] for text in texts], dtype=_KEY)
-        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        is_known = self._keys[places] == keys
+        places, is_known = self._find(texts)
         new = [text for text, known in zip(texts, is_known, strict=True) if not known]
         found = np.empty((len(texts), self._known.shape[1]), dtype=np.float32)
         found[is_known] = self._known[self._order[places[is_known]]]
         if new:
             found[~is_known] = self._embedder.encode(new, dimensions=dimensions, progress=progress)
         return found
+
+    @property
+    def texts_cut(self) -> int:
+        """How many of the texts that were not known were too long."""
+        return self._embedder.texts_cut
+
+    def count_cut(self, texts: list[str]) -> int:
+        """How many of the distinct texts that are not known are too long."""
+        is_known = self._find(texts)[1]
+        return self._embedder.count_cut(text for text, known in zip(texts, is_known, strict=True) if not known)
+
+    def _find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Where each text is among the known ones, if it is, and whether it is."""
+        keys = np.array([hashlib.sha256(text.encode()).digest()[:_KEY_BYTES] for text in texts], dtype=_KEY)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return places, self._keys[places] == keys
 
 
 def distinct_vectors(corpus: Corpus, stored: "np.ndarray | vectors.Restored") -> Iterator[np.ndarray]:

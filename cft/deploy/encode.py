@@ -139,8 +139,8 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     ranges = vectors.ranges_of_record(named, like, record, width) if like else None
     shard = vectors.Shard.parse(options.shard) if options.shard else None
     with vectors.in_blocks(target, record, shard) as blocks:
-        blocks.embed(embedder, (row.text for row in kept()))
-        sys.stderr.write(vectors.cut_message(embedder, embedder.texts_cut))
+        cut = blocks.embed(embedder, (row.text for row in kept()))
+        sys.stderr.write(vectors.cut_message(embedder, cut))
         if shard:
             sys.stderr.write(_what_is_left(blocks, shard))
             return count, skipped

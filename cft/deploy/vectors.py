@@ -134,6 +134,13 @@ class Shard:
 class Encoder(Protocol):
     """What makes vectors (n, D) of texts, as `Embedder.encode` does."""
 
+    @property
+    def texts_cut(self) -> int:
+        """How many texts were too long so far."""
+
+    def count_cut(self, texts: list[str]) -> int:
+        """How many of these distinct texts are too long."""
+
     def encode(self, texts: list[str], *, dimensions: int | None = None, progress: str | None = None) -> "np.ndarray":
         """Their unit vectors; `progress` is the caption of a bar."""
 
@@ -149,11 +156,14 @@ class Blocks:
     def _files(self) -> list[Path]:
         return [self._folder / f"{number:06}.npy" for number in range(-(-self._count // _BLOCK))]
 
-    def embed(self, embedder: Encoder, texts: Iterator[str]) -> None:
+    def embed(self, embedder: Encoder, texts: Iterator[str]) -> int:
         """Embed what is not embedded yet, block by block; progress goes to stderr.
 
         Args:
             embedder: of the record. texts: of the record, all, in their order.
+
+        Returns:
+            How many were too long to be read whole, those that were embedded before counted in.
 
         Raises:
             UserError: if they are others than those of the record: their file was changed in between.
@@ -168,7 +178,7 @@ class Blocks:
         if done:
             before = counted(min(done * _BLOCK, count), "text")
             sys.stderr.write(f"{before} of {count:,} were embedded before\n")
-        has_room = False
+        has_room, cut, cut_elsewhere = False, 0, embedder.texts_cut
         with tqdm(total=count, desc="embedding", unit="text") as bar:
             for path in paths:
                 block = list(islice(texts, _BLOCK))
@@ -185,11 +195,14 @@ class Blocks:
                         has_room = True
                     with atomic_write(path) as scratch, scratch.open("wb") as stream:
                         np.save(stream, vectors, allow_pickle=False)
+                else:
+                    cut += embedder.count_cut(block)
                 bar.update(len(block))
         if made_of.name != self._record.texts or next(texts, None) is not None:
             for path in own:
                 path.unlink(missing_ok=True)
             raise UserError("the texts were changed while they were embedded; run the same command again")
+        return cut + embedder.texts_cut - cut_elsewhere
 
     @property
     def missing(self) -> int:

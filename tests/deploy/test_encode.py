@@ -138,6 +138,31 @@ def test_texts_that_are_too_long_are_counted(tmp_path, trained, capsys):
     assert "1 text reached the 150 tokens that this embedder reads at most" in capsys.readouterr().err
 
 
+def test_texts_that_were_too_long_before_an_interruption_are_counted_too(tmp_path, trained, monkeypatch, capsys):
+    monkeypatch.setattr(vectors, "_BLOCK", 4)
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(f"{number} {'long ' * 400 * (number % 2)}" for number in range(10)))
+    whole, calls = Embedder.encode, []
+
+    def dies(self, block, **options):
+        calls.append(block)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, block, **options)
+
+    monkeypatch.setattr(Embedder, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        embed(trained, source, tmp_path / "v.npy")
+    monkeypatch.setattr(Embedder, "encode", whole)
+    embed(trained, source, tmp_path / "v.npy")
+    assert "5 texts reached the 150 tokens" in capsys.readouterr().err
+    for shard in ("1/2", "2/2"):
+        embed(trained, source, tmp_path / "w.npy", f"shard={shard}")
+    capsys.readouterr()
+    embed(trained, source, tmp_path / "w.npy")
+    assert "5 texts reached the 150 tokens" in capsys.readouterr().err, "those of all shards"
+
+
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
