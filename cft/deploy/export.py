@@ -286,6 +286,7 @@ def _left_to_the_caller(scratch: Path, embedder: "Embedder", output: Path) -> li
     from cft.deploy import portable
 
     before = {role: portable.words_before(embedder.in_role(role)) for role in Role}
+    portable.write_pooling(scratch, embedder)  # without which cft itself would have to assume one
     lines = [
         f"pooling is the caller's: {embedder.contract.pooling.value}, over the real tokens, then length 1",
         f'  model, tokenizer = AutoModel.from_pretrained("{output}"), AutoTokenizer.from_pretrained("{output}")',

@@ -184,20 +184,25 @@ def _check_tokens_of(embedder: Embedder, tokenizer: Any) -> None:
 def write_modules(folder: Path, embedder: Embedder) -> None:
     """Write what `SentenceTransformer` needs beside a transformers folder: pooling, normalisation, prompt, length."""
     contract = embedder.contract
-    trunk: Any = embedder.backbone.trunk
     folders = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
     modules = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
         for number, (name, path) in enumerate(folders.items())
     ]
-    mode = POOLING_NAMES[contract.pooling]
-    modes = (*POOLING_NAMES.values(), "max_tokens")
-    pooling: dict[str, Any] = {f"pooling_mode_{each}": each == mode for each in modes}
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": contract.max_length, "do_lower_case": False})
-    write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
+    write_pooling(folder, embedder)
     (folder / "2_Normalize").mkdir(exist_ok=True)
     write_prompts(folder, embedder)
+
+
+def write_pooling(folder: Path, embedder: Embedder) -> None:
+    """Write how states become a vector, as sentence-transformers and cft read it."""
+    trunk: Any = embedder.backbone.trunk
+    mode = POOLING_NAMES[embedder.contract.pooling]
+    modes = (*POOLING_NAMES.values(), "max_tokens")
+    pooling: dict[str, Any] = {f"pooling_mode_{each}": each == mode for each in modes}
+    write_json(folder / POOLING_FILE, {"word_embedding_dimension": trunk.config.hidden_size, **pooling})
 
 
 def write_prompts(folder: Path, embedder: Embedder) -> None:

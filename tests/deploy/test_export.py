@@ -218,6 +218,21 @@ def test_the_merged_model_has_its_prompts_beside_it_and_says_so(tmp_path):
     assert "words before" not in said and not (with_none / "config_sentence_transformers.json").exists()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [[*ROLES, "model.pooling=weighted_mean"], ["model=tiny", "prompt.template='Q: {text} is:'", "prompt.use=both"]],
+    ids=["roles", "words behind"],
+)
+def test_cft_reads_how_its_own_merged_model_embeds(tmp_path, settings, caplog):
+    folder = train(tmp_path, *settings, "model.max_length=24")
+    target, _ = exported(folder, tmp_path, "format=merged")
+    loaded, embedder = load_embedder(path=str(target)), Embedder.load(folder)
+    for role in Role:
+        found, expected = (each.in_role(role).encode(SAMPLES) for each in (loaded, embedder))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert "does not say how it embeds" not in caplog.text
+
+
 @pytest.mark.parametrize("more", [[], ["format=merged"], ["adapter=keep"]], ids=["whole", "merged", "kept"])
 def test_first_numbers_that_were_trained_stay_known(tmp_path, more, caplog):
     base = write_model(tmp_path / "base", "llama")
