@@ -189,7 +189,8 @@ def _check_output(source: Path, target: Path, options: EncodeOptions) -> None:
         raise UserError("id_column= keeps ids in a file beside the vectors: name an output instead of -")
     begun = vectors.blocks_of(target).exists()  # what stands beside the vectors is written before them
     beside = [_rows_file(target), vectors.record_of(target)] if target.suffix == ".npy" and not begun else []
-    require_output(target, _ENDINGS, overwrite=options.overwrite, beside=beside, read=[source])
+    read = [source, *([user_path(options.ranges)] if options.ranges else [])]
+    require_output(target, _ENDINGS, overwrite=options.overwrite, beside=beside, read=read)
 
 
 def _count(rows: Iterator[_Row | Skipped], made_of: vectors.TextsDigest) -> tuple[int, int]:

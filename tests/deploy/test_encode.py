@@ -367,6 +367,8 @@ def test_ranges_of_an_earlier_file_are_taken_or_refused(tmp_path, trained):
     assert (np.load(tmp_path / "b.npy") == quantize(embedder.encode(["one text"]), "int8", ranges)).mean() > 0.95
     with pytest.raises(UserError, match="dtype=int8: one text has no ranges; take those of an earlier file"):
         embed(trained, other, tmp_path / "c.npy", "dtype=int8")
+    with pytest.raises(UserError, match=r"a\.npy is read, and would be written over"):
+        embed(trained, other, tmp_path / "a.npy", "dtype=int8", f"ranges={tmp_path / 'a.npy'}", "overwrite=true")
     with pytest.raises(UserError, match="ranges=.*goes with dtype=int8 or dtype=uint8"):
         embed(trained, other, tmp_path / "c.npy", f"ranges={tmp_path / 'a.npy'}")
     with pytest.raises(UserError, match="ranges=.*: has 32 numbers a vector, not 8"):
