@@ -19,7 +19,7 @@ from cft.model.quantize import Dtype, quantize, ranges_of, restore
 from cft.system.digest import digest, sha256_of_file, to_plain
 from cft.system.disk import require_free
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, exclusive_lock, read_json, read_record, write_json, write_record
+from cft.system.files import atomic_write, exclusive_lock, read_record, write_record
 from cft.system.overrides import override
 from cft.system.text import counted
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from cft.model.embedder import Embedder
 
 _BLOCK = 2_000  # texts embedded between two writes to disk
+
+# Says that shards were at work on blocks.
+_SHARDS = "shards"
 
 # Entries of a contract that say how its texts are worded; of two of them, a user can change one.
 _PROMPT = "template"
@@ -154,7 +157,8 @@ class Blocks:
         self._record, self._count = record, record.count
 
     def _files(self) -> list[Path]:
-        return [self._folder / f"{number:06}.npy" for number in range(-(-self._count // _BLOCK))]
+        ending = _ending(self._record)
+        return [self._folder / f"{number:06}{ending}" for number in range(-(-self._count // _BLOCK))]
 
     def embed(self, embedder: Encoder, texts: Iterator[str]) -> int:
         """Embed what is not embedded yet, block by block; progress goes to stderr.
@@ -276,29 +280,43 @@ def in_blocks(target: Path, record: VectorsRecord, shard: Shard | None = None) -
     """Hold the blocks of a file to come; they are removed when all is done.
 
     Args:
-        target: the file. record: what it will be of: blocks of other texts or of another embedder are removed first.
+        target: the file. record: what it will be of: blocks of other texts or of another embedder are removed first,
+            or refused if shards are or were at work.
         shard: of several processes side by side, which may be at work on the folder at once; its blocks are left for
             the one that writes the file. None for that one.
+
+    Raises:
+        UserError: if blocks of shards are of other work.
     """
-    folder, work = blocks_of(target), f"{record.name}-{_BLOCK}"
+    folder = blocks_of(target)
     if shard:
         with exclusive_lock(folder, wait=True):
-            _make_ready(folder, work)
+            _make_ready(folder, record, shard)
+            (folder / _SHARDS).touch()
         yield Blocks(target, record, shard)
         return
     with exclusive_lock(folder):
-        _make_ready(folder, work)
+        _make_ready(folder, record, None)
         yield Blocks(target, record)
     shutil.rmtree(folder)
 
 
-def _make_ready(folder: Path, work: str) -> None:
-    """Remove blocks of other work."""
-    path = folder / "work.json"
-    if not path.exists() or read_json(path, str) != work:
-        for block in folder.glob("*.npy"):
-            block.unlink()
-        write_json(path, work)
+def _ending(record: VectorsRecord) -> str:
+    """How names of blocks end: by what they are of, so that those of two works are never taken for one."""
+    return f"-{record.name}-{_BLOCK}.npy"
+
+
+def _make_ready(folder: Path, record: VectorsRecord, shard: Shard | None) -> None:
+    """Remove blocks of other work; those of shards, which may be at work and have taken days, are not to be lost."""
+    others = [block for block in folder.glob("*.npy") if not block.name.endswith(_ending(record))]
+    if others and (shard or (folder / _SHARDS).exists()):
+        raise UserError(
+            f"{folder} holds {counted(len(others), 'block')} of other texts, another embedder or other settings than "
+            "these: give all shards, and the command that writes the file, the same file and settings, or name "
+            "another output; to begin anew, remove that folder"
+        )
+    for block in others:
+        block.unlink()
 
 
 def open_vectors(path: Path, expected: VectorsRecord, corpus: str) -> "np.ndarray | Restored":

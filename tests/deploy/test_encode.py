@@ -433,6 +433,29 @@ def test_shards_side_by_side_and_the_file_of_all(tmp_path, trained, monkeypatch,
     assert not list(tmp_path.glob(".*parts")), "the blocks are gone"
 
 
+def test_shards_of_other_settings_neither_lose_nor_take_one_anothers_blocks(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(vectors, "_BLOCK", 4)
+    source, target = tmp_path / "many.txt", tmp_path / "v.npy"
+    source.write_text("\n".join(f"text number {n}" for n in range(23)))
+    embed(trained, source, tmp_path / "whole.npy")
+    embed(trained, source, target, "shard=1/2")
+    refused = r"\.v\.npy\.parts holds 3 blocks of other texts, another embedder or other settings"
+    for others in (["shard=2/2", "dimensions=8"], ["dimensions=8"], ["shard=1/2", "prompt=a {text}"]):
+        with pytest.raises(UserError, match=refused):
+            embed(trained, source, target, *others)
+    text = source.read_text()
+    source.write_text("another text\n" + text)
+    for others in (["shard=2/2"], []):
+        with pytest.raises(UserError, match=refused):
+            embed(trained, source, target, *others)
+    source.write_text(text)
+    embed(trained, source, target, "shard=2/2")
+    embed(trained, source, target)
+    assert target.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    embed(trained, source, target, "dimensions=8", "overwrite=true")
+    assert np.load(target).shape == (23, 8), "nothing is left of what the shards did"
+
+
 def test_the_file_is_written_though_a_shard_is_missing(tmp_path, trained, monkeypatch):
     monkeypatch.setattr(vectors, "_BLOCK", 4)
     source = tmp_path / "many.txt"
