@@ -29,6 +29,7 @@ from cft.config.schema import BASELINE, FIRST, TEACHER, Config, ModelSettings
 from cft.system.errors import UserError, first_line
 from cft.system.hub import last_part
 from cft.system.overrides import override as written
+from cft.system.overrides import shell_word
 from cft.system.shipped import shipped_folder
 from cft.system.text import did_you_mean, shorten_words
 
@@ -123,7 +124,12 @@ def require_settings(words: list[str]) -> None:
         UserError: naming the first, and what to write.
     """
     if words:
-        raise UserError(shorten_words(no_setting(words[0], all_groups(), all_keys())))
+        _parse(words[0])  # raises what is wrong with it
+        # argparse takes one run of words, and what an option cuts off is none of it
+        raise UserError(
+            f"{shorten_words(shell_word(words[0]))}: this setting is cut off from those before it by an option, such "
+            "as -m; write options first, and all settings behind them"
+        )
 
 
 def check_overrides(overrides: list[str]) -> list[Config]:

@@ -141,6 +141,11 @@ def test_an_option_of_another_command_line_is_answered(words, part):
         require_settings(words[:1])
 
 
+def test_settings_on_both_sides_of_an_option_are_told_apart(commands):
+    ended = commands.run("cft.run", "model=tiny", "-m", "lr=1e-5,5e-5", "train.steps=2")
+    assert ended.status == 2 and "lr=1e-5,5e-5: this setting is cut off from those before it by an option" in ended.err
+
+
 def test_the_command_itself_answers_so(commands):
     ended = commands.run("cft.run", "--learning_rate", "5")
     assert ended.status == 2 and "write lr=..." in ended.err and "usage:" not in ended.err
