@@ -99,6 +99,22 @@ def test_a_budget_that_does_not_fit_any_more_is_lowered_told_and_recorded(tmp_pa
     assert record["chunk_tokens"] == [found[0], found[2]]
 
 
+@pytest.mark.parametrize("mixing", ["rows", "files"])
+def test_the_budget_is_that_of_the_file_with_the_most_negatives(tmp_path, monkeypatch, mixing):
+    monkeypatch.setattr(trainer, "_ROWS", 10)
+    files = {"pairs.jsonl": (40, 0), "triplets.jsonl": (20, 5)}
+    for name, (rows, negatives) in files.items():
+        words = [{"sent0": f"{name} {n}", "sent1": f"its {n}", "hard_neg": ["no"] * negatives} for n in range(rows)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in words))
+    pairs, others = (
+        f"{{file: {tmp_path / name}, negative_columns: {columns}}}"
+        for name, columns in zip(files, ("[]", "[hard_neg]"), strict=True)
+    )
+    job = [*QUIET, "data=files", f"data.train=[{pairs},{others}]", "train.batch_size=4", "model.max_length=32"]
+    runner.run(settings(tmp_path / "out", *job, *([f"data.mixing={mixing}"] if mixing == "files" else [])))
+    assert budgets(tmp_path / "out") == [4 * (2 + 5) * 32] * 4
+
+
 def test_a_configured_budget_is_taken_and_one_that_was_lowered_stays(tmp_path):
     embedder = tuned()
     choose = {"texts": 120, "bf16": False}
