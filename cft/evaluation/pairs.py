@@ -64,6 +64,19 @@ def overlapping(pairs: list[ScoredPair], sets: Sets) -> list[str]:
     return [set_of[key] for key in map(key_of, pairs) if key in set_of]
 
 
+def trained_on(pairs: list[ScoredPair], data: TrainingData) -> int:
+    """How many pairs a training learns from: as scored pairs, or as an anchor with its positive or a negative."""
+    keys = list(map(key_of, pairs))
+    sentences = {sentence for key in keys for sentence in key}
+    learnt = set(map(key_of, data.scored)) if keys else set()
+    for row in data.triplets if keys else []:
+        anchor = normalized(row.anchor)
+        if anchor in sentences:  # of few rows only are the other texts looked at
+            others = map(normalized, (row.positive, *row.negatives))
+            learnt |= {tuple(sorted((anchor, other))) for other in others}
+    return sum(key in learnt for key in keys)
+
+
 def write_once(folder: Path, sets: Sets, data: TrainingData | None) -> None:
     """Write `describe(sets, data)` beside an evaluation, unless it is there; the folder is named by its data."""
     if (folder / FILE_NAME).exists():

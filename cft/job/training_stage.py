@@ -289,8 +289,22 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     if config.train.eval_every and not (data.dev or data.holdout):
         why = f"no {data.noun} are held out, and there are no scored pairs; data.holdout=N or data.dev=FILE gives one"
         log.info("no score during training: %s", "data.dev=FILE gives one" if data.is_scored_alone else why)
-    if set(map(pairs.key_of, data.scored)) & set(map(pairs.key_of, data.dev)):
-        log.warning("development pairs stand among the scored pairs that are trained on: choose no settings by them")
+    _warn_of_development_pairs(plan, data)
+    if data.is_scored_alone:
+        log.info("pairs scored higher must be nearer (%s); there are no triplets", config.loss.scored)
+    else:
+        _log_loss(config, data)
+
+
+def _warn_of_development_pairs(plan: Plan, data: TrainingData) -> None:
+    """Say of development pairs by which nothing may be chosen, as they are trained on or are test data."""
+    learnt = pairs.trained_on(data.dev, data)
+    if learnt:
+        log.warning(
+            "%d of %d development pairs are trained on, as scored pairs or as an anchor with its positive or negative: "
+            "choose no settings by them",
+            *(learnt, len(data.dev)),
+        )
     overlap = pairs.overlapping(data.dev, plan.sets)
     if overlap:
         log.warning(
@@ -299,10 +313,6 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
             len(data.dev),
             ", ".join(sorted(set(overlap))),
         )
-    if data.is_scored_alone:
-        log.info("pairs scored higher must be nearer (%s); there are no triplets", config.loss.scored)
-    else:
-        _log_loss(config, data)
 
 
 def _log_loss(config: Config, data: TrainingData) -> None:

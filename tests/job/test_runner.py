@@ -252,6 +252,23 @@ def test_training_data_that_nothing_is_trained_on_are_said_not_to_be_read(tmp_pa
     assert "train.steps=0: nothing is trained, and nowhere.csv is not read" in caplog.text
 
 
+def test_development_pairs_that_are_learnt_or_tested_are_said(tmp_path, caplog):
+    rows = [{"sent0": f"a {n}", "sent1": f"b {n}", "hard_neg": f"c {n}"} for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # in either order, case and marks aside; an anchor with another row's positive is no row of the training
+    (tmp_path / "scored.csv").write_text("sentence1,sentence2,score\nd 1,e 1,1\nd 2,e 2,0\n")
+    pairs = ["B 3!,a 3", "a 4,c 4", "a 5,b 6", "b 7,c 7", "e 2,d 2", "x 1,y 1"]
+    lines = ["sentence1,sentence2,score", *(f"{pair},{n}" for n, pair in enumerate(pairs))]
+    (tmp_path / "dev.csv").write_text("\n".join(lines))
+    (tmp_path / "test.csv").write_text("sentence1,sentence2,score\ny 1,x 1,1\nz 1,x 2,0\n")
+    words = ["data=files", f"data.train={tmp_path / 't.jsonl'}", f"data.dev={tmp_path / 'dev.csv'}", "data.holdout=0"]
+    words += [f"data.scored={tmp_path / 'scored.csv'}", "train=paper", "eval=pairs", "eval.name=mine"]
+    words += ["loss.scored=cosent", "train.scored_batch=2", "train.steps=1", "train.batch_size=4", "data.rows=null"]
+    runner.run(settings(tmp_path / "o", *words, f"eval.file={tmp_path / 'test.csv'}"))
+    assert "3 of 6 development pairs are trained on, as scored pairs or as an anchor with its positive" in caplog.text
+    assert "1 of 6 development pairs stand in the test sets (test)" in caplog.text
+
+
 def test_unknown_lora_targets_are_refused_before_anything_is_evaluated(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "evaluate", lambda *a, **k: pytest.fail("evaluated first"))
     with pytest.raises(UserError, match="no linear layer named 'Wqkv'; its linear layers are down_proj, gate_proj"):
