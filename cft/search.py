@@ -2,9 +2,10 @@
 
 python -m cft.search lr-and-rank trials=20 'lr=tag(log,interval(1e-5,1e-3))' lora.rank=4,8,16 data=files ...
 
-Optuna proposes settings; each is trained, and judged by its Spearman correlation on development pairs during the
-training. The test sets are not looked at. Trainings that fall behind are given up early. Everything is kept under
-outputs/searches/NAME, and the same command goes on where it was.
+Optuna proposes settings; each is trained, and judged during the training: by its Spearman correlation on development
+pairs or, with train.best=true, by how well half of the held-out rows are found. The test sets are not looked at.
+Trainings that fall behind are given up early. Everything is kept under outputs/searches/NAME, and the same command goes
+on where it was.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -16,7 +17,7 @@ from cft.system.tables import as_text
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search for good settings with Optuna, judged by development pairs."""
+    """Search for good settings with Optuna, judged by development pairs or by held-out rows."""
 
     name: Annotated[str, "of the search; its folder under outputs/searches/"]
     _: KW_ONLY

@@ -148,11 +148,12 @@ def training(history: Sequence[dict]) -> Figure:
     return figure
 
 
-def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -> Figure:
+def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool], measure: str) -> Figure:
     """Scores of a search's trials in their order, and by every setting.
 
     Args:
         trials: number, score and settings of each. logged: every setting, and whether it goes by orders of magnitude.
+        measure: of the scores.
     """
     figure, panels = plt.subplots(
         1, 1 + len(logged), figsize=(3.6 * (1 + len(logged)), 3.2), sharey=True, layout="constrained"
@@ -162,7 +163,7 @@ def search(trials: Sequence[tuple[int, float, dict]], logged: dict[str, bool]) -
     panels[0].step(numbers, np.maximum.accumulate(scores), where="post", color=AFTER, label="best so far")
     panels[0].legend(frameon=False)
     panels[0].set_xlabel("trial")
-    panels[0].set_ylabel("development Spearman × 100")
+    panels[0].set_ylabel(f"development {measure} × 100")
     for axes, (name, by_order) in zip(panels[1:], logged.items(), strict=True):
         values: list[Any] = [settings.get(name) for _, _, settings in trials]
         if all(_is_number(value) for value in values):

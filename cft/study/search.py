@@ -11,13 +11,17 @@ from typing import Any
 from cft.config.compose import compose_config
 from cft.config.schema import Config, EvalSettings, EvalSource
 from cft.config.sweeps import Dimension, search_space
+from cft.data.retrieval import watched_sets
+from cft.data.training_data import TrainingData
 from cft.evaluation.pairs import overlapping
+from cft.evaluation.retrieval import HEADLINE, MEASURE_NAMES
 from cft.job import figures, runner
 from cft.job.plan import InputCache, make_plan
-from cft.job.run_folder import RunFolder
+from cft.job.run_folder import RunFolder, development_scores
 from cft.study.arguments import outputs_of
 from cft.study.document import Block, Document, Heading, Picture, Table, Text, to_markdown
 from cft.system.console import report_error
+from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json, write_json, write_text
 from cft.system.tables import Row
@@ -30,6 +34,9 @@ SPACE_FILE = "space.json"
 # Attributes of a trial.
 _PROBLEM = "problem"  # why it failed
 _TRAINING = "training"  # the name of its training's folder, which holds all that it depends on
+_JUDGE = "judge"  # what it was judged by, a short name of its content
+
+_SPEARMAN = "Spearman"
 
 
 class _FailedBefore(UserError):
@@ -62,15 +69,17 @@ def search(name: str, overrides: list[str], *, trials: int, seed: int = 0, prune
     _require_same_search(folder, sorted(overrides))
     inputs = InputCache()
     lowest = [f"{d.key}={d.choices[0] if d.choices else int(d.low) if d.whole else d.low}" for d in space]
-    _check_judge(compose_config([*fixed, *lowest]), inputs)
+    first = compose_config([*fixed, *lowest])
+    _check_judge(first, inputs)
+    measure = _measure(inputs.data(first.data))
     with exclusive_lock(folder):  # so trials that are still running are those of killed calls
         study = _study(folder, space, seed, prune=prune)
         _require_same_inputs(folder, study, fixed, inputs)
         write_json(folder / SPACE_FILE, sorted(overrides))
         _requeue_interrupted(study)
         _make_trials(study, trials, space, lambda trial: _trial(trial, fixed, space, inputs))
-        table = ranking(study, space)
-        _report(folder, study, table, space)
+        table = ranking(study, space, measure)
+        _report(folder, study, table, space, measure)
     return table
 
 
@@ -136,10 +145,11 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
     if not config.train.steps:
         raise UserError("train.steps=0: a search compares trainings, and there is nothing to train")
     data = inputs.data(config.data)
-    if not data.dev or not config.train.eval_every:
+    if not (data.dev or config.train.chooses) or not config.train.eval_every:
         raise UserError(
             "a search is judged by development pairs during training: name some by data.dev=FILE (sentence1, "
-            "sentence2, score), and leave train.eval_every above 0"
+            "sentence2, score), or have half of the held-out rows judge by train.best=true, and leave "
+            "train.eval_every above 0"
         )
     if config.eval.source not in (EvalSource.sts, EvalSource.pairs):
         return
@@ -150,6 +160,28 @@ def _check_judge(config: Config, inputs: InputCache) -> None:
             f"({', '.join(sorted(set(shared)))}): settings chosen by them would be chosen by the test; leave those "
             "pairs out of data.dev"
         )
+
+
+def _measure(data: TrainingData) -> str:
+    """What trials are judged by: the correlation on scored pairs, or else how well held-out rows are found."""
+    return _SPEARMAN if data.dev else MEASURE_NAMES[HEADLINE]
+
+
+def _require_same_judge(trial: Any, data: TrainingData) -> None:
+    """Refuse a trial whose score would not compare with those of the others, as it is judged by other rows."""
+    if not data.dev and not watched_sets(data):
+        raise UserError(
+            f"of {len(data.watched)} held-out rows to judge by none can be searched for its positive: raise "
+            "data.holdout, bring more rows, or give scored pairs by data.dev=FILE"
+        )
+    judge = digest([list(row) for row in data.dev or data.watched])
+    for other in trial.study.trials:
+        if other.user_attrs.get(_JUDGE, judge) != judge:
+            raise UserError(
+                f"would be judged by other {'pairs' if data.dev else 'held-out rows'} than trial {other.number}: a "
+                "search compares trainings on one and the same; search that setting by several searches"
+            )
+    trial.set_user_attr(_JUDGE, judge)
 
 
 def _unscored(config: Config) -> Config:
@@ -192,7 +224,7 @@ def _requeue_interrupted(study: Any) -> None:
 
 
 def _trial(trial: Any, fixed: list[str], space: list[Dimension], inputs: InputCache) -> float:
-    """Train under proposed settings; returns the development score of the last step."""
+    """Train under proposed settings; returns the development score of the last step, or of the one that was kept."""
     chosen = [f"{dimension.key}={_proposed(trial, dimension)}" for dimension in space]
     if any(_PROBLEM in other.user_attrs and other.params == trial.params for other in trial.study.trials):
         raise _FailedBefore(" ".join(chosen))
@@ -215,13 +247,15 @@ def _train(trial: Any, config: Config, inputs: InputCache) -> float:
     config = _unscored(config)
     _check_judge(config, inputs)  # what is searched may be what trials are judged by
     plan = make_plan(config, inputs)
+    assert plan.data is not None  # there are steps
+    _require_same_judge(trial, plan.data)
     trial.set_user_attr(_TRAINING, plan.folder.name)
 
     def on_row(row: dict) -> None:
-        if row["event"] == "dev" and row["spearman"] is not None:
-            trial.report(row["spearman"], row["step"])
-            if row["step"] < plan.steps and trial.should_prune():
-                log.info("given up at step %d: below the median of the trials before", row["step"])
+        for step, score in development_scores([row]):
+            trial.report(score, step)
+            if step < plan.steps and trial.should_prune():
+                log.info("given up at step %d: below the median of the trials before", step)
                 raise optuna.TrialPruned
 
     folder = runner.train_only(config, inputs, on_row)
@@ -237,12 +271,12 @@ def _proposed(trial: Any, dimension: Dimension) -> str:
     return repr(trial.suggest_float(dimension.key, dimension.low, dimension.high, log=dimension.log))
 
 
-def ranking(study: Any, space: list[Dimension]) -> list[Row]:
+def ranking(study: Any, space: list[Dimension], measure: str) -> list[Row]:
     """Trials with their settings and development scores, the best first; those that were given up at the end."""
     from optuna.trial import TrialState
 
     keys = [dimension.key for dimension in space]
-    table: list[Row] = [("trial", *keys, "development Spearman", "run")]
+    table: list[Row] = [("trial", *keys, f"development {measure}", "run")]
 
     def add(trial: Any, score: str, run: str = "") -> None:
         values = [trial.params.get(key, "") for key in keys]
@@ -276,7 +310,7 @@ def _failures(study: Any) -> list[str]:
     ]
 
 
-def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) -> None:
+def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension], measure: str) -> None:
     """Write the table and the pictures, and say what to do with the best."""
     from optuna.trial import TrialState
 
@@ -285,10 +319,13 @@ def _report(folder: Path, study: Any, table: list[Row], space: list[Dimension]) 
         causes = "; ".join(failed or [row[-2] for row in table[1:]])
         raise UserError(f"no trial came to its end: {causes or 'none was made'}")
     by_order = {dimension.key: dimension.log for dimension in space}
-    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], by_order)
+    drawn = figures.search([(trial.number, trial.value, trial.params) for trial in done], by_order, measure)
     picture, _ = figures.save(drawn, folder, "search")
     best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
-    about = "Spearman correlation x 100 on development pairs after the last step. The test sets were not looked at."
+    about = "on development pairs, after the last step or the one that was kept. The test sets were not looked at."
+    if measure != _SPEARMAN:
+        about = "on half of the held-out rows, after the step that was kept. The other half was not looked at."
+    about = f"{measure} x 100 {about}"
     blocks: list[Block] = [Heading(study.study_name, 1), Text([about]), Table("trials", "", table)]
     blocks += [Picture("each trial's score, and the score by setting", picture), Text([f"best: `{best}`"])]
     if failed:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from jobs import CAPTIONS, DEV
+from jobs import CAPTIONS, DEV, ROWS, history, pairs_file
 
 from cft.config.sweeps import Dimension, search_space
 from cft.job import runner
@@ -59,6 +59,29 @@ def test_trials_are_ranked_by_their_development_scores(drawn_in_full, tmp_path, 
     folder = tmp_path / "searches" / "s"
     report = (folder / "report.md").read_text()
     assert rows[0][4] in report and "best: `lr=" in report and (folder / "search.png").stat().st_size > 10_000
+
+
+def test_held_out_rows_judge_where_there_are_no_scored_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "score", lambda *a: pytest.fail("the other half was scored"))
+    rows = ["model=tiny", "logger=none", *ROWS, f"data.train={pairs_file(tmp_path)}", "train=paper", "baseline=none"]
+    rows += ["train.steps=4", "train.eval_every=2", "train.best=true", "train.batch_size=8", f"outputs={tmp_path}"]
+    header, *found = search.search("s", [*rows, "lora.rank=2,4", "data.holdout=8,12"], trials=4, prune=False)
+    assert header == ("trial", "lora.rank", "data.holdout", "development nDCG@10", "run")
+    done, failed = found[:2], found[2:]
+    for row in done:
+        steps = history(tmp_path / row[4])
+        assert f"{max(each['ndcg@10'] for each in steps if each['event'] == 'dev'):.2f}" == row[3]
+    assert len({row[2] for row in done}) == 1 and len(failed) == 2
+    assert all("failed: would be judged by other held-out rows than trial" in row[3] for row in failed)
+    report = (tmp_path / "searches" / "s" / "report.md").read_text()
+    assert "nDCG@10 x 100 on half of the held-out rows" in report
+
+
+def test_trials_that_other_pairs_would_judge_are_not_compared(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"sentence1,sentence2,score\n{name} 1,b,1\nc,d,2\ne,f,3\n")
+    _, *rows = run(tmp_path, space=[f"data.dev={tmp_path}/a.csv,{tmp_path}/b.csv"])
+    assert len(rows) == 2 and "failed: would be judged by other pairs than trial 0" in rows[1][2]
 
 
 def test_a_search_goes_on_where_it_was(tmp_path, monkeypatch):
