@@ -248,8 +248,12 @@ def publish_race(race: Race, curves: dict[str, Curve], given: argparse.Namespace
         "prompt; the two took turns, step by step. Loading and scoring are left out on all sides; between looks "
         "scores are taken to lie on a line."
     )
+    same = (
+        f"Without the prompt it is {its_version()}'s training but for dropout's random numbers: as far as their scores "
+        "differ behind the same step, scores of so few pairs and one seed are not to be trusted."
+    )
     command = "python benchmarks/time_to_score.py " + " ".join(words)
-    publish("time_to_score", Found("Time to a score", command, table_of(curves), comparisons_of(curves), [note]))
+    publish("time_to_score", Found("Time to a score", command, table_of(curves), comparisons_of(curves), [note, same]))
 
 
 def race_of(given: argparse.Namespace) -> Race:
