@@ -13,8 +13,9 @@ from cft.system.tables import as_lines
 from cft.training.contrastive import texts_of
 from cft.training.schedule import warmup_steps
 
-# Tokens that the trial puts through the model, unless a batch has fewer, and triplets whose texts are counted.
-_TRIED, _COUNTED = 1500, 200
+# Tokens that the trial puts through the model, unless a batch has fewer: with 500 a CPU takes as long for each as with
+# more, which would keep the first step waiting. And triplets whose texts are counted.
+_TRIED_ON_CPU, _TRIED, _COUNTED = 500, 1500, 200
 
 # A step takes about as long as so many forward passes: one, and one backward.
 _FORWARD_PASSES = 3
@@ -77,12 +78,14 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
     batch = config.rows_a_step / processes
     rows = sample[: max(1, round(batch))]
     whole = _nodes(embedder, texts_of(rows, config.loss)) * batch / len(rows)
-    texts = texts_of(rows[: max(1, round(len(rows) * min(1.0, _TRIED / whole)))], config.loss)
+    on_cpu = embedder.device.type == "cpu"
+    most = _TRIED_ON_CPU if on_cpu else _TRIED
+    texts = texts_of(rows[: max(1, round(len(rows) * min(1.0, most / whole)))], config.loss)
     tried = _nodes(embedder, texts)
     seconds = 0.0
-    for _ in range(2):  # the first time is warming up
+    for warms_up in (True, False):  # a GPU, whose kernels are chosen by shapes, with all of it; a CPU with one row
         began = time.perf_counter()
-        embedder.encode(texts)
+        embedder.encode(texts_of(rows[:1], config.loss) if warms_up and on_cpu else texts)
         if embedder.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
