@@ -17,8 +17,9 @@ from cft.training.schedule import warmup_steps
 # more, which would keep the first step waiting. And triplets whose texts are counted.
 _TRIED_ON_CPU, _TRIED, _COUNTED = 500, 1500, 200
 
-# A step takes about as long as so many forward passes: one, and one backward.
-_FORWARD_PASSES = 3
+# A step takes about as long as so many forward passes: one, one back to the activations, and one more to the weights
+# where all of them are trained.
+_FORWARD_PASSES, _WHOLE_MODEL = 2, 3
 
 
 def outlook(config: Config, data: TrainingData, steps: int, cut: Cut, seconds: float) -> str:
@@ -92,7 +93,7 @@ def seconds_a_step(embedder: Embedder, config: Config, data: TrainingData, *, pr
     # Texts beside the triplets, taken to be as long as theirs.
     scored = 2 * config.train.scored_batch / processes if data.scored and not data.is_scored_alone else 0
     return (
-        _FORWARD_PASSES
+        (_FORWARD_PASSES if config.lora.rank else _WHOLE_MODEL)
         * seconds
         * whole
         / tried
