@@ -49,6 +49,9 @@ _File = tuple[Path, tuple[str, ...]]
 # Rows by which it is said whether rows have hard negatives.
 _TOLD_BY = 10_000
 
+# Triplets, of each part of the data, whose negatives are counted before the first step.
+_COUNTED = 10_000
+
 
 @dataclass(frozen=True)
 class Part:
@@ -137,6 +140,13 @@ class TrainingData:
         if self.starts is not None:
             first, end = np.append(self.starts, len(self.triplets))[[first, end]].tolist()
         return range(first, end)
+
+    @cached_property
+    def negatives_by_part(self) -> list[np.ndarray]:
+        """How many hard negatives triplets have (n,), at even distances: of each part, or of all if there are none."""
+        parts = [self.triplets_of_part(number) for number in range(len(self.parts))] or [range(len(self.triplets))]
+        looked_at = [part[:: len(part) // _COUNTED + 1] for part in parts]
+        return [np.array([len(self.triplets[row].negatives) for row in part], dtype=np.int64) for part in looked_at]
 
     @cached_property
     def shared(self) -> dict[int, frozenset[int]]:

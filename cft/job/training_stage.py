@@ -1,18 +1,16 @@
 """A job's training: its records before the first step, its callbacks, and its result."""
 
 import functools
-import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cft.config.schema import TEACHER, Config, LossSettings
-from cft.data.records import Triplet
 from cft.data.retrieval import watched_sets
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
@@ -36,9 +34,6 @@ from cft.training.schedule import warmup_steps
 from cft.training.trainer import RowCallback, TrainingRun
 
 log = logging.getLogger(__name__)
-
-# Rows of which hard negatives are counted.
-_ROWS = 10_000
 
 
 def require_trainable(plan: Plan, base: Embedder) -> None:
@@ -183,23 +178,12 @@ def _chosen_step(config: Config, history: list[dict]) -> int | None:
 
 def _choices(loss: LossSettings, data: TrainingData) -> Iterator[tuple[str, LossSettings, float]]:
     """Whose anchors choose, by what loss, and how many hard negatives a row has: of each part if batches are of one."""
-    if not data.parts:
-        yield "each anchor", loss, _hard_negatives(itertools.islice(data.triplets, _ROWS))
-        return
-    numbers = [data.triplets_of_part(number) for number in range(len(data.parts))]
-    found = [
-        _hard_negatives(data.triplets[row] for row in of_part[:: len(of_part) // _ROWS + 1]) for of_part in numbers
-    ]
-    if data.by_part:
+    found = [float(of_part.mean()) for of_part in data.negatives_by_part]
+    if data.parts and data.by_part:
         for part, negatives in zip(data.parts, found, strict=True):
             yield f"each anchor of {part.name}", replace(loss, **part.loss), negatives
     else:
         yield "each anchor", loss, float(np.dot(data.mixture.normalized, found))
-
-
-def _hard_negatives(rows: Iterable[Triplet]) -> float:
-    """How many a row has, on average."""
-    return float(np.mean([len(row.negatives) for row in rows]))
 
 
 def _write_records(plan: Plan, world: World, cut: Cut) -> None:

@@ -48,9 +48,6 @@ from cft.training.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 
-# Rows of the data, of each of its parts, whose negatives are counted before the first step.
-_ROWS = 10_000
-
 # Row numbers of a step's triplets, and of its scored pairs; one of them may be empty.
 _Rows = tuple[np.ndarray, np.ndarray]
 _NONE = np.empty(0, dtype=np.int64)
@@ -310,7 +307,8 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
     share = world.shard(0 if run.data.is_scored_alone else train.batch_size // train.accumulation)
     pairs = world.shard(train.scored_batch // train.accumulation if run.data.scored else 0)
     counted = run.config.loss.hard_negatives or any(part.loss.get("hard_negatives") for part in run.data.parts)
-    negatives = _most_negatives(run.data) if counted else 0
+    # files have them, or not
+    negatives = max(int(of_part.max()) for of_part in run.data.negatives_by_part) if counted else 0
     chunking = choose_chunking(
         embedder,
         texts=(share.stop - share.start) * (2 + negatives) + 2 * (pairs.stop - pairs.start),
@@ -328,12 +326,6 @@ def _chunking(embedder: Embedder, run: TrainingRun, step: int, history: list[dic
         )
     chunking.tokens = -world.all_reduce_max(-chunking.tokens)
     return chunking
-
-
-def _most_negatives(data: TrainingData) -> int:
-    """The most hard negatives of a row, by rows at even distances: files have them, or not."""
-    parts = [data.triplets_of_part(number) for number in range(len(data.parts))] or [range(len(data.triplets))]
-    return max(len(data.triplets[row].negatives) for rows in parts for row in rows[:: len(rows) // _ROWS + 1])
 
 
 def _load_batch(state: _State, numbers: _Rows) -> _Batch:

@@ -12,6 +12,7 @@ from jobs import adapter_bytes, history, run_folder, settings
 from safetensors.torch import load
 
 from cft.config.schema import LossSettings
+from cft.data import training_data
 from cft.data.records import Triplet
 from cft.job import runner
 from cft.job.run_folder import RunFolder
@@ -101,7 +102,7 @@ def test_a_budget_that_does_not_fit_any_more_is_lowered_told_and_recorded(tmp_pa
 
 @pytest.mark.parametrize("mixing", ["rows", "files"])
 def test_the_budget_is_that_of_the_file_with_the_most_negatives(tmp_path, monkeypatch, mixing):
-    monkeypatch.setattr(trainer, "_ROWS", 10)
+    monkeypatch.setattr(training_data, "_COUNTED", 10)
     files = {"pairs.jsonl": (40, 0), "triplets.jsonl": (20, 5)}
     for name, (rows, negatives) in files.items():
         words = [{"sent0": f"{name} {n}", "sent1": f"its {n}", "hard_neg": ["no"] * negatives} for n in range(rows)]
