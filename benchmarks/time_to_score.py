@@ -76,7 +76,6 @@ class Race:
     sets: Sets
     looks: list[int]
     recipe: Config
-    batch: int
 
     def score(self, encoder: Any) -> float:
         """The mean over the sets."""
@@ -104,7 +103,7 @@ def their_loop(race: Race) -> Callable[[int], tuple[float, float | None]]:
     config = race.recipe
     step_of, whole = their_training(config.model, CPU, config.lora)
     rows = load_training_data(config.data, seed=config.seed).triplets
-    numbers = batches(len(rows), race.batch, seed=config.seed, start=0, stop=config.train.steps)  # as cft has them
+    numbers = batches(len(rows), config.train.batch_size, seed=config.seed, start=0, stop=config.train.steps)
     weights = [weight for weight in whole.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.train.weight_decay)
     whole.train()
@@ -266,7 +265,7 @@ def race_of(given: argparse.Namespace) -> Race:
     words += ["train.eval_every=0", "train.precision=fp32", "baseline=none", "logger=none"]
     config = compose_config([*words, *scored, "experiment=recipe"])
     looks = [step for step in _LOOKS if step < given.steps] + [given.steps]
-    return Race([*words, "eval=none"], load_eval_sets(config.eval), looks, config, given.batch)
+    return Race([*words, "eval=none"], load_eval_sets(config.eval), looks, config)
 
 
 if __name__ == "__main__":

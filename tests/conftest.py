@@ -58,7 +58,7 @@ os.environ["CFT_CACHE"] = _private_cache()
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-# So do commands that tests start, unless they are told `drawn_in_full=True`.
+# Tests draw small pictures, and so do commands that they start; `drawn_in_full` gives those that users get.
 _draw_in_full, figures.save = figures.save, draw_small
 
 

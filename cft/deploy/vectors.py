@@ -308,7 +308,8 @@ def _ending(record: VectorsRecord) -> str:
 
 def _make_ready(folder: Path, record: VectorsRecord, shard: Shard | None) -> None:
     """Remove blocks of other work; those of shards, which may be at work and have taken days, are not to be lost."""
-    others = [block for block in folder.glob("*.npy") if not block.name.endswith(_ending(record))]
+    own = _ending(record)
+    others = [block for block in folder.glob("*.npy") if not block.name.endswith(own)]
     if others and (shard or (folder / _SHARDS).exists()):
         raise UserError(
             f"{folder} holds {counted(len(others), 'block')} of other texts, another embedder or other settings than "
