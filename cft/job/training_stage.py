@@ -156,6 +156,8 @@ class TrainingStage:
         if self.run.folder != folder.path:
             checkpoint.remove(self.run.folder)
             self.run.folder.rmdir()
+        if self.run.world.is_main:  # at the end, as all rows are read for it, which would keep the first step waiting
+            _warn_of_learnt_pairs(self.run.data)
 
 
 def _chosen_step(config: Config, history: list[dict]) -> int | None:
@@ -273,15 +275,15 @@ def _log_plan(plan: Plan, model: torch.nn.Module, world: World) -> None:
     if config.train.eval_every and not (data.dev or data.holdout):
         why = f"no {data.noun} are held out, and there are no scored pairs; data.holdout=N or data.dev=FILE gives one"
         log.info("no score during training: %s", "data.dev=FILE gives one" if data.is_scored_alone else why)
-    _warn_of_development_pairs(plan, data)
+    _warn_of_tested_pairs(plan, data)
     if data.is_scored_alone:
         log.info("pairs scored higher must be nearer (%s); there are no triplets", config.loss.scored)
     else:
         _log_loss(config, data)
 
 
-def _warn_of_development_pairs(plan: Plan, data: TrainingData) -> None:
-    """Say of development pairs by which nothing may be chosen, as they are trained on or are test data."""
+def _warn_of_learnt_pairs(data: TrainingData) -> None:
+    """Say of development pairs by which nothing may be chosen, as they were trained on."""
     learnt = pairs.trained_on(data.dev, data)
     if learnt:
         log.warning(
@@ -289,6 +291,10 @@ def _warn_of_development_pairs(plan: Plan, data: TrainingData) -> None:
             "choose no settings by them",
             *(learnt, len(data.dev)),
         )
+
+
+def _warn_of_tested_pairs(plan: Plan, data: TrainingData) -> None:
+    """Say of development pairs by which nothing may be chosen, as they are test data."""
     overlap = pairs.overlapping(data.dev, plan.sets)
     if overlap:
         log.warning(
