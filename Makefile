@@ -4,6 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 STS ?=
+RUN ?=
 BEIR ?=
 FACTOR ?= 10
 JOBS ?= 2
@@ -75,7 +76,7 @@ fix: install  ## repair what lint and formatting can
 	$(BIN)/ruff format .
 
 sts: install  ## score all-MiniLM-L6-v2 on the nine STS sets; STS=FOLDER reads them from files instead of the hub
-	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts $(if $(STS),eval.folder=$(STS))
+	$(BIN)/python -m cft.run model=minilm train.steps=0 eval=sts train.precision=fp32 $(if $(STS),eval.folder=$(STS))
 
 retrieval: install  ## score it on SciFact and ArguAna in BEIR=FOLDER three ways, beside MTEB's figures (an hour on 2 cores)
 	$(if $(BEIR),,$(error BEIR=FOLDER says where SciFact and ArguAna are, in BEIR's layout))
@@ -132,6 +133,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	-$(BIN)/python benchmarks/granted_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))  # needs the right to make a control group
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
+	$(if $(and $(RUN),$(STS),$(TRIPLETS)),$(BIN)/python benchmarks/bfloat16.py --triplets $(TRIPLETS) --sts $(STS) --run $(RUN))
 
 TINY ?=
 OUT ?=

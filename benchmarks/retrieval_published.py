@@ -193,7 +193,9 @@ def table_of(found: dict[str, dict[str, Scores]], published: dict[str, Scores]) 
 
 def compare(overrides: list[str], folder: Path) -> dict[str, dict[str, Scores]]:
     """Scores by way, set and measure."""
-    config = compose_config(["train.steps=0", "eval=retrieval", f"eval.folder={folder}", "logger=none", *overrides])
+    config = compose_config(
+        ["train.steps=0", "eval=retrieval", f"eval.folder={folder}", "logger=none", "train.precision=fp32", *overrides]
+    )
     plan = make_plan(config)
     embedder = Embedder.base(config.model)
     fill_cache(config, plan.retrieval, embedder)

@@ -124,15 +124,13 @@ def choose_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...
         )
     _require_independent(trunk, padded, sequences[0], model.max_length)
     padded = replace(padded, difference=difference)
-    use_batching(trunk, padded, model)
+    use_batching(trunk, padded)
     return padded
 
 
-def use_batching(trunk: Any, batching: Batching, model: ModelSettings) -> None:
-    """Give a trunk the attention of a kind of batch that was found exact for it, and say why it is padded, if it is."""
+def use_batching(trunk: Any, batching: Batching) -> None:
+    """Give a trunk the attention of a kind of batch that was found exact for it."""
     _set_attention(trunk, batching.attention)
-    if batching.kind is Batches.padded and model.batches is Batches.auto:
-        log.info("texts are padded instead of sharing prefixes: %s", batching.reason)
 
 
 def sample_sequences(trunk: Any, prefix_ids: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from cft.batching.layout import Batching, choose_batching, use_batching
-from cft.config.schema import ModelSettings
+from cft.config.schema import Batches, ModelSettings
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import cache_folder, read_record, write_record
@@ -36,14 +36,23 @@ def find_batching(trunk: Any, model: ModelSettings, prefix_ids: tuple[int, ...],
         UserError: as `choose_batching`.
     """
     tried = _tried(trunk, model, prefix_ids, weights)
+    found = _found_before(tried, trunk)
+    if found is None:
+        found = choose_batching(trunk, model, prefix_ids)
+        keep(tried, found)
+    if found.kind is Batches.padded and model.batches is Batches.auto:
+        log.info("texts are padded instead of sharing prefixes: %s", found.reason)
+    return found
+
+
+def _found_before(tried: Mapping[str, Any], trunk: Any) -> Batching | None:
+    """What an earlier trial found, if the trunk takes its attention."""
     kept = recall(tried, Batching)
     if kept is not None:
         with suppress(UserError):
-            use_batching(trunk, kept, model)
+            use_batching(trunk, kept)
             return kept
-    found = choose_batching(trunk, model, prefix_ids)
-    keep(tried, found)
-    return found
+    return None
 
 
 def recall(tried: Mapping[str, Any], kind: type[_Found]) -> _Found | None:

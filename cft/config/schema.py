@@ -806,7 +806,7 @@ class TrainSettings:
     accumulation: int = 1  # micro-batches an update; negatives are drawn from one's own micro-batch only
     weight_decay: float = 1e-4  # AdamW's, 0 or more
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it (transformers' default)
-    precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it, fp32 else), bf16 or fp32
+    precision: Precision = Precision.auto  # auto (bf16 on a GPU that has it or a CPU that gains by it), bf16 or fp32
     gradient_checkpointing: bool = False  # true: recompute activations in the backward pass, less memory for more time
     # most tokens that go through the model at once, a larger batch in chunks; null: what memory holds
     chunk_tokens: int | None = None

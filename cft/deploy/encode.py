@@ -131,7 +131,7 @@ def _encode(options: EncodeOptions, source: Path, target: Path) -> tuple[int, in
     count, skipped = _count(rows(), made_of)
     if options.dtype in IN_BYTES and like is None and count < 2:
         raise UserError(f"dtype={options.dtype}: one text has no ranges; take those of an earlier file by ranges=")
-    embedder = load_embedder(**options.embedder, device=options.device).in_role(options.role)
+    embedder = load_embedder(**options.embedder).in_role(options.role)
     if options.dimensions:
         embedder.require_dimensions(options.dimensions)
     record, width = VectorsRecord.of(embedder, made_of, options.dimensions), options.dimensions or embedder.width

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cft.model.adapters import Adapter
     from cft.model.embedder import Embedder
+    from cft.model.sources import ModelFiles
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _WAYS = (
 )
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Computed = Literal["trained", "auto", "bf16", "fp32"]
 
 # Options that several commands have.
 PromptWords = Annotated[str, "words around every text, as in 'query: {text}'; none takes those of its training"]
@@ -75,6 +77,14 @@ class TextFileOptions(EmbedderOptions):
     column: Annotated[str, "the column that holds the texts, in files that have columns"] = "text"
     on_bad_row: Annotated[BadRows, "what to do with a row that holds no text"] = BadRows.RAISE
     device: Annotated[Device, "where it runs"] = "auto"
+    precision: Annotated[
+        Computed, "what it computes in: trained: as its training did; auto: bf16 where that is faster here, else fp32"
+    ] = "trained"
+
+    @property
+    def embedder(self) -> dict[str, Any]:
+        """As without these options, and where and how it runs."""
+        return super().embedder | {"device": self.device, "precision": self.precision}
 
 
 def require_columns(path: str, **named: str) -> None:
@@ -174,6 +184,7 @@ def load_embedder(
     prompt: str = "",
     device: Device = "auto",
     model_path: str = "",
+    precision: Computed = "trained",
 ) -> "Embedder":
     """Load an embedder, named by one of `run`, `model` and `path`.
 
@@ -182,6 +193,7 @@ def load_embedder(
         path: a folder of a run, an export, a PEFT adapter or a model, or a .gguf file.
         prompt: words around every text; none takes those it was trained or published with.
         device: where it runs. model_path: where the base model of trained weights is now; none for where it was.
+        precision: as `Embedder.load` takes it; of what has no training of its own here, `trained` is fp32.
 
     Raises:
         UserError: if not exactly one is named, it cannot be had, or a prompt has no place for the text.
@@ -190,19 +202,38 @@ def load_embedder(
     from cft.job.start import choose_device
     from cft.model.embedder import Embedder
 
-    place = choose_device(device)
+    place = _Place(choose_device(device), precision)
     if source.run:
-        embedder = Embedder.load(source.run, device=place, model_path=model_path or None)
+        more: dict[str, Any] = {"model_path": model_path or None, "precision": precision}
+        embedder = Embedder.load(source.run, device=place.device, **more)
     elif source.adapter:
         embedder = _adapted(source.adapter, place, prompt, model_path)
     else:
         assert source.model is not None
         if source.configured:
-            embedder = Embedder.base(source.model, device=place, templates=_templates(prompt))
+            options = place.options(source.model, fetch(source.model))
+            embedder = Embedder.base(source.model, templates=_templates(prompt), **options)
         else:
             with _naming("path"):
                 embedder = _of_folder(source.model, place, prompt)
     return embedder.with_template(prompt) if prompt else embedder
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an embedder runs and what it computes in, as configured."""
+
+    device: "torch.device"
+    precision: Computed
+
+    def options(self, model: ModelSettings, files: "ModelFiles") -> dict[str, Any]:
+        """A base model's files, device and type, as `Embedder.base` takes them."""
+        import torch
+
+        from cft.model.precision import chosen_dtype
+
+        dtype = chosen_dtype(self.precision, self.device, model, files)
+        return {"files": files, "device": self.device, "dtype": getattr(torch, dtype)}
 
 
 def _require_one(run: Any, model: Any, path: Any) -> None:
@@ -256,7 +287,7 @@ def _templates(prompt: str, prompts: Prompts | None = None) -> list[str]:
     return [prompt] if prompt else [*dict.fromkeys((prompts or Prompts()).of(role) for role in Role)]
 
 
-def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record: Path | None = None) -> "Embedder":
+def _of_folder(model: ModelSettings, place: _Place, prompt: str, record: Path | None = None) -> "Embedder":
     """A model that stands in no configuration, as sentence-transformers recorded it, or as can be assumed.
 
     Args:
@@ -267,17 +298,17 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
     from cft.model.published import published_dimensions, published_settings
 
     files = fetch(model)
-    places = [place for place in (record, files.folder) if place]
-    published = next(filter(None, (published_settings(place, model) for place in places)), None)
+    recorded = [folder for folder in (record, files.folder) if folder]
+    published = next(filter(None, (published_settings(folder, model) for folder in recorded)), None)
     settings, prompts = published or (model, Prompts())
-    options: dict[str, Any] = {"files": files, "device": device, "templates": _templates(prompt, prompts)}
+    templates = _templates(prompt, prompts)
     try:
-        embedder = Embedder.base(settings, **options)
+        embedder = Embedder.base(settings, templates=templates, **place.options(settings, files))
     except LooksBothWays:  # an encoder; only a trial shows it
         settings = replace(settings, attention=Attention.bidirectional)
         if not published:
             settings = replace(settings, pooling=Pooling.mean, append_eos=False)
-        embedder = Embedder.base(settings, **options)
+        embedder = Embedder.base(settings, templates=templates, **place.options(settings, files))
     if not published:
         log.warning(
             "%s does not say how it embeds; assumed: pooling=%s, %s, %d tokens at most",
@@ -286,12 +317,12 @@ def _of_folder(model: ModelSettings, device: "torch.device", prompt: str, record
             "an EOS behind every text" if settings.append_eos else "special tokens of its tokenizer",
             settings.max_length,
         )
-    trained = next(filter(None, (published_dimensions(place, embedder.width) for place in places)), ())
+    trained = next(filter(None, (published_dimensions(folder, embedder.width) for folder in recorded)), ())
     contract = replace(embedder.contract, dimensions=trained)
     return Embedder(embedder.model, embedder.backbone, contract).with_prompts(prompts)
 
 
-def _adapted(folder: Path, device: "torch.device", prompt: str, model_path: str) -> "Embedder":
+def _adapted(folder: Path, place: _Place, prompt: str, model_path: str) -> "Embedder":
     """A PEFT adapter without a contract, on the base model that it names, or that stands at `model_path`."""
     from cft.model.adapters import attach, fetch_adapter
 
@@ -299,7 +330,7 @@ def _adapted(folder: Path, device: "torch.device", prompt: str, model_path: str)
         adapter = fetch_adapter(str(folder), None)
     base = model_path or _named_base(adapter)
     with _naming("model_path"):
-        embedder = _of_folder(ModelSettings(name=folder.name or "model", path=base), device, prompt, folder)
+        embedder = _of_folder(ModelSettings(name=folder.name or "model", path=base), place, prompt, folder)
         return attach(embedder, adapter, any_base=bool(model_path))
 
 

@@ -222,7 +222,7 @@ def _rules(options: MineOptions, documents: int) -> MiningRules:
 
 def _search(pairs: _Pairs, rules: MiningRules, options: MineOptions, stack: contextlib.ExitStack) -> Mined:
     """Embed anchors and documents, unless their vectors are kept, and choose every anchor's negatives."""
-    embedder = load_embedder(**options.embedder, device=options.device)
+    embedder = load_embedder(**options.embedder)
     of_documents, of_queries = embedder.in_role(Role.document), embedder.in_role(Role.query)
     cached = (stack, options.vector_cache_gb)
     parts = [(pairs.corpus, corpora.vectors_of(of_documents, pairs.corpus, *cached))]

@@ -135,7 +135,7 @@ def open_index(options: SimilarOptions) -> Iterator[Index]:
     """
     with contextlib.ExitStack() as stack:
         corpus = stack.enter_context(contextlib.closing(corpora.of_file(options.corpus, options, options.id_column)))
-        embedder = load_embedder(**options.embedder, device=options.device)
+        embedder = load_embedder(**options.embedder)
 
         from cft.config.schema import Role
 

@@ -1,5 +1,6 @@
 """What a job starts from: a base model on its device, or an adapter on it."""
 
+import functools
 import logging
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from cft.config.schema import Config, Precision, Prompts, PromptSettings, Role
 from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
 from cft.model.embedder import Embedder, torch_device
+from cft.model.precision import bfloat16_gain, wants_bf16
 from cft.model.sources import ModelFiles, fetch
 from cft.system.distributed import device_of_rank
 from cft.system.errors import UserError
@@ -37,12 +39,12 @@ class StartingPoint:
         Raises:
             UserError: if the model cannot be loaded, or the adapter does not belong to it.
         """
-        log.info("loading %s (%s)", config.model.name, config.model.path)
+        dtype = self.dtype(config)
+        rounded = ", in bfloat16" if dtype is torch.bfloat16 else ""
+        log.info("loading %s (%s)%s", config.model.name, config.model.path, rounded)
         every = (config.prompt.in_evaluation, config.prompt.in_training, config.prompt.saved)
         templates = tuple(dict.fromkeys(prompts.of(role) for prompts in every for role in Role))
-        base = Embedder.base(
-            config.model, files=self.files, device=self.device, dtype=self.dtype(config), templates=templates
-        )
+        base = Embedder.base(config.model, files=self.files, device=self.device, dtype=dtype, templates=templates)
         for prompts in every:
             base.with_prompts(prompts)  # one that leaves no room for texts is refused before anything is scored
         if self.adapter is None:
@@ -75,12 +77,13 @@ def find_starting_point(config: Config, files: ModelFiles | None = None) -> Star
     adapter = fetch_adapter(config.adapter, config.adapter_revision) if config.adapter else None
     if adapter is not None:
         require_named_base(adapter, config.model.path, any_base=config.adapter_any_base)
-    return StartingPoint(
-        files=files or fetch(config.model),
-        adapter=adapter,
-        device=device,
-        bf16=wants_bf16(config.train.precision, device),
-    )
+    files = files or fetch(config.model)
+    precision = config.train.precision
+    if precision is Precision.auto and adapter is not None and adapter.contract is not None and config.lora.rank:
+        # its contract holds in its own precision alone
+        precision = Precision.bf16 if adapter.contract.dtype == "bfloat16" else Precision.fp32
+    bf16 = wants_bf16(precision, device, functools.partial(bfloat16_gain, config.model, files))
+    return StartingPoint(files=files, adapter=adapter, device=device, bf16=bf16)
 
 
 def choose_device(name: str) -> torch.device:
@@ -98,17 +101,3 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch sees no CUDA device here; set device=cpu, or install a CUDA build of torch")
     return torch.device(name)
-
-
-def wants_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether the model runs in bfloat16: if configured, or by `auto` on a GPU that has it.
-
-    Raises:
-        UserError: if it is configured on a GPU without it.
-    """
-    if precision is Precision.auto:
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name(device)
-        raise UserError(f"train.precision=bf16: {name} has no bfloat16; set train.precision=fp32, or auto")
-    return precision is Precision.bf16

@@ -9,6 +9,7 @@ __all__ = [
     "layer_weights",  # the weighted sum of all layers' states, and its weights
     "lora",  # add_lora, find_targets, trainable
     "minicpm",  # MiniCPM's configuration in Granite's words
+    "precision",  # whether a model computes sooner in bfloat16 on this CPU
     "published",  # what sentence-transformers records of a model's way to its vectors
     "quantize",  # vectors in fewer bytes, and back
     "sources",  # fetch: a base model's files on this machine

@@ -147,6 +147,8 @@ def _settings_of(promised: Contract, actual: Contract) -> str:
         value = to_plain(getattr(promised, name))
         if value != to_plain(getattr(actual, name)):
             fixes[f"model.{name}"] = value
+    if promised.dtype != actual.dtype:
+        fixes["train.precision"] = "bf16" if promised.dtype == "bfloat16" else "fp32"
     return f"\nits own settings: {overrides(fixes)}" if fixes else ""
 
 

@@ -19,6 +19,7 @@ from cft.model.backbone import Backbone, load_backbone
 from cft.model.contract import FILE_NAME, SETTINGS, Contract
 from cft.model.layer_weights import layer_weights_of
 from cft.model.pissa import initial_factors
+from cft.model.precision import TRAINED, chosen_dtype
 from cft.model.published import require_known_modules, warn_of_differences
 from cft.model.quantize import Dtype, quantize, require_dtype
 from cft.model.sources import ADAPTER_FOLDER, ModelFiles, fetch, find_base
@@ -131,7 +132,12 @@ class Embedder:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: torch.device | str = "cpu", model_path: str | Path | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        model_path: str | Path | None = None,
+        precision: str = TRAINED,
     ) -> "Embedder":
         """A trained embedder, held to the contract that was written when it was trained.
 
@@ -141,6 +147,8 @@ class Embedder:
             device: where the model goes.
             model_path: where its base model is now, as `model.path` takes it; None for where it was. Its content is
                 checked either way.
+            precision: trained: as its training computed; auto: bf16 where that is faster here, else fp32; or one of
+                these. Another one than its training's gives vectors rounded otherwise (cosines of 0.999 to these).
 
         Raises:
             UserError: if the folder holds no trained embedder, or its base model, tokenizer or weights differ from
@@ -157,6 +165,7 @@ class Embedder:
         path, files = find_base(contract, folder, str(model_path) if model_path else None)
         model = ModelSettings(name=contract.model, path=path, **settings)
         device = torch_device(device)
+        contract = replace(contract, dtype=chosen_dtype(precision, device, model, files, trained=contract.dtype))
         base = cls._of_files(model, files, device, getattr(torch, contract.dtype))
         contract.require(base.contract)
         weights = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder

@@ -36,10 +36,11 @@ _SHARED = (
 
 def is_minicpm(folder: Path) -> bool:
     """Whether a model's folder holds a MiniCPM checkpoint."""
-    return _config_of(folder).get("model_type") == "minicpm"
+    return config_of(folder).get("model_type") == "minicpm"
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """A checkpoint's configuration as it is written."""
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
@@ -72,7 +73,7 @@ def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         UserError: if a setting or tensor is missing, or a tensor is left over.
     """
     try:
-        config = granite_config(_config_of(folder))
+        config = granite_config(config_of(folder))
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks MiniCPM's {error}") from error
     tensors = {
