@@ -133,7 +133,7 @@ bench: install  ## benchmarks into docs/benchmarks.md; TRIPLETS=FILE and STS=FOL
 	$(BIN)/python benchmarks/shared_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))
 	-$(BIN)/python benchmarks/granted_cores.py $(if $(TRIPLETS),--triplets $(TRIPLETS))  # needs the right to make a control group
 	$(if $(STS),$(BIN)/python benchmarks/encoding.py --sts $(STS))
-	$(if $(and $(RUN),$(STS),$(TRIPLETS)),$(BIN)/python benchmarks/bfloat16.py --triplets $(TRIPLETS) --sts $(STS) --run $(RUN))
+	-$(if $(and $(RUN),$(STS),$(TRIPLETS)),$(BIN)/python benchmarks/bfloat16.py --triplets $(TRIPLETS) --sts $(STS) --run $(RUN))
 
 TINY ?=
 OUT ?=

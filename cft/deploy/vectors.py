@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cft.model.contract import PRECISION_OF
 from cft.model.quantize import Dtype, quantize, ranges_of, restore
 from cft.system.digest import digest, sha256_of_file, to_plain
 from cft.system.disk import require_free
@@ -35,6 +36,8 @@ _SHARDS = "shards"
 
 # Entries of a contract that say how its texts are worded; of two of them, a user can change one.
 _PROMPT = "template"
+# And what it computes in.
+_COMPUTED = "dtype"
 
 
 class TextsDigest:
@@ -414,6 +417,10 @@ def _require_embedder(name: str, record: VectorsRecord, expected: VectorsRecord,
             f"{name}: embedded under the prompt {theirs[_PROMPT]!r}, but here documents have {ours[_PROMPT]!r}; embed "
             f"it again with {again}"
         )
+    if different == [_COMPUTED]:
+        one, other = theirs[_COMPUTED], ours[_COMPUTED]
+        add, again = (override("precision", PRECISION_OF[each]) for each in (one, other))
+        raise UserError(f"{name}: computed in {one}, here in {other}; add {add}, or embed it again with {again}")
     if theirs.get("adapter") != ours.get("adapter"):
         raise UserError(f"{name}: made by another embedder: {_embedder_of(theirs)} there, {_embedder_of(ours)} here")
     if different:

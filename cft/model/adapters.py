@@ -14,7 +14,7 @@ import numpy as np
 
 from cft.config.schema import LoraBias, LoraSettings, LoraVariant
 from cft.model import contract
-from cft.model.contract import Contract
+from cft.model.contract import PRECISION_OF, Contract
 from cft.model.embedder import Embedder
 from cft.model.lora import Targets, find_targets, keep_roles
 from cft.model.sources import ADAPTER_FOLDER
@@ -148,7 +148,7 @@ def _settings_of(promised: Contract, actual: Contract) -> str:
         if value != to_plain(getattr(actual, name)):
             fixes[f"model.{name}"] = value
     if promised.dtype != actual.dtype:
-        fixes["train.precision"] = "bf16" if promised.dtype == "bfloat16" else "fp32"
+        fixes["train.precision"] = PRECISION_OF[promised.dtype]
     return f"\nits own settings: {overrides(fixes)}" if fixes else ""
 
 

@@ -15,6 +15,7 @@ from cft.system.files import read_json, write_record
 
 FILE_NAME = "contract.json"
 _PLACE = "place_of_base"  # beside the fields: where the base model is says nothing about vectors
+PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16"}  # a configuration's word for a contract's dtype
 # Settings of a model that are part of its contract, by the names that both have for them.
 SETTINGS = (
     "pooling",

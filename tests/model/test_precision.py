@@ -15,6 +15,7 @@ from cft.batching import trials
 from cft.config.schema import Attention, ModelSettings, Precision, Quantization
 from cft.deploy.encode import EncodeOptions, encode_file
 from cft.deploy.load import load_embedder
+from cft.deploy.similar import SimilarOptions, open_index
 from cft.job import start
 from cft.job.plan import make_plan
 from cft.job.runner import run
@@ -180,3 +181,12 @@ def test_vectors_of_two_precisions_are_not_taken_for_each_other(tmp_path):
         made.append((np.load(target), target.with_suffix(".contract.json").read_text()))
     assert not np.array_equal(made[0][0], made[1][0]) and '"dtype": "bfloat16"' in made[1][1]
     np.testing.assert_array_equal(made[0][0], made[2][0])
+
+    def first(**more) -> str:
+        of_bf16 = {"run": str(tmp_path / "run"), "vectors": str(tmp_path / "bf16.npy")}
+        with open_index(SimilarOptions(tmp_path / "texts.txt", **of_bf16, **more)) as index:
+            return index.search(["a dog"])[0][0].text
+
+    with pytest.raises(UserError, match="computed in bfloat16, here in float32; add precision=bf16, or embed it again"):
+        first()
+    assert first(precision="bf16") == "a dog"
