@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cft.deploy.load import EmbedderOptions, Source, find_source, load_embedder
+from cft.model.contract import Contract
 from cft.system.errors import UserError
 from cft.system.files import read_json, staging_folder, user_path, write_json, write_text
 from cft.system.hub import may_be_repository
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cft.config.schema import Role
-    from cft.model.contract import Contract
     from cft.model.embedder import Embedder
 
 
@@ -99,19 +99,31 @@ def export(options: ExportOptions) -> str:
             scratch = staging / options.output.name
             lines = _write_gguf(scratch, options)
             os.rename(scratch, options.output)
-            return "\n".join([f"written: {options.output}", *lines])
+            return "\n".join([f"written: {options.output}", *_of_rounded(source), *lines])
         scratch = staging / "export"
         scratch.mkdir()
         if options.format == "onnx":
-            lines = _write_graph(scratch, options)
+            lines = _of_rounded(source) + _write_graph(scratch, options)
         elif options.format == "peft":
             lines = _write_adapter(source, scratch, options)
         else:
-            lines = _write_model(source, scratch, options)
+            lines = _of_rounded(source) + _write_model(source, scratch, options)
         if source.run:
             _copy_card(source.run, scratch, options)
         os.rename(scratch, options.output)
     return "\n".join([f"written: {options.output}", *lines])
+
+
+def _exact(options: ExportOptions, **more: Any) -> "Embedder":
+    """The embedder, computing in float32 whatever it was trained in: others hold its weights so, and are checked so."""
+    return load_embedder(**options.embedder, **more, precision="fp32")
+
+
+def _of_rounded(source: Source) -> list[str]:
+    """A line for an embedder whose own vectors are rounded otherwise than those of its export."""
+    if source.run is None or (dtype := Contract.load(source.run).dtype) == "float32":
+        return []
+    return [f"(it was trained in {dtype}: these are its vectors under precision=fp32)"]
 
 
 def _write_gguf(scratch: Path, options: ExportOptions) -> list[str]:
@@ -119,7 +131,7 @@ def _write_gguf(scratch: Path, options: ExportOptions) -> list[str]:
     from cft.deploy import gguf_file
 
     base = gguf_file.open_base(user_path(options.base_gguf)) if options.base_gguf else None
-    embedder = load_embedder(**options.embedder)
+    embedder = _exact(options)
     gguf_file.require_holdable(embedder)
     base = base or gguf_file.open_base(gguf_file.require_base(embedder))
     contract = embedder.contract
@@ -136,7 +148,7 @@ def _write_graph(scratch: Path, options: ExportOptions) -> list[str]:
     from cft.deploy import onnx_file
 
     precision = cast(onnx_file.Precision, options.precision)
-    return onnx_file.write(load_embedder(**options.embedder, device="cpu"), scratch, precision, output=options.output)
+    return onnx_file.write(_exact(options, device="cpu"), scratch, precision, output=options.output)
 
 
 def require_onnx() -> None:
@@ -251,7 +263,7 @@ def _write_model(source: Source, scratch: Path, options: ExportOptions) -> list[
     """What transformers or sentence-transformers load; returns how it was checked and how it is loaded."""
     from cft.deploy import portable
 
-    embedder = load_embedder(**options.embedder)
+    embedder = _exact(options)
     contract, output, tolerance = embedder.contract, options.output, _TOLERANCE
     if options.adapter == "keep":
         _check_base(embedder, options)
@@ -264,13 +276,11 @@ def _write_model(source: Source, scratch: Path, options: ExportOptions) -> list[
         lines = [f"an adapter on {contract.model}, which sentence-transformers loads with it"]
     else:
         trunk, drift = portable.merge_adapter(embedder)
-        if drift > tolerance and contract.dtype == "float32":
+        if drift > tolerance:
             raise UserError(f"merging the adapter changes vectors by {drift:.1e}: export with format=peft instead")
         tolerance = max(2 * drift, tolerance)
         trunk.save_pretrained(scratch)
         lines = [f"merged in float32: no coordinate of a unit vector moved by more than {drift:.1e}"]
-        if contract.dtype != "float32":
-            lines.append(f"(it was trained on {contract.dtype} weights, whose rounding is part of that)")
         lines.append("its tokenizer, loaded again, gives the same tokens")
         portable.write_dimensions(scratch, contract)
     portable.check_tokens(embedder, scratch)

@@ -268,6 +268,21 @@ def test_what_others_cannot_hold_is_refused_and_leaves_nothing(tmp_path, overrid
     assert not (tmp_path / "exported").exists() and not list(tmp_path.glob("tmp*"))
 
 
+@pytest.mark.parametrize("more", [[], ["adapter=keep"], ["format=merged"], ["format=onnx"]], ids=" ".join)
+def test_what_was_trained_in_bfloat16_is_exported_as_float32_computes_it(tmp_path, more):
+    base = write_model(tmp_path / "base", "llama")
+    folder = train(tmp_path, f"model.path={base}", "train.precision=bf16")
+    exact, rounded = (Embedder.load(folder, precision=each).encode(SAMPLES) for each in ("fp32", "trained"))
+    target, said = exported(folder, tmp_path, *more)
+    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in said
+    if not more or "adapter=keep" in more:
+        found = in_sentence_transformers(target).encode(SAMPLES, normalize_embeddings=True)
+        np.testing.assert_allclose(found, exact, atol=1e-5)
+        assert np.abs(found - rounded).max() > 1e-4
+    elif "format=merged" in more:
+        np.testing.assert_allclose(load_embedder(path=str(target)).encode(SAMPLES), exact, atol=1e-5)
+
+
 @pytest.mark.parametrize("joined", ["s s", ". !"])
 def test_words_behind_that_share_a_token_with_the_text_are_left_to_the_user(tmp_path, joined):
     """`s s` is seen on the words that are tried first, `. !` only on a sample that ends with a full stop."""
