@@ -39,7 +39,7 @@ from cft.system.digest import digest, to_plain
 from cft.system.disk import require_writable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
 from cft.system.errors import UserError, renaming_keys
-from cft.system.files import exclusive_lock, write_json
+from cft.system.files import exclusive_lock, read_json, write_json
 from cft.system.logs import log_file
 from cft.training.trainer import RowCallback, train
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 # Passes over the rows of a first stage, which its steps bound.
 _ENDLESS = 10**6
 
-# Beside scores that were reported to the job's tracker; written last, so that a killed job reports them again.
+# Beside scores, the kinds of trackers that have them; written last, so that a killed job reports them again.
 REPORTED = "reported.json"
 
 
@@ -105,7 +105,9 @@ def run(
             tracker.finish(result)
             if alone:
                 say_next(plan)
-        write_json(plan.scores_folder(plan.result) / REPORTED, {"logger": config.logger.kind})
+        if tracker.works:  # else the same command reports them when it does
+            path, kinds = _reported(plan)
+            write_json(path, {"loggers": sorted({*kinds, config.logger.kind.value})})
     return result.outcome
 
 
@@ -292,9 +294,9 @@ def _failure_noted(folder: RunFolder) -> Iterator[None]:
 
 
 def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
-    """The job's tracker; none if the job only shows what was reported before."""
+    """The job's tracker; none if the job only shows what was reported to one of its kind before."""
     scores = plan.scores_folder(plan.result)
-    reported = plan.is_trained and (scores / REPORTED).exists()
+    reported = plan.is_trained and plan.config.logger.kind.value in _reported(plan)[1]
     return tracking(
         replace(plan.config.logger, kind=LoggerKind.none) if reported else plan.config.logger,
         Job(
@@ -309,3 +311,10 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
             again=goes_again(plan),
         ),
     )
+
+
+def _reported(plan: Plan) -> tuple[Path, list[str]]:
+    """The file that says which kinds of trackers have the job's scores, and which do."""
+    path = plan.scores_folder(plan.result) / REPORTED
+    record = read_json(path) if path.exists() else {}
+    return path, record.get("loggers", [record["logger"]] if "logger" in record else [])  # one, in older records

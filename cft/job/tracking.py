@@ -67,6 +67,8 @@ class Result:
 class Tracker:
     """Tracks nothing; the interface of the trackers below."""
 
+    works = True  # whether all that it was given was taken, as far as is known
+
     def watch(self, row: dict) -> None:
         """Take a row of the training history."""
 
@@ -266,16 +268,16 @@ class _Isolated(Tracker):
     """Another tracker in a thread of its own, left out after its first failure; it is closed all the same."""
 
     def __init__(self, tracker: Tracker, name: str) -> None:
-        self._tracker, self._name, self._works = tracker, name, True
+        self._tracker, self._name = tracker, name
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def watch(self, row: dict) -> None:
-        self._calls.put(lambda: self._tracker.watch(row) if self._works else None)
+        self._calls.put(lambda: self._tracker.watch(row) if self.works else None)
 
     def finish(self, result: Result) -> None:
-        self._calls.put(lambda: self._tracker.finish(result) if self._works else None)
+        self._calls.put(lambda: self._tracker.finish(result) if self.works else None)
 
     def close(self, *, failed: bool) -> None:
         """Wait until all calls are done, but not for ever."""
@@ -283,6 +285,7 @@ class _Isolated(Tracker):
         self._calls.put(None)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
+            self.works = False
             log.warning("%s has not finished within %d seconds; the job goes on without it", self._name, _PATIENCE)
 
     def _serve(self) -> None:
@@ -290,9 +293,9 @@ class _Isolated(Tracker):
             try:
                 call()
             except Exception as error:  # a full disk, a service's own errors: whatever it is, the training goes on
-                if self._works:
+                if self.works:
                     log.warning("%s failed and is left out from here on: %s", self._name, error)
-                self._works = False
+                self.works = False
 
 
 @contextmanager
@@ -322,7 +325,9 @@ def _start(settings: LoggerSettings, job: Job) -> Tracker:
         return _Isolated(WandbTracker(job, _start_wandb(settings, job), artifact=settings.artifact), name)
     except Exception as error:  # see _Isolated
         log.warning("%s did not start, the job goes on without it: %s", name, error)
-        return Tracker()
+        tracker = Tracker()
+        tracker.works = False
+        return tracker
 
 
 def _start_trackio(settings: LoggerSettings, job: Job) -> Any:

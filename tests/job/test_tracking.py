@@ -253,6 +253,30 @@ def test_rows_that_waited_when_a_training_was_killed_are_in_the_spreadsheet_of_i
     assert (folder / "history.csv").read_bytes() == whole
 
 
+def test_a_finished_job_is_reported_to_a_tracker_that_it_did_not_have_before(tmp_path, monkeypatch):
+    begun: list[Job] = []
+    init = tracking_module.CsvTracker.__init__
+    monkeypatch.setattr(tracking_module.CsvTracker, "__init__", lambda self, job: begun.append(job) or init(self, job))
+    for logger in ("none", "csv", "none", "csv"):
+        run_job(composed(*QUICK, f"logger={logger}", f"outputs={tmp_path}"))
+    (folder,) = (path.parent for path in tmp_path.glob("*/history.csv"))
+    assert "after/mean" in (folder / "scores.csv").read_text()
+    assert len(begun) == 1
+
+
+def test_a_finished_job_is_reported_again_to_a_tracker_that_failed(tmp_path, monkeypatch, caplog):
+    class Broken(Tracker):
+        def __init__(self, job: Job) -> None:
+            raise OSError("no network")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking_module, "CsvTracker", Broken)
+        run_job(composed(*QUICK, "logger=csv", f"outputs={tmp_path}"))
+    assert "did not start" in caplog.text and not list(tmp_path.glob("*/history.csv"))
+    run_job(composed(*QUICK, "logger=csv", f"outputs={tmp_path}"))
+    assert len(list(tmp_path.glob("*/history.csv"))) == 1
+
+
 def test_a_spreadsheet_tells_evaluations_apart_and_keeps_each(tmp_path):
     settings, first = LoggerSettings(kind=LoggerKind.csv), result(tmp_path)
     (tmp_path / "scores.csv").write_text("score,value\nafter/old,5.0\n")  # as earlier versions wrote it
