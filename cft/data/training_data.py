@@ -92,6 +92,7 @@ class TrainingData:
     # (rows,) where one positive of each row is drawn at a time, the row's first triplet, which the others follow; None
     # where each triplet is a row
     starts: np.ndarray | None = field(default=None, compare=False)
+    earlier: "TrainingData | None" = field(default=None, compare=False)  # what a first stage trained on
 
     @property
     def is_scored_alone(self) -> bool:
@@ -154,7 +155,9 @@ class TrainingData:
         return shared_texts(self.triplets, self.starts)
 
     def texts(self) -> Iterator[str]:
-        """Every text that is trained on, as often as it stands there."""
+        """Every text that is trained on, by a first stage too, as often as it stands there."""
+        if self.earlier:
+            yield from self.earlier.texts()
         for row in self.triplets:
             yield from (row.anchor, row.positive, *row.negatives)
         for pair in self.scored:

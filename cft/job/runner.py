@@ -74,7 +74,7 @@ def run(
     with world.main_process_first():
         if world.is_main:
             require_writable(Path(config.outputs))
-        plan = make_plan(_after_first_stage(config, inputs, world), inputs)
+        plan = _planned(config, inputs, world)
     with _Models(plan) as models:
         if plan.data is None:
             return _score_base_alone(plan, models, world)
@@ -153,6 +153,14 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
             stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, on_row])
             stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
     return plan.folder
+
+
+def _planned(config: Config, inputs: InputCache, world: World) -> Plan:
+    """The job, on top of its first stage if it has one, whose texts the result was trained on too."""
+    plan = make_plan(_after_first_stage(config, inputs, world), inputs)
+    if plan.data is None or config.first.data is None:
+        return plan
+    return replace(plan, data=replace(plan.data, earlier=inputs.data(config.first.data)))
 
 
 def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Config:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from cft.config.rules import require_valid
 from cft.data.sampling import shared_texts
+from cft.data.training_data import load_training_data
 from cft.job import runner, tracking
 from cft.job.plan import make_plan
 from cft.model.embedder import Embedder, first_numbers
@@ -157,6 +158,18 @@ def test_a_first_stage_takes_its_last_step_whatever_chooses_that_of_the_second(t
     job += ["train.best=true", "train.patience=9", "train.eval_every=2"]
     runner.run(settings(tmp_path, *job, *first))
     assert "the first stage: 2 steps" in caplog.text and "the result has the weights of step" in caplog.text
+
+
+def test_texts_of_a_first_stage_count_as_trained_on(tmp_path, caplog):
+    first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
+    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=2", "train.batch_size=8"]
+    rows = load_training_data(settings(tmp_path, *job, *first).first.data, seed=0).triplets
+    read = [{"sentence1": rows[n].anchor, "sentence2": rows[n + 20].positive, "score": n} for n in range(12)]
+    (tmp_path / "read.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read))
+    runner.run(settings(tmp_path, *job, *first, "eval=pairs", f"eval.file={tmp_path / 'read.jsonl'}"))
+    assert "the training data hold texts of the test sets" in caplog.text
+    (record,) = tmp_path.glob("tiny-files-*/evaluations/pairs-*/overlap.json")
+    assert json.loads(record.read_text())["sets"] == {"read": {"pairs": 12, "pairs_seen": 12}}
 
 
 @pytest.mark.parametrize(
