@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.core.utils import JobRuntime
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -308,7 +308,18 @@ def sweep_values(override: Override) -> list[str]:
     if not (override.is_choice_sweep() or override.is_range_sweep()):
         return [""]
     key = line.split("=", 1)[0]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [f"{key}={value}" for value in _swept(override)]
+
+
+def _swept(override: Override) -> Iterator[str]:
+    """The values of a sweep as they are typed; Hydra itself knows a group's choices only once it composes."""
+    value = override.value()
+    if not isinstance(value, Glob):
+        return override.sweep_string_iterator()
+    fitting = value.filter(all_groups().get(override.key_or_group, []))
+    if not fitting:
+        raise UserError(f"{override.input_line}: glob() names choices of a group, and none fits")
+    return iter(fitting)
 
 
 def all_groups() -> dict[str, list[str]]:
@@ -371,7 +382,7 @@ def _choices_of(override: Override) -> list[str]:
     if override.is_sweep_override():
         if not override.is_choice_sweep():
             return []
-        return [str(value) for value in itertools.islice(override.sweep_string_iterator(), 1000)]
+        return list(itertools.islice(_swept(override), 1000))
     return [_typed_value(override)]
 
 

@@ -5,6 +5,7 @@ from jobs import CAPTIONS, DEV, settings
 
 from cft import run as command
 from cft.config.compose import check_overrides, count_jobs
+from cft.config.sweeps import Dimension, search_space
 from cft.deploy.load import find_embedder
 from cft.job import runner, runs
 from cft.system.errors import UserError
@@ -61,6 +62,14 @@ def test_a_sweep_goes_on_behind_its_first_batch(commands, tmp_path):
 )
 def test_jobs_are_counted(words, count):
     assert count_jobs([*QUICK, *words]) == count
+
+
+def test_choices_of_a_group_are_swept_by_their_form():
+    assert count_jobs([*QUICK, "loss=glob(*)"]) == len(check_overrides([*QUICK, "loss=glob(*)"])) == 2
+    assert search_space(["model=tiny", "loss=glob(in*)"])[1] == [Dimension("loss", choices=("in_batch",))]
+    for word in ("loss=glob(x*)", "lr=glob(*)"):
+        with pytest.raises(UserError, match="none fits"):
+            count_jobs([word])
 
 
 def test_of_a_long_range_the_ends_and_some_between_are_tried():
