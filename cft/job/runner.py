@@ -135,7 +135,7 @@ def result_of(config: Config, inputs: InputCache) -> Path:
 
 
 def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
-    """Do a job's training, or what is left of it, and score nothing; returns its folder.
+    """Do a job's training, its first stage included, or what is left of it, and score nothing; returns its folder.
 
     Args:
         config: the job.
@@ -145,7 +145,7 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
     Raises:
         UserError: for whatever the user can mend.
     """
-    plan = make_plan(config, inputs)
+    plan = _planned(config, inputs or InputCache(), SINGLE_PROCESS)
     if plan.data is None:
         raise UserError("train.steps=0: there is nothing to train")
     with _Models(plan) as models, _exclusive_work(plan) as tracker:
@@ -165,14 +165,29 @@ def _planned(config: Config, inputs: InputCache, world: World) -> Plan:
 
 def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Config:
     """The job on top of its first stage, which is trained if it was not yet; the job itself if it has none."""
-    first = config.first
-    if first.data is None or not config.train.steps:
+    stage = first_stage(config, inputs)
+    if stage is None:
         return config
     if world.size > 1:
         raise UserError("a first stage runs on one process: write first=none, and name that stage's run by adapter")
+    log.info("the first stage: %d steps on %s", stage.train.steps, stage.data.name)
+    folder = train_only(stage, inputs)
+    log.info("the second stage, from %s", folder)
+    return replace(config, adapter=str(folder), first=FirstSettings())
+
+
+def first_stage(config: Config, inputs: InputCache) -> Config | None:
+    """The job that is a job's first stage; None if it has none.
+
+    Args:
+        config: the job. inputs: data and base models that other jobs have loaded.
+    """
+    first = config.first
+    if first.data is None or not config.train.steps:
+        return None
     config = make_plan(config, inputs).config  # the first stage reads as long texts as the second will
     train = replace(config.train, steps=first.steps, batch_size=first.batch_size, accumulation=1, epochs=_ENDLESS)
-    stage = replace(
+    return replace(
         config,
         data=first.data,
         loss=config.loss.without_scored(),
@@ -182,10 +197,6 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
         eval=EvalSettings(name="none", source=EvalSource.none),
         logger=LoggerSettings(kind=LoggerKind.none),
     )
-    log.info("the first stage: %d steps on %s", first.steps, first.data.name)
-    folder = train_only(stage, inputs)
-    log.info("the second stage, from %s", folder)
-    return replace(config, adapter=str(folder), first=FirstSettings())
 
 
 class _Models:

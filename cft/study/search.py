@@ -16,7 +16,7 @@ from cft.data.training_data import TrainingData
 from cft.evaluation.pairs import overlapping
 from cft.evaluation.retrieval import HEADLINE, MEASURE_NAMES
 from cft.job import figures, runner
-from cft.job.plan import InputCache, make_plan
+from cft.job.plan import InputCache, Plan, make_plan
 from cft.job.run_folder import RunFolder, development_scores
 from cft.study.arguments import outputs_of
 from cft.study.document import Block, Document, Heading, Picture, Table, Text, to_markdown
@@ -33,7 +33,7 @@ SPACE_FILE = "space.json"
 
 # Attributes of a trial.
 _PROBLEM = "problem"  # why it failed
-_TRAINING = "training"  # the name of its training's folder, which holds all that it depends on
+_TRAINING = "training"  # a name that holds all that its training depends on
 _JUDGE = "judge"  # what it was judged by, a short name of its content
 
 _SPEARMAN = "Spearman"
@@ -117,12 +117,19 @@ def _require_same_inputs(folder: Path, study: Any, fixed: list[str], inputs: Inp
         if before is None:  # of an older version, or it failed before its training had a name
             continue
         chosen = [f"{key}={value}" for key, value in trial.params.items()]
-        if make_plan(_unscored(compose_config([*fixed, *chosen])), inputs).folder.name != before:
+        config = _unscored(compose_config([*fixed, *chosen]))
+        if _training_name(config, make_plan(config, inputs), inputs) != before:
             raise UserError(
                 f"{folder} holds trials on other files than there are now (trial {trial.number}, {' '.join(chosen)}, "
                 "would be another training): the data, the model or this version of cft have changed since. Give this "
                 "search another name, or remove that folder"
             )
+
+
+def _training_name(config: Config, plan: Plan, inputs: InputCache) -> str:
+    """A name that holds all that a trial's training depends on; `plan` is that of the trial without its first stage."""
+    stage = runner.first_stage(config, inputs)
+    return f"{make_plan(stage, inputs).folder.name} {plan.folder.name}" if stage else plan.folder.name
 
 
 def _require_same_search(folder: Path, overrides: list[str]) -> None:
@@ -249,7 +256,7 @@ def _train(trial: Any, config: Config, inputs: InputCache) -> float:
     plan = make_plan(config, inputs)
     assert plan.data is not None  # there are steps
     _require_same_judge(trial, plan.data)
-    trial.set_user_attr(_TRAINING, plan.folder.name)
+    trial.set_user_attr(_TRAINING, _training_name(config, plan, inputs))
 
     def on_row(row: dict) -> None:
         for step, score in development_scores([row]):

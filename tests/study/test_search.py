@@ -7,8 +7,10 @@ import sys
 import pytest
 from jobs import CAPTIONS, DEV, ROWS, history, pairs_file
 
+from cft.config.compose import compose_config
 from cft.config.sweeps import Dimension, search_space
 from cft.job import runner
+from cft.job.plan import InputCache
 from cft.study import search
 from cft.system.errors import UserError
 
@@ -82,6 +84,18 @@ def test_trials_that_other_pairs_would_judge_are_not_compared(tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"sentence1,sentence2,score\n{name} 1,b,1\nc,d,2\ne,f,3\n")
     _, *rows = run(tmp_path, space=[f"data.dev={tmp_path}/a.csv,{tmp_path}/b.csv"])
     assert len(rows) == 2 and "failed: would be judged by other pairs than trial 0" in rows[1][2]
+
+
+def test_trials_have_their_first_stage_as_the_same_job_has(tmp_path):
+    first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
+    settings = [*first, "lr=1e-3,2e-3"]
+    _, *rows = run(tmp_path, space=settings, trials=2)
+    (stage,) = tmp_path.glob("tiny-docstrings-*")
+    assert len(rows) == 2 and len(list(tmp_path.glob("tiny-*"))) == 3
+    assert run(tmp_path, space=settings, trials=2)[1:] == rows
+    config = compose_config([*QUICK, *first, f"lr={rows[0][1]}", f"outputs={tmp_path}"])
+    assert runner.result_of(config, InputCache()).name == rows[0][3]
+    assert (stage / "training.json").exists()
 
 
 def test_a_search_goes_on_where_it_was(tmp_path, monkeypatch):
