@@ -150,9 +150,10 @@ class RunFolder:
         chosen = finished.best_step if finished else None
         return dict(scores).get(chosen, scores[-1][1]) if chosen else scores[-1][1]
 
-    def cost(self, *, batch_size: int, stop_at: int) -> Cost | None:
-        """What the steps up to `stop_at` took, `batch_size` triplets each; None without a history."""
-        steps = [row for row in self.history() if row["event"] == "step" and row["step"] <= stop_at]
+    def cost(self, *, batch_size: int, stop_at: int | None) -> Cost | None:
+        """What the steps up to `stop_at`, None for all, took, `batch_size` triplets each; None without a history."""
+        steps = [row for row in self.history() if row["event"] == "step"]
+        steps = [row for row in steps if stop_at is None or row["step"] <= stop_at]
         if not steps:
             return None
         environment = read_json(self.file(self.ENVIRONMENT))

@@ -173,7 +173,7 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
     first = RunState() if status else states[0]
     config = _as_trained(study.runs[study.cells[cell.name][0]], trainings)
     step = _step(cell, config, trainings)
-    costs = [] if cell.base else [t.cost(batch_size=config.rows_a_step, stop_at=step) for t in trainings]
+    costs = [] if cell.base else [t.cost(batch_size=config.rows_a_step, stop_at=config.eval.step) for t in trainings]
     return CellResult(
         cell=cell,
         status=status,

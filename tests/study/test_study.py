@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import SCORED
+from jobs import DEV, SCORED
 
 from cft.config.compose import compose_config
+from cft.job.run_folder import RunFolder
 from cft.study import findings, plan, runner, sections, spec
 from cft.study.arguments import outputs_of
 from cft.system.errors import UserError
@@ -301,6 +302,18 @@ def test_seeds_train_a_cell_several_times_and_share_the_untrained_model(tmp_path
     assert len(tuned.by_seed) == 2 and len(base.by_seed) == 1
     assert tuned.overall[0] != tuned.overall[1], "seeds must differ"
     assert tuned.intervals["overall"].value == pytest.approx(sum(tuned.overall) / 2, abs=1e-4)
+
+
+def test_the_cost_of_seeds_that_ended_at_different_steps_is_that_of_each(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: t\nquestion: q\ncells:\n  - {name: tuned, overrides: [lr=5e-3]}\n")
+    patient = ["train.steps=10", "train.eval_every=1", "train.patience=1", "train.keep=[]", DEV]
+    (study,) = studies(tmp_path, [str(path)], *patient, seeds=(4, 3, 2, 1))
+    assert run([study]) == 0
+    (tuned,) = findings.collect(study, [], resamples=20).cells
+    states = [plan.state_of(study.outputs, name) for name in study.cells["tuned"]]
+    ends = [RunFolder(tmp_path / state.training).finished().steps for state in states]
+    assert ends[0] < max(ends) and [cost.triplets for cost in tuned.costs] == [8 * end for end in ends]
 
 
 def test_a_training_that_the_data_end_is_drawn_at_its_last_step(tmp_path):
