@@ -101,6 +101,7 @@ class Overlap:
     # By cell, the mean over the sets on all pairs, without the pairs that have a sentence in the training data, and
     # with every distinct pair counted once, in the first set it stands in; None where a set has too few pairs left.
     scores: dict[str, tuple[float, float | None, float | None]]
+    means_over: dict[str, tuple[int, int, int]]  # by cell, how many sets each of these is the mean over
     differs: bool = False  # whether cells were trained on different data, with other sentences of the sets
 
 
@@ -334,17 +335,22 @@ def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pai
             one_seen=int(np.sum(sentences == 1)),
             both_seen=int(np.sum(sentences == 2)),
         )
-    scores = {
-        cell.name: (
+    scores, means_over = {}, {}
+    for cell in cells:
+        if not cell.by_seed or cell.cell.hidden:
+            continue
+        unseen = _unseen(by_cell.get(cell.name, seen)) if seen else {}
+        scores[cell.name] = (
             float(np.mean(cell.overall)),
-            _mean_on(cell, reference.scores, _unseen(by_cell.get(cell.name, seen))) if seen else None,
+            _mean_on(cell, reference.scores, unseen) if seen else None,
             _mean_on(cell, reference.scores, once),
         )
-        for cell in cells
-        if cell.by_seed and not cell.cell.hidden
-    }
+        means_over[cell.name] = (
+            len(counts),
+            *(sum(of_set.any() for of_set in kept.values()) for kept in (unseen, once)),
+        )
     differs = any(not np.array_equal(of_cell[name], seen[name]) for of_cell in by_cell.values() for name in seen)
-    return Overlap(counts, scores, differs)
+    return Overlap(counts, scores, means_over, differs)
 
 
 def _unseen(seen: Arrays) -> Arrays:

@@ -178,12 +178,15 @@ def overlap_by_set(findings: Findings) -> list[Row]:
 
 
 def overlap_by_cell(findings: Findings) -> list[Row]:
-    """A row a cell."""
+    """A row a cell; where a mean lacks sets, as none of their pairs is left, it says over how many it is."""
     assert findings.overlap
-    rows = [
-        (name, *(_NONE if score is None else f"{score:.2f}" for score in scores))
-        for name, scores in findings.overlap.scores.items()
-    ]
+    of = len(findings.overlap.sets)
+    rows = []
+    for name, scores in findings.overlap.scores.items():
+        counts = findings.overlap.means_over[name]
+        over = ["" if count == of else f" ({count} of {of} sets)" for count in counts]
+        cells = (_NONE if score is None else f"{score:.2f}{note}" for score, note in zip(scores, over, strict=True))
+        rows.append((name, *cells))
     return [("cell", "all pairs", "no sentence seen in training", "every pair once"), *rows]
 
 

@@ -221,6 +221,20 @@ def test_each_cell_is_audited_by_what_it_was_itself_trained_on(paper):
     assert not alike.differs and alike.sets["a"].both_seen == 0
 
 
+def test_a_mean_that_lacks_sets_says_over_how_many_it_is(paper):
+    scores, identity = {name: np.arange(4.0) for name in "ab"}, {"a": np.arange(4), "b": np.arange(4, 8)}
+    found = collect(paper.studies["table6"], []).cells[0]
+    of_both = replace(
+        found.by_seed[0], cosines={"a": np.arange(4.0), "b": -np.arange(4.0)}, scores={"a": 100.0, "b": -100.0}
+    )
+    cells = [replace(found, cell=replace(found.cell, name=name), by_seed=[of_both]) for name in ("none", "all of b")]
+    seen = [{"a": np.zeros(4), "b": np.full(4, of_b)} for of_b in (0, 2)]
+    data = {cell.name: pairs.Pairs(scores, identity, of_cell) for cell, of_cell in zip(cells, seen, strict=True)}
+    audit = findings._overlap(cells, data, data["none"])
+    rows = sections.overlap_by_cell(findings.Findings(paper.studies["table6"], cells, {"a": 4, "b": 4}, overlap=audit))
+    assert rows[1:] == [("none", "0.00", "0.00", "0.00"), ("all of b", "0.00", "100.00 (1 of 2 sets)", "0.00")]
+
+
 def test_a_mean_without_any_pair_is_none():
     cell = SimpleNamespace(by_seed=[SimpleNamespace(cosines={"a": np.arange(4.0)})])
     scores, nothing = {"a": np.arange(4.0)}, {"a": np.zeros(4, dtype=bool)}
