@@ -112,7 +112,8 @@ def bfloat16_gain(model: ModelSettings, files: ModelFiles) -> float:
         tried = {
             **circumstances(trunk, ("batching",)),
             "settings": [model.attention, model.batches, model.max_length],
-            "machine": [processor(), torch.get_num_threads()],
+            # not the number of threads: processes of one study have different ones, and must find the same
+            "machine": processor(),
             "trial": "bfloat16",
         }
         kept = recall(tried, Gain)
