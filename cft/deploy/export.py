@@ -199,7 +199,8 @@ def _write_adapter(
         place = _place_of_base(source.trained, contract, options.model_path)
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copy(adapter.folder / name, scratch / name)
-    (contract.with_template(options.prompt) if options.prompt else contract).save(scratch, place=place)
+    contract = contract.with_template(options.prompt) if options.prompt else contract
+    contract.save(scratch, place=place)
     suffix = ", ".join(map(str, contract.suffix_ids)) or "(none)"
     model = f'PeftModel.from_pretrained(AutoModel.from_pretrained(BASE), "{options.output}")'
     of_layers = [f"  weigh the states of all layers by the softmax of {TENSOR} (cft/model/layer_weights.py)"]
@@ -211,6 +212,20 @@ def _write_adapter(
         f"take the state that pooling={contract.pooling.value} names{' of the second time' if contract.echo else ''}, "
         "and normalise it (contract.json)",
         *(of_layers if contract.layer_weights else []),
+        *_beside_pooling(contract),
+    ]
+
+
+def _beside_pooling(contract: "Contract") -> list[str]:
+    """What else of a contract a plain model leaves out, a line each."""
+    from cft.config.schema import PLACEHOLDER, Attention, Role
+
+    prompted = any(contract.prompts.of(role) != PLACEHOLDER for role in Role)
+    return [
+        *([f"  put the words of the prompt around each text: {contract.prompts}"] if prompted else []),
+        f"  cut what is longer than {contract.max_length} tokens, those appended counted in",
+        *(["  let each token see the whole text"] if contract.attention is Attention.bidirectional else []),
+        *([f"  stop after layer {contract.layer}, without the norm behind the last one"] if contract.layer else []),
     ]
 
 

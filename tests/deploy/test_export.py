@@ -175,6 +175,22 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
     np.testing.assert_allclose(found, embedder.encode(SAMPLES), atol=1e-5)
 
 
+def test_the_adapter_alone_is_told_with_all_that_peft_leaves_out(tmp_path):
+    parts = ["model.layer=1", "model.attention=bidirectional", "prompt=query_passage", "prompt.use=both"]
+    folder = train(tmp_path, *parts, "model.max_length=40")
+    target, said = exported(folder, tmp_path, "format=peft")
+    assert "stop after layer 1" in said and "see the whole text" in said and "longer than 40 tokens" in said
+    assert "query: {text}" in said and "passage: {text}" in said
+    card = (target / "README.md").read_text()
+    assert (
+        "| embedding | the last token's state after layer 1, scaled to length 1; each token sees the whole text |"
+        in card
+    )
+    plain, said = exported(train(tmp_path / "other"), tmp_path, "format=peft", name="plain")
+    assert "layer" not in said and "whole text" not in said and "words of the prompt" not in said
+    assert "| embedding | the last token's state, scaled to length 1 |" in (plain / "README.md").read_text()
+
+
 def test_the_adapter_alone_knows_where_its_base_model_is(tmp_path, monkeypatch):
     (tmp_path / "here" / "models").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
