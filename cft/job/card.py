@@ -241,7 +241,9 @@ def _intervals(folder: Path) -> dict[str, Interval]:
         {name: of_data.identity[name] for name in large},
         resamples=_RESAMPLES,
     )
-    return {name: samples.interval(0, name) for name in samples.names}
+    # The mean is over all sets: without the small ones it is another, whose interval is none of its.
+    known = samples.names if len(large) == len(evaluation.scores) else large
+    return {name: samples.interval(0, name) for name in known}
 
 
 def _scores(entry: dict, intervals: dict[str, Interval]) -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from jobs import ROWS, composed, pairs_file, run_folder
+from jobs import ROWS, TRIPLETS, composed, pairs_file, run_folder
 
 from cft.config.compose import compose_config
 from cft.job import card
@@ -36,6 +36,18 @@ def test_its_table_has_an_interval_around_the_score(trained):
     _, _, pairs, before, after, interval, _ = (cell.strip() for cell in line.split("|"))
     low, high = map(float, interval.split(" to "))
     assert pairs == "20" and low < float(after) < high and before != after
+
+
+def test_a_mean_over_sets_of_which_one_is_too_small_has_no_interval(tmp_path):
+    for name, count in (("large", 12), ("small", 6)):
+        rows = "".join(f"a man {n},a dog {n * n},{n}\n" for n in range(count))
+        (tmp_path / f"{name}.csv").write_text("sentence1,sentence2,score\n" + rows)
+    given = "model=tiny logger=none train.steps=2 train.batch_size=8 train.eval_every=0 data.rows=60 lr=1e-2".split()
+    files = f"eval.file=[{tmp_path / 'large.csv'},{tmp_path / 'small.csv'}]"
+    run(composed(*TRIPLETS, *given, "baseline=none", "eval=pairs", files, f"outputs={tmp_path / 'outputs'}"))
+    (text,) = (found.read_text() for found in (tmp_path / "outputs").glob("*/README.md"))
+    ends = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if line[:2] == "| "}
+    assert " to " in ends["large"] and ends["small"] == "" and ends["mean over sets"] == ""
 
 
 def test_nothing_of_this_machine_is_in_it(tmp_path):
