@@ -198,14 +198,14 @@ def load_embedder(
     Raises:
         UserError: if not exactly one is named, it cannot be had, or a prompt has no place for the text.
     """
+    # So many parameters because each is an option of the commands that load one.
     source = find_source(run, model=model, path=path, model_path=model_path)
     from cft.job.start import choose_device
     from cft.model.embedder import Embedder
 
     place = _Place(choose_device(device), precision)
     if source.run:
-        more: dict[str, Any] = {"model_path": model_path or None, "precision": precision}
-        embedder = Embedder.load(source.run, device=place.device, **more)
+        embedder = Embedder.load(source.run, device=place.device, model_path=model_path or None, precision=precision)
     elif source.adapter:
         embedder = _adapted(source.adapter, place, prompt, model_path)
     else:
