@@ -89,6 +89,9 @@ def examine(config: Config) -> tuple[str, bool]:
         parts.append(_trained(model, config, targets))
         if data:
             parts.append(_portrait(data, embedder, config))
+        if config.first.data:
+            stage = f"{config.first.steps} steps on {config.first.data.name} before all this, which nothing here counts"
+            parts.append(as_lines([("first stage", stage)]))
     beside = _beside(config, inputs, start.device) if trains else {}
     with torch.random.fork_rng():
         parts.append(_memory(embedder, config, triplets, beside, bf16=start.bf16))

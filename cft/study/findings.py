@@ -345,10 +345,8 @@ def _overlap(cells: Sequence[CellResult], data: dict[str, Pairs], reference: Pai
             _mean_on(cell, reference.scores, unseen) if seen else None,
             _mean_on(cell, reference.scores, once),
         )
-        means_over[cell.name] = (
-            len(counts),
-            *(sum(of_set.any() for of_set in kept.values()) for kept in (unseen, once)),
-        )
+        left, distinct = (sum(bool(of_set.any()) for of_set in kept.values()) for kept in (unseen, once))
+        means_over[cell.name] = (len(counts), left, distinct)
     differs = any(not np.array_equal(of_cell[name], seen[name]) for of_cell in by_cell.values() for name in seen)
     return Overlap(counts, scores, means_over, differs)
 

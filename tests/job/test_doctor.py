@@ -72,6 +72,12 @@ def figures(text: str, row: str) -> list[float]:
     return [float(size) for size in re.findall(r"(\S+) MiB", re.search(rf"^{row} .*$", text, re.MULTILINE)[0])]
 
 
+def test_a_first_stage_is_said_as_nothing_counts_it():
+    more = ["first=docstrings", "first.steps=7", "first.data.packages=[click]"]
+    assert "first stage  7 steps on docstrings before all this, which nothing here counts" in examined(*more)
+    assert "first stage" not in examined()
+
+
 def test_a_teachers_memory_is_counted_where_it_is_there():
     taught = examined(*TEACHER)
     alone, with_teacher = (figures(text, "training, the first 8 of captions") for text in (examined(), taught))
