@@ -29,13 +29,16 @@ Counts = dict[str, dict[str, int]]
 _ALIKE = "case, blanks and punctuation aside"
 
 
-def report(folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data: TrainingData) -> Counts:
+def report(
+    folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data: TrainingData, *, adapter: str | None = None
+) -> Counts:
     """Say what an embedder's training data share with the sets that it is scored on, and keep it beside the scores.
 
     Args:
         folder: of the scores, which is named by its data: what is counted there already is not counted again.
         pairs: of sets of scored pairs, how many sentences of each pair were trained on (`pairs.describe`).
         retrieval: sets of queries and documents. data: of the training; its held-out rows do not count.
+        adapter: what the training went on from, if nothing is known of the texts that this had learnt from.
 
     Raises:
         UserError: if the record that is there is damaged.
@@ -47,12 +50,13 @@ def report(folder: Path, pairs: Arrays, retrieval: dict[str, RetrievalSet], data
         counts = {name: {"pairs": len(seen), "pairs_seen": int(np.sum(seen > 0))} for name, seen in pairs.items()}
         counts |= count_retrieval(retrieval, data) if retrieval else {}
         write_record(path, {"sets": counts})
+    beside = f"; what {adapter} had been trained on is not known" if adapter else ""
     shared = {name: of_set for name, of_set in counts.items() if any(map(of_set.get, _seen_kinds(of_set)))}
     if shared:
         listed = "; ".join(f"{name}: {_sentence(of_set)}" for name, of_set in shared.items())
-        log.warning("the training data hold texts of the test sets (%s): %s", _ALIKE, listed)
+        log.warning("the training data hold texts of the test sets (%s): %s%s", _ALIKE, listed, beside)
     elif counts:
-        log.info("no text of %s stands in the training data (%s)", ", ".join(counts), _ALIKE)
+        log.info("no text of %s stands in the training data (%s)%s", ", ".join(counts), _ALIKE, beside)
     return counts
 
 

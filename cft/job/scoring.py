@@ -69,7 +69,8 @@ def score(plan: Plan, owner: Path, embedder: Callable[[], Embedder], what: str) 
     folder, trained_on = plan.scores_folder(owner), plan.data if owner != plan.base_folder else None
     pairs.write_once(folder, plan.sets, trained_on)
     if trained_on and plan.config.eval.source is not EvalSource.rows:  # whose documents are the training's on purpose
-        overlap.report(folder, pairs.read(folder).seen or {}, plan.retrieval, trained_on)
+        adapter = plan.start.adapter.name if plan.start.adapter and not trained_on.earlier else None
+        overlap.report(folder, pairs.read(folder).seen or {}, plan.retrieval, trained_on, adapter=adapter)
     if not plan.holdout:
         return scores
     order = _score(plan, plan.triplets_folder(owner), embedder, what, triplets=plan.holdout)

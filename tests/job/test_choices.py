@@ -170,6 +170,11 @@ def test_texts_of_a_first_stage_count_as_trained_on(tmp_path, caplog):
     assert "the training data hold texts of the test sets" in caplog.text
     (record,) = tmp_path.glob("tiny-files-*/evaluations/pairs-*/overlap.json")
     assert json.loads(record.read_text())["sets"] == {"read": {"pairs": 12, "pairs_seen": 12}}
+    assert "is not known" not in caplog.text
+    more = [f"adapter={record.parents[2]}", "eval=pairs", f"eval.file={tmp_path / 'read.jsonl'}"]
+    runner.run(settings(tmp_path, *job, *more))
+    assert "no text of read stands in the training data" in caplog.text
+    assert f"; what {record.parents[2]} had been trained on is not known" in caplog.text
 
 
 @pytest.mark.parametrize(
