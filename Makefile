@@ -7,7 +7,8 @@ STS ?=
 RUN ?=
 BEIR ?=
 FACTOR ?= 10
-JOBS ?= 2
+# One more than two cores: many tests wait for processes that they start.
+JOBS ?= 3
 
 # Of a fresh environment nothing is compiled. Where Python is told to keep nothing that it compiles, as in many images of
 # containers, each command would compile torch and all that it imports again: 15 seconds of the 25 until one is at work.
@@ -46,7 +47,7 @@ demo: install  ## fine-tune SmolLM2-135M to find Python functions by what they d
 		$(BIN)/python -m cft.similar run="$${documents%%/evaluations/*}" "$$question" "$$documents" top=3 || exit; \
 	done
 
-test: install  ## run the tests, in JOBS=2 processes (minutes on 2 cores)
+test: install  ## run the tests, in JOBS=3 processes (minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 test-lowest:  ## run the tests with the lowest supported versions (constraints-lowest.txt, an environment of its own)
