@@ -8,11 +8,13 @@ import torch
 
 from cft.config.schema import Config, Precision, Prompts, PromptSettings, Role
 from cft.model.adapters import Adapter, attach, fetch_adapter, require_named_base
+from cft.model.contract import PRECISION_OF
 from cft.model.embedder import Embedder, torch_device
 from cft.model.precision import bfloat16_gain, wants_bf16
 from cft.model.sources import ModelFiles, fetch
 from cft.system.distributed import device_of_rank
 from cft.system.errors import UserError
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +80,28 @@ def find_starting_point(config: Config, files: ModelFiles | None = None) -> Star
     if adapter is not None:
         require_named_base(adapter, config.model.path, any_base=config.adapter_any_base)
     files = files or fetch(config.model)
-    precision = config.train.precision
-    if precision is Precision.auto and adapter is not None and adapter.contract is not None and config.lora.rank:
-        # its contract holds in its own precision alone
-        precision = Precision.bf16 if adapter.contract.dtype == "bfloat16" else Precision.fp32
-    bf16 = wants_bf16(precision, device, functools.partial(bfloat16_gain, config.model, files))
+    gain = functools.partial(bfloat16_gain, config.model, files)
+    bf16 = wants_bf16(_precision(config, adapter), device, gain)
     return StartingPoint(files=files, adapter=adapter, device=device, bf16=bf16)
+
+
+def _precision(config: Config, adapter: Adapter | None) -> Precision:
+    """What is configured, which on top of an adapter can only be its own: its contract holds in no other.
+
+    Raises:
+        UserError: if it is another.
+    """
+    asked = config.train.precision
+    if adapter is None or adapter.contract is None or not config.lora.rank:
+        return asked
+    own = Precision(PRECISION_OF[adapter.contract.dtype])
+    if asked not in (own, Precision.auto):
+        raise UserError(
+            f"{override('train.precision', asked.value)}: the adapter {adapter.name} was trained in "
+            f"{adapter.contract.dtype} and goes on in it alone; leave train.precision out, or set "
+            f"{override('train.precision', own.value)}"
+        )
+    return own
 
 
 def choose_device(name: str) -> torch.device:

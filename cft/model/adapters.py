@@ -14,7 +14,7 @@ import numpy as np
 
 from cft.config.schema import LoraBias, LoraSettings, LoraVariant
 from cft.model import contract
-from cft.model.contract import PRECISION_OF, Contract
+from cft.model.contract import Contract
 from cft.model.embedder import Embedder
 from cft.model.lora import Targets, find_targets, keep_roles
 from cft.model.sources import ADAPTER_FOLDER
@@ -57,7 +57,11 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
     folder = user_path(name)
     if not folder.is_dir():
         if not may_be_repository(name):
-            raise UserError(f"{override('adapter', name)}: no such folder (a hub repository is named OWNER/NAME)")
+            below = Path("outputs") / name
+            guess = f"; did you mean {override('adapter', str(below))}?" if name and below.is_dir() else ""
+            raise UserError(
+                f"{override('adapter', name)}: no such folder (a hub repository is named OWNER/NAME){guess}"
+            )
         folder = fetch_repository("adapter", name, revision, ADAPTER_FILES)
     promised = None
     for run in (folder, folder.parent):
@@ -147,8 +151,6 @@ def _settings_of(promised: Contract, actual: Contract) -> str:
         value = to_plain(getattr(promised, name))
         if value != to_plain(getattr(actual, name)):
             fixes[f"model.{name}"] = value
-    if promised.dtype != actual.dtype:
-        fixes["train.precision"] = PRECISION_OF[promised.dtype]
     return f"\nits own settings: {overrides(fixes)}" if fixes else ""
 
 

@@ -474,3 +474,12 @@ def test_an_adapter_for_layers_that_are_cut_off_says_so(tmp_path):
     foreign(tmp_path, "llama")
     with pytest.raises(UserError, match="does not fit this base model .*; model.layer=1 drops the layers behind it"):
         attach(named(make_tiny("llama", layer=1)), fetch_adapter(str(tmp_path), None))
+
+
+def test_a_run_named_without_its_place_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "tiny-files-0123").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no such folder .*; did you mean adapter=outputs/tiny-files-0123\?$"):
+        fetch_adapter("tiny-files-0123", None)
+    with pytest.raises(UserError, match=r"OWNER/NAME\)$"):
+        fetch_adapter("another", None)

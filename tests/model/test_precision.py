@@ -126,6 +126,8 @@ def test_a_job_takes_it_says_it_and_keeps_it_apart(tmp_path, gaining, caplog):
     assert plain != rounded
     types = [json.loads((each / "contract.json").read_text())["dtype"] for each in (plain, rounded)]
     assert types == ["float32", "bfloat16"]
+    cards = [(each / "README.md").read_text() for each in (plain, rounded)]
+    assert ["| trained and scored in | bfloat16 (" in card for card in cards] == [False, True]
     gaining(0.5)  # what was trained in bfloat16 is so everywhere
     assert Embedder.load(rounded).contract.dtype == "bfloat16"
 
@@ -138,7 +140,9 @@ def test_what_goes_on_from_an_adapter_computes_as_it_did(tmp_path, gaining, kind
     second = trained(*QUICK, f"outputs={tmp_path}", "train.precision=auto", f"adapter={first}")
     assert Embedder.load(second).contract.dtype == Embedder.load(first).contract.dtype
     other = {"bf16": "fp32", "fp32": "bf16"}[kind]
-    with pytest.raises(UserError, match=f"its own settings: train.precision={kind}"):
+    with pytest.raises(
+        UserError, match=f"goes on in it alone; leave train.precision out, or set train.precision={kind}"
+    ):
         run(composed(*QUICK, f"outputs={tmp_path}", f"train.precision={other}", f"adapter={first}"))
 
 
