@@ -33,7 +33,7 @@ ROUNDED = Where(bf16=True)
 PRECISIONS = {"float32": CPU, "bfloat16": ROUNDED}
 AIMS = {"step": 4.5, "texts": 4.0}
 WHY = {
-    "step": "only matrix products gain by it, and they are two thirds of a step in float32",
+    "step": "only matrix products gain by it",
     "texts": "its batches by length gain by it as well",
 }
 _APART = 0.05  # of a loss of about 4, and of a cosine

@@ -91,13 +91,13 @@ def _precision(config: Config, adapter: Adapter | None) -> Precision:
     Raises:
         UserError: if it is another.
     """
-    asked = config.train.precision
+    configured = config.train.precision
     if adapter is None or adapter.contract is None or not config.lora.rank:
-        return asked
+        return configured
     own = Precision(PRECISION_OF[adapter.contract.dtype])
-    if asked not in (own, Precision.auto):
+    if configured not in (own, Precision.auto):
         raise UserError(
-            f"{override('train.precision', asked.value)}: the adapter {adapter.name} was trained in "
+            f"{override('train.precision', configured.value)}: the adapter {adapter.name} was trained in "
             f"{adapter.contract.dtype} and goes on in it alone; leave train.precision out, or set "
             f"{override('train.precision', own.value)}"
         )

@@ -50,7 +50,7 @@ def wants_bf16(
 
     Args:
         precision: what is configured, by `key`. device: where the model runs.
-        gain: how many times as fast the model is in bfloat16 on this CPU; asked for where that decides.
+        gain: how many times as fast the model is in bfloat16 on this CPU; called where that decides.
 
     Raises:
         UserError: if it is configured on a GPU without it.

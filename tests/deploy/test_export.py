@@ -178,16 +178,16 @@ def test_the_adapter_alone_works_in_peft(tmp_path):
 def test_the_adapter_alone_is_told_with_all_that_peft_leaves_out(tmp_path):
     parts = ["model.layer=1", "model.attention=bidirectional", "prompt=query_passage", "prompt.use=both"]
     folder = train(tmp_path, *parts, "model.max_length=40")
-    target, said = exported(folder, tmp_path, "format=peft")
-    assert "stop after layer 1" in said and "see the whole text" in said and "longer than 40 tokens" in said
-    assert "query: {text}" in said and "passage: {text}" in said
+    target, report = exported(folder, tmp_path, "format=peft")
+    assert "stop after layer 1" in report and "see the whole text" in report and "longer than 40 tokens" in report
+    assert "query: {text}" in report and "passage: {text}" in report
     card = (target / "README.md").read_text()
     assert (
         "| embedding | the last token's state after layer 1, scaled to length 1; each token sees the whole text |"
         in card
     )
-    plain, said = exported(train(tmp_path / "other"), tmp_path, "format=peft", name="plain")
-    assert "layer" not in said and "whole text" not in said and "words of the prompt" not in said
+    plain, report = exported(train(tmp_path / "other"), tmp_path, "format=peft", name="plain")
+    assert "layer" not in report and "whole text" not in report and "words of the prompt" not in report
     assert "| embedding | the last token's state, scaled to length 1 |" in (plain / "README.md").read_text()
 
 
@@ -289,8 +289,8 @@ def test_what_was_trained_in_bfloat16_is_exported_as_float32_computes_it(tmp_pat
     base = write_model(tmp_path / "base", "llama")
     folder = train(tmp_path, f"model.path={base}", "train.precision=bf16")
     exact, rounded = (Embedder.load(folder, precision=each).encode(SAMPLES) for each in ("fp32", "trained"))
-    target, said = exported(folder, tmp_path, *more)
-    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in said
+    target, report = exported(folder, tmp_path, *more)
+    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in report
     if not more or "adapter=keep" in more:
         found = in_sentence_transformers(target).encode(SAMPLES, normalize_embeddings=True)
         np.testing.assert_allclose(found, exact, atol=1e-5)

@@ -69,10 +69,10 @@ def test_what_was_trained_in_bfloat16_is_written_as_float32_computes_it(tmp_path
     """Its own vectors are rounded otherwise, by more than the check of what was written allows."""
     base = write_gguf(tmp_path / "base.gguf", "llama")
     folder = train(tmp_path, f"model.path={base}", "train.precision=bf16")
-    target, said = exported(folder, tmp_path, "format=gguf", "dtype=f32", name="out.gguf")
+    target, report = exported(folder, tmp_path, "format=gguf", "dtype=f32", name="out.gguf")
     assert cosines(of_file(target), Embedder.load(folder, precision="fp32")).min() > gguf_file._LEAST_COSINE["f32"]
     assert cosines(of_file(target), Embedder.load(folder)).min() < gguf_file._LEAST_COSINE["f32"]
-    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in said
+    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in report
 
 
 def test_a_base_that_came_otherwise_takes_settings_and_tokenizer_of_a_named_file(tmp_path):

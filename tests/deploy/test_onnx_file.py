@@ -96,12 +96,12 @@ def test_words_before_a_text_are_in_a_file_and_those_behind_it_in_the_tokenizer(
 
 def test_what_was_trained_in_bfloat16_is_exported_as_float32_computes_it(tmp_path):
     folder = train(tmp_path, "model=tiny", "train.precision=bf16")
-    target, said = exported(folder, tmp_path, "format=onnx")
+    target, report = exported(folder, tmp_path, "format=onnx")
     found, exact = Client(target).encode(TEXTS), Embedder.load(folder, precision="fp32").encode(TEXTS)
     np.testing.assert_allclose(found, exact, atol=1e-5)
     assert np.abs(found - Embedder.load(folder).encode(TEXTS)).max() > 1e-4
     assert Contract.load(target).dtype == "float32"
-    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in said
+    assert "(it was trained in bfloat16: these are its vectors under precision=fp32)" in report
 
 
 def test_the_inputs_and_outputs_are_dynamic_and_named(folder):

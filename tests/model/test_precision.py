@@ -1,4 +1,4 @@
-"""Which precision a model computes in: what is asked for, what this machine gains, and what was trained in what."""
+"""Which precision a model computes in: what is configured, what this machine gains, and what was trained in what."""
 
 import dataclasses
 import json
