@@ -28,6 +28,7 @@ _SHORTEST, _LONGEST, _MULTIPLE = 32, 256, 16
 # few rows, batches of so many, two a pass: in smaller ones there is little to choose from (docs/results.md).
 _BATCH, _LEAST_BATCHES, _LEAST_ROWS = 60, 8, 16
 _STEPS, _PASSES, _MOST_STEPS = 100, 10, 1000
+_LOOKS = 5  # at the development data, at most: of a short training they would take most of the time
 
 # Peak learning rates of LoRA at the hidden size of SmolLM2-135M, and how many steps make a training long
 # (docs/study.md); of whole models, the paper's.
@@ -123,7 +124,7 @@ def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, str]
     train = _passes(train, a_pass, left)
     steps = min(train.steps, train.epochs * a_pass)
     if "train.eval_every" in left:
-        train = replace(train, eval_every=max(1, steps // 5))
+        train = replace(train, eval_every=math.ceil(steps / _LOOKS))
     size_word = f"train.scored_batch={train.scored_batch}" if scored else f"train.batch_size={train.batch_size}"
     reason = (
         f"{size_word} train.epochs={train.epochs} train.steps={train.steps}: {rows:,} rows "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cft.config.compose import all_keys, compose_config, flatten, nearest_names
-from cft.config.schema import PLACEHOLDER, EvalSource, Prompts
+from cft.config.schema import PLACEHOLDER, EvalSource, Precision, Prompts
 from cft.evaluation import pairs
 from cft.evaluation.bootstrap import MEAN, Resamples, resample, resample_means, undefined_note
 from cft.evaluation.retrieval import FILE_NAME as QUERIES
@@ -15,6 +15,7 @@ from cft.evaluation.scores import METRICS, Evaluation, load_evaluation
 from cft.job.run_folder import RunFolder, evaluation_name
 from cft.job.verdicts import MEAN_ROW
 from cft.model.contract import FILE_NAME as CONTRACT
+from cft.model.contract import PRECISION_OF
 from cft.system.digest import to_plain
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, named, read_json
@@ -34,6 +35,8 @@ _SHORT = {
     "loss": "loss.hard_negatives",
 }
 _OF_LOSS = {"hard_neg": "true", "in_batch": "false"}
+
+_PRECISION = "train.precision"
 
 # Settings without influence on a training's result; evaluations are compared apart.
 _WITHOUT_INFLUENCE = (
@@ -59,6 +62,14 @@ def settings_of(run: RunFolder) -> dict[str, str]:
     return flatten(read_json(path)) if path.exists() else {}
 
 
+def _results_settings(run: RunFolder) -> dict[str, str]:
+    """A run's settings, with the precision that its result has in the place of train.precision=auto."""
+    settings, contract = settings_of(run), run.file(CONTRACT)
+    if settings.get(_PRECISION) != Precision.auto.value or not contract.exists():
+        return settings
+    return settings | {_PRECISION: PRECISION_OF.get(read_json(contract).get("dtype"), Precision.auto.value)}
+
+
 def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
     """A row a training that all filters hold for; without filters, a row a merge of trainings too.
 
@@ -70,8 +81,8 @@ def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
         ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
     ]
     for run in [*trainings(outputs), *(merges(outputs) if not wanted else [])]:
-        settings = settings_of(run)
-        if not all(_equal(settings.get(key, ""), value) for key, value in wanted):
+        settings, taken = settings_of(run), _results_settings(run)
+        if not all(_equal(settings.get(key, ""), value) or _equal(taken.get(key, ""), value) for key, value in wanted):
             continue
         columns = ("model.name", "data.name", "lr", "loss.hard_negatives", "seed")
         cells = (run.path.name, _state(run, settings), *(settings.get(key, "") for key in columns))
@@ -160,7 +171,7 @@ def find_run(outputs: Path, name: str) -> Path:
 
 def compare_runs(left: Path, right: Path) -> str:
     """Settings that differ, and the scores of every evaluation that both runs have, with verdicts."""
-    settings = [settings_of(RunFolder(folder)) for folder in (left, right)]
+    settings = [_results_settings(RunFolder(folder)) for folder in (left, right)]
     rows: list[Row] = [("setting", left.name, right.name)]
     for key in sorted({*settings[0], *settings[1]}):
         values = [each.get(key, "—") for each in settings]

@@ -1,6 +1,5 @@
 """What a job starts from: a base model on its device, or an adapter on it."""
 
-import functools
 import logging
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ class StartingPoint:
     adapter: Adapter | None  # on the base model
     device: torch.device
     bf16: bool  # whether the model runs in bfloat16
+    gain: float | None = None  # how many times as fast bfloat16 was by a trial, if that decided
 
     def dtype(self, config: Config) -> torch.dtype:
         """Type of the base weights: frozen ones may be bfloat16, trained ones stay float32."""
@@ -42,7 +42,8 @@ class StartingPoint:
             UserError: if the model cannot be loaded, or the adapter does not belong to it.
         """
         dtype = self.dtype(config)
-        rounded = ", in bfloat16" if dtype is torch.bfloat16 else ""
+        by_trial = f" ({self.gain:.1f} times as fast as float32 here, by a trial)" if self.gain is not None else ""
+        rounded = f", in bfloat16{by_trial}" if dtype is torch.bfloat16 else ""
         log.info("loading %s (%s)%s", config.model.name, config.model.path, rounded)
         every = (config.prompt.in_evaluation, config.prompt.in_training, config.prompt.saved)
         templates = tuple(dict.fromkeys(prompts.of(role) for prompts in every for role in Role))
@@ -80,9 +81,14 @@ def find_starting_point(config: Config, files: ModelFiles | None = None) -> Star
     if adapter is not None:
         require_named_base(adapter, config.model.path, any_base=config.adapter_any_base)
     files = files or fetch(config.model)
-    gain = functools.partial(bfloat16_gain, config.model, files)
+    tried: list[float] = []
+
+    def gain() -> float:
+        tried.append(bfloat16_gain(config.model, files))
+        return tried[-1]
+
     bf16 = wants_bf16(_precision(config, adapter), device, gain)
-    return StartingPoint(files=files, adapter=adapter, device=device, bf16=bf16)
+    return StartingPoint(files=files, adapter=adapter, device=device, bf16=bf16, gain=tried[-1] if tried else None)
 
 
 def _precision(config: Config, adapter: Adapter | None) -> Precision:

@@ -14,6 +14,7 @@ from cft.job import figures
 from cft.study.findings import CellResult, Findings
 
 COLOURS = ["#0b6e99", "#c8553d", "#2a9d5c", "#8a5fb0", "#b8860b", "#5b6770", "#d1478b", "#3aa6a0"]
+_MARKERS = ["o", "s", "^", "v", "P", "*"]  # tell those of one colour apart
 GREY = "#5b6770"
 PAPER: dict[str, Any] = {"marker": "D", "facecolors": "white", "edgecolors": GREY, "s": 28}
 _MEANS = "mean over the test sets"
@@ -59,7 +60,7 @@ def by_set(findings: Findings) -> Figure:
     heights = np.arange(len(names))[::-1].astype(float)
     offsets = np.linspace(-0.22, 0.22, len(done)) if len(done) > 1 else np.zeros(1)
     for place, cell in enumerate(done):
-        _intervals(axes, cell, names, heights - offsets[place], COLOURS[place % len(COLOURS)], cell.name)
+        _intervals(axes, cell, names, heights - offsets[place], cell.name, place)
         _papers(axes, [(_paper(cell, name), heights[i] - offsets[place]) for i, name in enumerate(names)])
     _paper_legend(axes, done, names)
     axes.set_ylim(-0.6, len(names) - 0.4)
@@ -73,7 +74,7 @@ def overall(findings: Findings) -> Figure:
     figure, axes = plt.subplots(figsize=(7.5, 1.4 + 0.42 * len(done)), layout="constrained")
     heights = np.arange(len(done))[::-1].astype(float)
     for place, cell in enumerate(done):
-        _intervals(axes, cell, [MEAN], heights[place : place + 1], COLOURS[0], "" if place else _MEASURED)
+        _intervals(axes, cell, [MEAN], heights[place : place + 1], "" if place else _MEASURED)
         _papers(axes, [(_paper(cell, MEAN), heights[place])])
     _paper_legend(axes, done, [MEAN])
     axes.set_yticks(heights, [cell.name for cell in done])
@@ -85,7 +86,7 @@ def rates(findings: Findings) -> Figure:
     """Mean over the sets against the learning rate."""
     done = sorted(findings.done, key=lambda cell: cell.lr)
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    _line(axes, [cell.lr for cell in done], done, COLOURS[0])
+    _line(axes, [cell.lr for cell in done], done)
     _papers(axes, [(cell.lr, _paper(cell, MEAN)) for cell in done], label="paper")
     axes.set_xscale("log")
     return _finished(figure, axes, "learning rate at its peak", _MEANS, columns=2)
@@ -96,7 +97,7 @@ def curve(findings: Findings) -> Figure:
     done = sorted(findings.done, key=lambda cell: cell.step or 0)
     steps = [cell.step or 0 for cell in done]
     figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    _line(axes, steps, done, COLOURS[0])
+    _line(axes, steps, done)
     trainings = [cell.training for cell in done if cell.training]
     development = trainings[-1].development_scores() if trainings else []
     if development:
@@ -134,7 +135,7 @@ def time(findings: Findings) -> Figure:
     for place, (name, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0])
         minutes_of, cells = zip(*points, strict=True)
-        _line(axes, minutes_of, cells, COLOURS[place % len(COLOURS)], name)
+        _line(axes, minutes_of, cells, name, place)
     devices = dict.fromkeys(cost.device for cell in findings.done for cost in cell.costs)
     x_label = f"minutes of training ({'; '.join(devices)})" if devices else "minutes of training"
     return _finished(figure, axes, x_label, _MEANS)
@@ -147,10 +148,10 @@ def sphere(tuned: Sequence[CellResult]) -> Figure:
         start, end = _on_sphere(cell.triplets_before), _on_sphere(cell.triplets)
         if start is None or end is None:
             continue
-        colour = COLOURS[place % len(COLOURS)]
+        colour, marker = _look(place)
         axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
-        axes.scatter(*start, s=40, facecolors="white", edgecolors=colour, zorder=2)
-        axes.scatter(*end, s=40, color=colour, zorder=2, label=cell.name)
+        axes.scatter(*start, s=40, marker=marker, facecolors="white", edgecolors=colour, zorder=2)
+        axes.scatter(*end, s=40, marker=marker, color=colour, zorder=2, label=cell.name)
     axes.scatter([], [], s=40, facecolors="white", edgecolors=GREY, label="before training")
     axes.margins(0.15)
     x_label, y_label = "uniformity (lower: anchors fill the sphere more evenly)", "alignment (lower: positives nearer)"
@@ -172,20 +173,27 @@ def _finished(figure: Figure, axes: Axes, x_label: str, y_label: str = "", *, co
     return figure
 
 
-def _line(axes: Axes, x: Sequence[float], cells: Sequence[CellResult], colour: str, label: str = _MEASURED) -> None:
-    """Means over the sets with their intervals, joined."""
+def _look(place: int) -> tuple[str, str]:
+    """Colour and marker of the cell, or line, at a place: no two of 48 are alike."""
+    return COLOURS[place % len(COLOURS)], _MARKERS[place // len(COLOURS) % len(_MARKERS)]
+
+
+def _line(axes: Axes, x: Sequence[float], cells: Sequence[CellResult], label: str = _MEASURED, place: int = 0) -> None:
+    """Means over the sets with their intervals, joined; `place` is among the lines of the picture."""
+    colour, marker = _look(place)
     intervals = [cell.intervals[MEAN] for cell in cells]
     axes.fill_between(x, [i.low for i in intervals], [i.high for i in intervals], color=colour, alpha=0.18, linewidth=0)
-    axes.plot(x, [i.value for i in intervals], "o-", color=colour, label=label)
+    axes.plot(x, [i.value for i in intervals], f"{marker}-", color=colour, label=label)
 
 
 def _intervals(
-    axes: Axes, cell: CellResult, names: Sequence[str], heights: np.ndarray, colour: str, label: str
+    axes: Axes, cell: CellResult, names: Sequence[str], heights: np.ndarray, label: str, place: int = 0
 ) -> None:
-    """A row each: a dot and its interval; an empty label stays out of the legend."""
+    """A row each: a dot and its interval; an empty label stays out of the legend, `place` is among the cells there."""
+    colour, marker = _look(place)
     intervals = [cell.intervals[name] for name in names]
     axes.hlines(heights, [i.low for i in intervals], [i.high for i in intervals], color=colour, linewidth=1.6)
-    axes.scatter([i.value for i in intervals], heights, s=34, color=colour, zorder=2, label=label or None)
+    axes.scatter([i.value for i in intervals], heights, s=34, marker=marker, color=colour, zorder=2, label=label or None)
 
 
 def _papers(axes: Axes, points: Sequence[tuple[float | None, float | None]], label: str | None = None) -> bool:

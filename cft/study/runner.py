@@ -15,7 +15,7 @@ from cft.study import plan as study_plan
 from cft.study.plan import DONE, FAILED, Study
 from cft.system import signals
 from cft.system.console import report_error
-from cft.system.digest import to_plain
+from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError
 from cft.system.files import read_json, write_json
 from cft.training import checkpoint
@@ -217,9 +217,11 @@ def _groups(todo: list[str], work: _Worklist) -> list[list[str]]:
 def _launch(todo: list[str], work: _Worklist, launcher: str, launcher_overrides: list[str]) -> None:
     """Hand the runs to one of Hydra's launchers, in groups that share no training."""
     folder = study_plan.study_folder(work.outputs, "launched")
-    path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}.json"
     groups = _groups(todo, work)
-    write_json(path, {"groups": groups, "runs": {name: to_plain(work.runs[name]) for name in todo}})
+    handed = {"groups": groups, "runs": {name: to_plain(work.runs[name]) for name in todo}}
+    # by its content as well: two that are begun in the same second must not do one another's work
+    path = folder / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{digest(handed)}.json"
+    write_json(path, handed)
     log.info("%d groups of runs go to hydra/launcher=%s", len(groups), launcher)
     if launcher.startswith("submitit"):
         log.info("what they print goes to %s", folder / ".submitit")

@@ -1,6 +1,7 @@
 """Settings that the data choose, and what a training says of itself before it begins."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ OWN = ["model=tiny", "logger=none", "data=files", "data.negative_columns=[]", "l
 def test_batch_passes_and_steps_follow_from_the_number_of_rows(tmp_path, rows, batch, epochs, steps):
     train = make_plan(composed(*OWN, pairs_file(tmp_path, rows))).config.train
     assert (train.batch_size, train.epochs, train.steps, train.fitted) == (batch, epochs, steps, [])
-    assert train.eval_every == steps // 5
+    assert 4 <= math.ceil(steps / train.eval_every) <= 5, "looks at the development data"
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_a_short_training_looks_at_its_development_data_at_most_five_times(tmp_path, steps):
+    train = make_plan(composed(*OWN, pairs_file(tmp_path, 300), f"train.steps={steps}")).config.train
+    assert math.ceil(steps / train.eval_every) in (min(steps, 3), 4, 5)
 
 
 def test_what_is_given_stays(tmp_path):

@@ -95,6 +95,20 @@ def test_settings_that_change_no_result_are_not_compared(trained, tmp_path):
     assert [line.split() for line in table[2:]] == [["seed", "0", "7"]]
 
 
+def test_runs_are_compared_and_found_by_the_precision_that_was_taken(trained, tmp_path):
+    for name, dtype in (("one", "float32"), ("other", "bfloat16")):
+        shutil.copytree(trained, tmp_path / name)
+        for file, changed in (("config.json", {"seed": 3}), ("contract.json", {"dtype": dtype})):
+            record = json.loads((tmp_path / name / file).read_text()) | changed
+            del record["checksum"]
+            (tmp_path / name / file).write_text(json.dumps(record))
+    assert runs.settings_of(runs.RunFolder(tmp_path / "one"))["train.precision"] == "auto"
+    table = runs.compare_runs(tmp_path / "one", tmp_path / "other").split("\n\n")[0].splitlines()
+    assert [line.split() for line in table[2:]] == [["train.precision", "fp32", "bf16"]]
+    for value, named in (("bf16", {"other"}), ("fp32", {"one"}), ("auto", {"one", "other"})):
+        assert {row[0] for row in runs.list_runs(tmp_path, [f"train.precision={value}"])[1:]} == named
+
+
 def test_a_run_is_found_by_the_end_of_its_name(paper, tmp_path):
     name = runs.list_runs(paper.outputs, ["lr=5e-3"])[1][0]
     assert (

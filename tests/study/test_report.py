@@ -446,6 +446,19 @@ def test_a_picture_without_the_papers_numbers_does_not_name_them_and_cuts_no_poi
     assert low < min(places) - 0.4 and max(places) + 0.4 < high, "cells lie up to 0.22 beside their set"
 
 
+def test_of_many_cells_no_two_look_alike(paper):
+    from cft.job import figures
+    from cft.study import figures as study_figures
+
+    found = collect(paper.studies["table6"], [], resamples=20)
+    cells = [replace(found.done[0], cell=replace(found.done[0].cell, name=f"cell {n}")) for n in range(20)]
+    figure = study_figures.by_set(replace(found, cells=cells))
+    drawn = [dots for dots in figure.axes[0].collections if str(dots.get_label()).startswith("cell ")]
+    looks = {(dots.get_facecolor().tobytes(), dots.get_paths()[0].vertices.tobytes()) for dots in drawn}
+    figures.plt.close(figure)
+    assert len(drawn) == 20 == len(looks)
+
+
 def test_the_papers_claim_is_drawn_only_beside_the_papers_numbers(paper):
     from cft.job import figures
     from cft.study import figures as study_figures
