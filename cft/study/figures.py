@@ -193,7 +193,8 @@ def _intervals(
     colour, marker = _look(place)
     intervals = [cell.intervals[name] for name in names]
     axes.hlines(heights, [i.low for i in intervals], [i.high for i in intervals], color=colour, linewidth=1.6)
-    axes.scatter([i.value for i in intervals], heights, s=34, marker=marker, color=colour, zorder=2, label=label or None)
+    dots: dict[str, Any] = {"s": 34, "marker": marker, "color": colour, "zorder": 2, "label": label or None}
+    axes.scatter([i.value for i in intervals], heights, **dots)
 
 
 def _papers(axes: Axes, points: Sequence[tuple[float | None, float | None]], label: str | None = None) -> bool:

@@ -1,8 +1,10 @@
 """What a study found: the scores of its cells with intervals, verdicts on its comparisons, and the overlap audit."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +31,9 @@ from cft.study.plan import DONE, FAILED, RunState, Study
 from cft.study.spec import Cell
 from cft.system.digest import digest, sha256_of_file
 from cft.system.errors import UserError
-from cft.system.files import read_json, write_json
+from cft.system.files import read_json, write_record
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "verdicts.json"
 
@@ -284,7 +288,7 @@ def _verdicts(
         }
     )
     path = plan.study_folder(study.outputs, study.name) / FILE_NAME
-    record = read_json(path) if path.exists() else {}
+    record = _worked_out(path)
     if record.get("of") != inputs:
         drawn = _drawn(cells, reference, resamples)
         differences = drawn.differences([(names.index(left), names.index(right)) for left, right in compared])
@@ -294,7 +298,7 @@ def _verdicts(
             for (left, right), by_set in zip(compared, differences, strict=True)
         ]
         by_name = dict(zip(names, intervals, strict=True))
-        write_json(path, {"of": inputs, "resamples": resamples, "intervals": by_name, "comparisons": entries})
+        write_record(path, {"of": inputs, "resamples": resamples, "intervals": by_name, "comparisons": entries})
         record = read_json(path)
     order = [*cells[0].by_seed[0].by_set, MEAN]  # JSON is written with its keys sorted
     return (
@@ -304,6 +308,17 @@ def _verdicts(
             for entry in record["comparisons"]
         ],
     )
+
+
+def _worked_out(path: Path) -> dict[str, Any]:
+    """What was worked out before; nothing where the file is no record of that, as all of it can be worked out again."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except UserError:
+        log.warning("%s is damaged, or was changed after cft wrote it: its verdicts are worked out again", path)
+        return {}
 
 
 def _content(folder: Path) -> list[str]:

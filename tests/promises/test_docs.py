@@ -2,12 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 from families import ENCODERS, PADDED, TREE
 from packaging.version import Version
 
+from cft import Embedder
 from cft.config import reference
 from cft.config.compose import all_groups, all_keys
 
@@ -121,6 +126,36 @@ def test_the_first_embedder_runs_from_its_file_to_its_table(commands, tmp_path):
     table = lines[next(n for n, line in enumerate(lines) if line.startswith("question")) :]
     assert len([line for line in table if re.fullmatch(r".{52} +\d+ +\d+", line)]) == 10
     assert any(line.startswith("mean rank of the right answer, of 40") for line in table)
+
+
+@pytest.mark.slow
+def test_a_corpus_is_embedded_by_ray_as_by_the_embedder(trained, tmp_path):
+    pytest.importorskip("ray.data", reason="Ray is not installed: pip install 'ray[data]' runs this test")
+    rows = [{"id": number, "body": f"what is said of {number % 40}"} for number in range(100)]
+    for part in (0, 1):
+        lines = "".join(json.dumps(row) + "\n" for row in rows[part::2])
+        (tmp_path / f"{part}.jsonl").write_text(lines)
+    script, texts = ROOT / "docs" / "encode_with_ray.py", [str(tmp_path / f"{part}.jsonl") for part in (0, 1)]
+    command = [
+        sys.executable,
+        str(script),
+        str(trained),
+        *texts,
+        "--into",
+        str(tmp_path / "vectors"),
+        "--column",
+        "body",
+    ]
+    done = subprocess.run([*command, "--batch", "30"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "100 texts embedded" in done.stdout
+    found = pyarrow.parquet.read_table(tmp_path / "vectors").to_pylist()
+    found.sort(key=lambda row: row["id"])
+    assert [{key: row[key] for key in ("id", "body")} for row in found] == rows
+    expected = Embedder.load(trained).encode([row["body"] for row in rows])
+    np.testing.assert_allclose(np.array([row["vector"] for row in found]), expected, atol=1e-6)
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode != 0 and "already exists" in again.stderr
 
 
 def test_the_notebook_is_what_its_script_writes_and_every_cell_ran(commands, tmp_path):

@@ -109,6 +109,21 @@ def test_verdicts_are_made_anew_when_any_file_or_the_method_behind_them_changes(
         assert (times_made(), times_made()) == (1, 0), f"{constant} is another"
 
 
+def test_verdicts_that_were_changed_or_damaged_are_worked_out_again(paper, tmp_path, caplog):
+    study = copied(paper, "table6", tmp_path / "copy")
+    right = collect(study, [], resamples=20)
+    path = plan.study_folder(study.outputs, study.name) / findings.FILE_NAME
+    kept = path.read_text()
+    flattered = json.loads(kept)
+    flattered["comparisons"][0]["differences"]["captions"] |= {"value": 9.9, "corrected": 0.0}
+    for changed in (json.dumps(flattered), kept[:-40], ""):
+        path.write_text(changed)
+        again = collect(study, [], resamples=20)
+        assert (again.comparisons, again.cells[0].intervals) == (right.comparisons, right.cells[0].intervals)
+        assert f"{path} is damaged, or was changed after cft wrote it" in caplog.text and path.read_text() == kept
+        caplog.clear()
+
+
 def test_a_report_says_on_how_few_pairs_and_trainings_its_verdicts_stand(paper, tmp_path):
     found = collect(paper.studies["table6"], [], resamples=20)
     text = to_text(Document("t", sections.blocks(found, tmp_path)))
