@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cft.config.schema import Config, DataSource, EvalSource, LossSettings, Quantization
+from cft.config.schema import Config, DataSource, EvalSource, LossSettings, Quantization, TrainSettings
 from cft.system.errors import UserError
 from cft.system.files import user_path
 from cft.system.overrides import override
@@ -18,6 +18,13 @@ from cft.system.text import shorten_words
 _SEEDS = 2**32
 # Of a model, data or an evaluation: part of a folder's name, with a digest behind it.
 LONGEST_NAME = 100
+
+
+# What scored pairs have in its place.
+_OF_PAIRS = {
+    "loss.temperature": "; loss.scored_temperature is that of scored pairs",
+    "train.batch_size": "; train.scored_batch is that of scored pairs",
+}
 
 
 def require_valid(config: Config) -> None:
@@ -78,6 +85,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         missing = "loss.scored=cosent (or angle)" if config.loss.scored is None else "data.scored=pairs.csv"
         given = ("data.scored", data.scored) if data.scored is not None else ("loss.scored", config.loss.scored)
         yield f"{override(*given)} would not be read without {missing}: data.scored and loss.scored go together"
+    elif data.scored is None and train.scored_batch != TrainSettings.scored_batch:
+        yield f"train.scored_batch={train.scored_batch} would not be used: add data.scored=pairs.csv loss.scored=cosent"
     if config.first.data is not None and config.adapter is not None:
         yield f"{override('adapter', config.adapter)} has had its first stage: leave it out, or write first=none"
     if evaluation.source is EvalSource.none and not train.steps:
@@ -115,8 +124,10 @@ def _problems_without_triplets(config: Config) -> Iterator[str]:
         of_triplets["distill"] = config.distill.model.name
     if config.train.no_duplicates:
         of_triplets["train.no_duplicates"] = True
+    if config.train.batch_size not in (TrainSettings.batch_size, config.train.scored_batch):
+        of_triplets["train.batch_size"] = config.train.batch_size
     for key, value in of_triplets.items():
-        instead = "; loss.scored_temperature is that of scored pairs" if key == "loss.temperature" else ""
+        instead = _OF_PAIRS.get(key, "")
         yield f"{override(key, value)} would not be read: there are no triplets with data=scored{instead}"
     if config.eval.source is EvalSource.rows:
         yield "eval=rows scores held-out triplets, and data=scored has none: add eval=pairs eval.file=test.csv"

@@ -611,8 +611,7 @@ class DataSettings:
                 yield "data.packages is empty: name installed packages, as in data.packages=[numpy], or null"
         if self.positives not in ("all", "draw", "redraw"):
             yield f"{override('data.positives', self.positives)}: must be all, draw or redraw"
-        if self.positives == "redraw" and self.source not in (DataSource.files, DataSource.hub):
-            yield f"{override('data.positives', self.positives)} would not be read: add data=files"
+        yield from self._unread()
         if self.delimiter is not None and not _is_delimiter(self.delimiter):
             yield f"{override('data.delimiter', self.delimiter)}: must be {', '.join(DELIMITERS)} or one sign"
         yield from _column_problems("data.dev_columns", self.dev_columns)
@@ -630,6 +629,22 @@ class DataSettings:
             yield f"data.rows={self.rows}: must be above 0, or null for all"
         if self.holdout < 0:
             yield f"data.holdout={self.holdout}: must be 0 or more"
+
+    def _unread(self) -> Iterator[str]:
+        """What was given for files, where the rows come from elsewhere."""
+        usual = DataSettings()
+        for key in ("anchor_column", "positive_column", "negative_columns", "positives"):
+            value = getattr(self, key)
+            is_so_anyway = self.is_scored_alone and value == []
+            if self.source not in (DataSource.files, DataSource.hub) and value != getattr(usual, key):
+                yield from (
+                    () if is_so_anyway else [f"{override(f'data.{key}', value)} would not be read: add data=files"]
+                )
+        if self.revision is not None and self.source is not DataSource.hub:
+            yield f"{override('data.revision', self.revision)} would not be read: add data=nli"
+        files = self.source is DataSource.files or self.scored is not None or self.dev not in (None, "STSBenchmark-dev")
+        if self.delimiter is not None and not files and self.source is not DataSource.hub:
+            yield f"{override('data.delimiter', self.delimiter)} would not be read: no file of this job has columns"
 
     def _malformed_entries(self) -> Iterator[str]:
         """Entries of `train` that are neither names nor settings of a file."""
@@ -783,6 +798,25 @@ class EvalSettings:
             yield f"{override('eval.file', self.file)}: name your scored pairs, as in eval.file=pairs.csv, or a list"
         if self.source is not EvalSource.pairs and self.file is not None:
             yield f"{override('eval.file', self.file)} would not be read: add eval=pairs"
+        yield from self._unread(in_sets=in_sets)
+
+    def _unread(self, *, in_sets: bool) -> Iterator[str]:
+        """What was given for other sources; `in_sets` says whether this one has named sets."""
+        usual, from_hub = EvalSettings(), in_sets and self.folder is None
+        if self.sets and not in_sets:
+            yield f"{override('eval.sets', self.sets)} would not be read: add eval=sts, or eval=retrieval"
+        if self.split != usual.split and (self.source is not EvalSource.retrieval or from_hub):
+            instead = (
+                "the sets of the hub have their own; name a folder by eval.folder" if from_hub else "add eval=retrieval"
+            )
+            yield f"{override('eval.split', self.split)} would not be read: {instead}"
+        if self.documents != usual.documents and self.source is not EvalSource.rows:
+            yield f"eval.documents={self.documents} would not be used: add eval=rows"
+        if self.columns != usual.columns and (self.source not in (EvalSource.sts, EvalSource.pairs) or from_hub):
+            instead = (
+                "the sets of the hub have their own; name a folder by eval.folder" if from_hub else "add eval=pairs"
+            )
+            yield f"{override('eval.columns', self.columns)} would not be read: {instead}"
 
 
 @dataclass
@@ -794,6 +828,15 @@ class LoggerSettings:
     group: str | None = None  # of W&B and Trackio; null groups the jobs of a sweep
     tags: list[str] = field(default_factory=list)  # of W&B
     artifact: bool = False  # true: W&B also keeps the adapter
+
+    def problems(self) -> Iterator[str]:
+        """What no job could run with. Without a tracker, what is said of one is only put off."""
+        if self.kind in (LoggerKind.none, LoggerKind.wandb, LoggerKind.wandb_offline):
+            return
+        for key in ("tags", "artifact"):
+            if getattr(self, key):
+                value = override(f"logger.{key}", getattr(self, key))
+                yield f"{value} would not be read by logger={self.kind.value}: add logger=wandb, or wandb_offline"
 
 
 @dataclass

@@ -55,6 +55,11 @@ def fetch_adapter(name: str, revision: str | None) -> Adapter:
         UserError: if there is none, only a pickled one, or one that was changed after its contract was written.
     """
     folder = user_path(name)
+    if folder.is_dir() and revision is not None:
+        raise UserError(
+            f"{override('adapter_revision', revision)}: {override('adapter', name)} is a folder here, which has no "
+            "revisions; leave it out"
+        )
     if not folder.is_dir():
         if not may_be_repository(name):
             below = Path("outputs") / name

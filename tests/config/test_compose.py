@@ -182,6 +182,56 @@ def test_a_mistake_is_refused_before_anything_is_loaded(override, message):
         check_overrides([override])
 
 
+OWN_PAIRS = "eval=pairs eval.file=b.csv"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data.positives=draw", "data.positives=draw would not be read: add data=files"),
+        ("data.positives=redraw", "data.positives=redraw would not be read: add data=files"),
+        ("data.anchor_column=question", "data.anchor_column=question would not be read: add data=files"),
+        ("data.negative_columns=[]", r"data.negative_columns=\[\]' would not be read: add data=files"),
+        ("data=scored data.scored=a.csv data.positive_column=b", "data.positive_column=b would not be read"),
+        ("data=files data.train=a.csv data.revision=abc", "data.revision=abc would not be read: add data=nli"),
+        ("first=docstrings first.data.positives=draw", "first.data.positives=draw would not be read"),
+        ("data.delimiter=tab", "data.delimiter=tab would not be read: no file of this job has columns"),
+        (f"{OWN_PAIRS} eval.sets=[STS12]", r"eval.sets=\S+ would not be read: add eval=sts, or eval=retrieval"),
+        (f"{OWN_PAIRS} eval.split=dev", "eval.split=dev would not be read: add eval=retrieval"),
+        ("eval=retrieval eval.split=dev", "eval.split=dev would not be read: the sets of the hub have their own"),
+        ("eval=retrieval eval.folder=sets eval.documents=50", "eval.documents=50 would not be used: add eval=rows"),
+        ("eval=sts eval.columns=[a,b,c]", r"eval.columns=\S+ would not be read: the sets of the hub have their own"),
+        ("eval.columns=[a,b,c]", r"eval.columns=\S+ would not be read: add eval=pairs"),
+        (
+            "logger=trackio logger.artifact=true",
+            "logger.artifact=true would not be read by logger=trackio: add logger=",
+        ),
+        ("logger=csv logger.tags=[a]", r"logger.tags=\S+ would not be read by logger=csv"),
+        ("train.scored_batch=16", "train.scored_batch=16 would not be used: add data.scored=pairs.csv"),
+        ("data=scored data.scored=a.csv train.batch_size=8", "train.batch_size=8 would not be read: .*scored_batch is"),
+    ],
+)
+def test_what_a_job_would_not_read_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        check_overrides(words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data=nli data.positives=draw data.revision=abc data.delimiter=comma",
+        "data=files data.train=a.csv data.anchor_column=a eval.documents=50 data.delimiter=tab",
+        "data=scored data.scored=a.csv data.negative_columns=[] data.delimiter=tab train.scored_batch=8",
+        "data.dev=a.csv data.delimiter=tab logger.tags=[a] logger.artifact=true",
+        f"{OWN_PAIRS} eval.columns=[a,b,c] logger=none logger.artifact=true",
+        "eval=retrieval eval.folder=sets eval.split=dev",
+        "eval=sts eval.folder=sets eval.columns=[a,b,c]",
+    ],
+)
+def test_what_a_job_reads_is_not_refused(words):
+    check_overrides(words.split())
+
+
 def test_a_name_that_no_record_could_hold_is_refused():
     name = os.fsdecode(b"caf\xe9")
     with pytest.raises(UserError, match=r"data.train='caf\\udce9.csv': is not UTF-8; rename what it names"):

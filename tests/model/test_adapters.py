@@ -82,6 +82,11 @@ def test_a_strangers_adapter_embeds_as_their_own_model_does(family, tmp_path):
     assert found.contract.adapter == fetch_adapter(str(tmp_path), None).identity
 
 
+def test_a_revision_of_a_folder_is_refused_as_it_would_not_be_looked_at(tmp_path):
+    with pytest.raises(UserError, match="adapter_revision=abc: adapter=.* is a folder here, which has no revisions"):
+        fetch_adapter(str(tmp_path), "abc")
+
+
 def test_an_adapter_of_minicpms_own_code_goes_on_the_classes_that_hold_it(tmp_path):
     """Its names are those of a causal-LM model: base_model.model.model.layers.N.self_attn.q_proj."""
     config = minicpm_settings(SHAPES[1])
