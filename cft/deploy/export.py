@@ -62,7 +62,7 @@ class ExportOptions(EmbedderOptions):
             raise UserError(f"{override('base_gguf', self.base_gguf)} would not be read: add format=gguf")
         if self.dtype != "auto":
             self._require_precision()
-        if self.adapter == "keep" and self.format in _PRECISIONS:
+        if self.adapter == "keep" and self.format not in ("sentence-transformers", "peft"):
             raise UserError(f"adapter=keep goes with format=sentence-transformers; {self.format} holds merged weights")
 
     def _require_precision(self) -> None:

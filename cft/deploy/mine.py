@@ -86,6 +86,12 @@ class MineOptions(TextFileOptions):
             raise UserError(
                 f"{override('data.train', self.train)} would not be read with data=docstrings; leave one out"
             )
+        for name, key in (("anchor_column", "data.anchor_column"), ("positive_column", "data.positive_column")):
+            value = getattr(self, name)
+            if self.data is PairSource.docstrings and value != getattr(MineOptions, name):
+                raise UserError(f"{override(key, value)} would not be read with data=docstrings; leave one out")
+        if self.seed and self.sampling_strategy is Sampling.top:
+            raise UserError(f"seed={self.seed} would not be used: add sampling_strategy=random")
         require_columns(self.corpus, column=self.column)
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
             raise UserError(

@@ -185,7 +185,8 @@ def test_docstrings_are_the_rows_that_a_run_takes_first(files, monkeypatch):
     rows = [Triplet(f"{sentence(random.Random(n))}, {n}", f"call {n}", ("sibling",)) for n in range(40)]
     monkeypatch.setattr("cft.deploy.mine.training_rows", lambda packages, seed: rows)
     monkeypatch.setattr("cft.data.docstrings.training_rows", lambda packages, seed: rows)
-    ours = mined(files, data="docstrings", train="", corpus="", rows=25)
+    usual = {"anchor_column": "sent0", "positive_column": "sent1"}
+    ours = mined(files, data="docstrings", train="", corpus="", rows=25, **usual)
     settings = DataSettings(name="docstrings", source=DataSource.docstrings, rows=25, holdout=0)
     taken = load_training_data(settings, seed=DATA_SEED).triplets
     assert [(row["sent0"], row["sent1"]) for row in ours] == [(row.anchor, row.positive) for row in taken]
@@ -229,6 +230,8 @@ def test_another_command_over_the_same_texts_embeds_nothing(files, monkeypatch):
         ({"data": "docstrings"}, "would not be read with data=docstrings"),
         ({"train": ""}, "data.train= is missing"),
         ({"anchor_column": "query"}, "data.anchor_column"),
+        ({"seed": 3}, "seed=3 would not be used: add sampling_strategy=random"),
+        ({"data": "docstrings", "train": ""}, "data.anchor_column=q would not be read with data=docstrings"),
         ({"column": "body", "corpus": ""}, "column=body: there is no file of columns; leave it out"),
         ({"column": "body", "corpus": "d.txt"}, "column=body: lines of plain text have no columns; leave it out"),
         ({"out": "t.csv"}, ".jsonl"),

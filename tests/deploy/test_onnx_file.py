@@ -290,6 +290,7 @@ def test_missing_packages_are_named_before_anything_is_loaded(tmp_path, monkeypa
         (["format=peft", "dtype=int8"], "dtype=int8 would not be read: add format=onnx"),
         (["dtype=f32"], "dtype=f32 would not be read: add format=gguf or format=onnx"),
         (["format=onnx", "adapter=keep"], "adapter=keep goes with format=sentence-transformers"),
+        (["format=merged", "adapter=keep"], "adapter=keep goes with format=sentence-transformers; merged holds merged"),
         (["format=onnx", "base_gguf=x.gguf"], "base_gguf=x.gguf would not be read: add format=gguf"),
     ],
 )
