@@ -27,6 +27,7 @@ from cft.config.schema import (
     EvalSource,
     LossSettings,
     ModelSettings,
+    Precision,
     Prompts,
     Role,
 )
@@ -38,6 +39,7 @@ from cft.job.fitting import fit
 from cft.job.run_folder import RunFolder
 from cft.job.start import StartingPoint, choose_device, find_starting_point
 from cft.model.adapters import fetch_adapter
+from cft.model.precision import has_bf16
 from cft.model.sources import ModelFiles, fetch
 from cft.system.digest import digest, to_plain
 from cft.system.errors import UserError, renaming_keys
@@ -431,7 +433,7 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if data:
         require_width(config.loss, files.setting("hidden_size"))
     start = find_starting_point(config, files)
-    return Plan(
+    plan = Plan(
         config=config,
         data=data,
         steps=steps,
@@ -441,3 +443,23 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
         guide=guide,
         retrieval=inputs.retrieval(config.eval, config.data, halved=_is_halved(config)),
     )
+    return _as_begun(plan)
+
+
+def _as_begun(plan: Plan) -> Plan:
+    """The plan in the precision that its training was begun in, where `auto` finds the other one on this machine.
+
+    Machines of one cluster differ: what was begun on one must go on, or count as done, on another.
+    """
+    start, configured = plan.start, plan.config.train.precision
+    if plan.data is None or configured is not Precision.auto or plan.training.has_begun:
+        return plan
+    other = replace(plan, start=replace(start, bf16=not start.bf16, gain=None))
+    if not other.training.has_begun or (other.start.bf16 and not has_bf16(start.device)):
+        return plan
+    now, instead = ("bfloat16", "fp32") if other.start.bf16 else ("float32", "bf16")
+    log.info(
+        "%s was begun in %s, and is gone on with in it (%s begins another in what suits this machine)",
+        *(other.folder, now, override("train.precision", instead)),
+    )
+    return other

@@ -106,6 +106,11 @@ class RunFolder:
         return [RunFolder(path.parent) for path in sorted(self.path.glob(f"{self.STEPS}/*/{self.SCORES}"))]
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there are steps to go on from, or all of them were made."""
+        return self.is_finished or checkpoint.step_of(self.path) > 0
+
+    @property
     def is_finished(self) -> bool:
         """Whether the training came to its last step."""
         return self.file(self.FINISHED).exists()

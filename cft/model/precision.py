@@ -39,6 +39,11 @@ _TEXTS, _TOKENS = 8, 32  # of its batch
 _TURNS = 3
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a model can run in bfloat16 there, however slowly."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported()
+
+
 def wants_bf16(
     precision: Precision,
     device: torch.device,
@@ -58,8 +63,8 @@ def wants_bf16(
     if precision is Precision.auto:
         if device.type == "cpu":
             return gain() >= LEAST_GAIN
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision is Precision.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return device.type == "cuda" and has_bf16(device)
+    if precision is Precision.bf16 and not has_bf16(device):
         name = torch.cuda.get_device_name(device)
         raise UserError(f"{override(key, 'bf16')}: {name} has no bfloat16; set {override(key, 'fp32')}, or auto")
     return precision is Precision.bf16

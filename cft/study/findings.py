@@ -54,6 +54,7 @@ class CellResult:
     lr: float
     step: int | None  # of the training; 0 is the untrained model
     costs: list[Cost]  # of the trainings up to that step, one a seed, as far as they left records
+    precisions: list[str]  # that its embedders compute in, as far as records say so: one, unless seeds differ
 
     @property
     def name(self) -> str:
@@ -192,7 +193,13 @@ def _read_cell(study: Study, cell: Cell, *, stale: bool) -> CellResult:
         lr=config.lr,
         step=step,
         costs=[cost for cost in costs if cost],
+        precisions=sorted(filter(None, {_precision(folder) for folder in folders})),
     )
+
+
+def _precision(folder: Path) -> str:
+    """What the embedder of an evaluation computed in; empty in records of older versions."""
+    return (read_json(folder / METRICS).get("contract") or {}).get("dtype", "")
 
 
 def _step(cell: Cell, config: Config, trainings: Sequence[RunFolder]) -> int:

@@ -66,6 +66,8 @@ def blocks(findings: Findings, folder: Path) -> list[Block]:
         report += [Heading("Cells that want another run", 3), Text(gaps)]
     scores = scores_by_set if experiment.layout == "sets" else scores_by_cell
     report.append(Table("scores", _scores_caption(findings), scores(findings)))
+    if note := _of_precisions(findings):
+        report.append(Text([note], "precisions"))
     for name, figure in study_figures.figures_for(findings).items():
         report.append(Picture(_caption(name, findings), figures.save(figure, folder, name)[0]))
     if findings.comparisons:
@@ -92,6 +94,18 @@ def _scores_caption(findings: Findings) -> str:
         f"{unit} x 100 with 95% bootstrap intervals over {things}; ± beside a mean over sets is the population "
         f"standard deviation over the sets, as in the paper.{over}"
     )
+
+
+def _of_precisions(findings: Findings) -> str:
+    """Which cells were computed in which precision, if not all in one; empty otherwise."""
+    cells: dict[str, list[str]] = {}
+    for cell in findings.done:
+        for precision in cell.precisions:
+            cells.setdefault(precision, []).append(cell.name)
+    if len(cells) < 2:
+        return ""
+    parts = [f"in {precision} {', '.join(names)}" for precision, names in cells.items()]
+    return f"Computed {'; '.join(parts)}. Differences between the two are of rounding too."
 
 
 def _caption(picture: str, findings: Findings) -> str:

@@ -1,5 +1,6 @@
 """Which precision a model computes in: what is configured, what this machine gains, and what was trained in what."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -117,19 +118,50 @@ def test_auto_takes_what_is_clearly_faster(gain, expected):
 
 def test_a_job_takes_it_says_it_and_keeps_it_apart(tmp_path, gaining, caplog):
     caplog.set_level("INFO")
-    words = [*QUICK, f"outputs={tmp_path}", "train.precision=auto"]
-    plain = trained(*words)
+    words = [*QUICK, "train.precision=auto"]
+    plain = trained(*words, f"outputs={tmp_path / 'one'}")
     assert "bfloat16" not in caplog.text
     gaining(2.0)
-    rounded = trained(*words)
+    rounded = trained(*words, f"outputs={tmp_path / 'other'}")
     assert "(random:llama), in bfloat16 (2.0 times as fast as float32 here, by a trial)" in caplog.text
-    assert plain != rounded
+    assert plain.name != rounded.name
     types = [json.loads((each / "contract.json").read_text())["dtype"] for each in (plain, rounded)]
     assert types == ["float32", "bfloat16"]
     cards = [(each / "README.md").read_text() for each in (plain, rounded)]
     assert ["| trained and scored in | bfloat16 (" in card for card in cards] == [False, True]
     gaining(0.5)  # what was trained in bfloat16 is so everywhere
     assert Embedder.load(rounded).contract.dtype == "bfloat16"
+
+
+class _Killed(Exception):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize(("gains", "dtype"), [((0.5, 2.0), "float32"), ((2.0, 0.5), "bfloat16")])
+@pytest.mark.parametrize("stop", [None, 2], ids=["finished", "killed"])
+def test_what_one_machine_has_begun_another_goes_on_with(tmp_path, gaining, caplog, gains, dtype, stop):
+    """Machines of a cluster find different precisions: none of them may begin anew what another has begun."""
+    caplog.set_level("INFO")
+    config = composed(*QUICK, f"outputs={tmp_path}", "train.precision=auto", "train.checkpoint_every=1")
+
+    def on_row(row: dict) -> None:
+        if row["step"] == stop:
+            raise _Killed
+
+    gaining(gains[0])
+    with pytest.raises(_Killed) if stop else contextlib.nullcontext():
+        run(config, on_row=on_row)
+    begun = make_plan(config).folder
+    gaining(gains[1])
+    assert make_plan(config).folder == begun
+    caplog.clear()
+    run(config)
+    assert f"{begun} was begun in {dtype}, and is gone on with in it" in caplog.text
+    assert ("already trained" if stop is None else "continuing after step 1 of 6") in caplog.text
+    assert Embedder.load(begun).contract.dtype == dtype
+    assert [path.parent for path in tmp_path.glob("*/training.json")] == [begun]
+    other = {"float32": "bf16", "bfloat16": "fp32"}[dtype]
+    assert make_plan(composed(*QUICK, f"outputs={tmp_path}", f"train.precision={other}")).folder != begun
 
 
 @pytest.mark.parametrize(("kind", "gain"), [("bf16", 0.5), ("fp32", 3.0)])

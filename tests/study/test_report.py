@@ -461,6 +461,18 @@ def test_a_picture_without_the_papers_numbers_does_not_name_them_and_cuts_no_poi
     assert low < min(places) - 0.4 and max(places) + 0.4 < high, "cells lie up to 0.22 beside their set"
 
 
+def test_cells_of_two_precisions_are_named(paper):
+    found = collect(paper.studies["table6"], [], resamples=20)
+    assert {name for cell in found.done for name in cell.precisions} == {"float32"}
+    assert not sections._of_precisions(found)
+    one, other = found.done
+    mixed = replace(found, cells=[one, replace(other, precisions=["bfloat16", "float32"])])
+    assert sections._of_precisions(mixed) == (
+        f"Computed in float32 {one.name}, {other.name}; in bfloat16 {other.name}. Differences between the two are of "
+        "rounding too."
+    )
+
+
 def test_of_many_cells_no_two_look_alike(paper):
     from cft.job import figures
     from cft.study import figures as study_figures
