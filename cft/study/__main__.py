@@ -16,6 +16,7 @@ from cft.study import spec
 from cft.study.arguments import StudyOptions, outputs_of
 from cft.system.console import USER_ERROR_STATUS
 from cft.system.errors import UserError
+from cft.system.overrides import override
 
 if TYPE_CHECKING:
     from cft.study.plan import Study
@@ -36,6 +37,20 @@ class RunOptions(StudyOptions):
     to: Annotated[Path | None, "the folder that pack copies the records to"] = None
     replan: Annotated[bool, "take the files as they are now, not the frozen plan"] = False
     launcher: Annotated[str | None, "run cells through a Hydra launcher: joblib, submitit_local, submitit_slurm"] = None
+
+    def __post_init__(self) -> None:
+        """Refuse what this command would not read."""
+        if self.to is not None and self.command != "pack":
+            raise UserError(f"{override('to', self.to)} would not be read by {self.command}: it goes with pack")
+        of_runs = {"seeds": self.seeds, "replan": self.replan, "launcher": self.launcher}
+        unread = [override(key, value) for key, value in of_runs.items() if value]
+        if self.command == "pack" and unread:
+            raise UserError(f"{' '.join(unread)} would not be read by pack, which copies what was run")
+        of_hydra = [entry for entry in self.overrides if entry.startswith("hydra.")]
+        if of_hydra and not self.launcher:
+            raise UserError(
+                f"{' '.join(of_hydra)} would not be read without a launcher: add launcher=joblib, or another"
+            )
 
 
 def main() -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from jobs import DEV, SCORED
 
+from cft.config.command_line import CommandLine
 from cft.config.compose import compose_config
 from cft.job.run_folder import RunFolder
 from cft.study import findings, plan, runner, sections, spec
+from cft.study.__main__ import RunOptions
 from cft.study.arguments import outputs_of
 from cft.system.errors import UserError
 from cft.training import trainer
@@ -256,6 +258,19 @@ def test_cells_go_through_a_launcher_whose_failures_are_noted_and_told(commands,
     runs = plan.load(plan.study_folder(tmp_path, "table6-smoke")).runs
     assert len(runs) == 2 and all(plan.state_of(tmp_path, name).state == plan.DONE for name in runs)
     assert len(list((tmp_path / "studies" / "runs").glob("*.json"))) == 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run table6 to=x", "to=x would not be read by run: it goes with pack"),
+        ("pack table6 to=x seeds=1,2 launcher=joblib", "seeds=.* launcher=joblib would not be read by pack"),
+        ("run table6 hydra.launcher.n_jobs=4", "hydra.launcher.n_jobs=4 would not be read without a launcher"),
+    ],
+)
+def test_what_a_command_would_not_read_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        CommandLine("cft.study", RunOptions).read(words.split())
 
 
 def test_what_cannot_be_planned_is_told_before_anything_runs(commands, tmp_path):
