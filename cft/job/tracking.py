@@ -241,11 +241,12 @@ class TrackioTracker(Tracker):
         self._run.log(_under_event(row, self._job.triplets), step=row["step"])
 
     def finish(self, result: Result) -> None:
-        """Log final scores over steps, the table and the pictures."""
+        """Log final scores over steps and those beside them, the table and the pictures."""
         import trackio
 
-        for step, scores in _over_steps(result):
-            self._run.log(scores, step=step)
+        for step, scores in [*_over_steps(result), (result.step, _beside(result))]:
+            if scores:
+                self._run.log(scores, step=step)
         header, *rows = result.table
         images = {name: trackio.Image(str(path)) for name, path in result.pictures.items()}
         table = trackio.Table(columns=list(header), data=[list(row) for row in rows])

@@ -403,6 +403,15 @@ def test_trackio_has_every_row_and_scores_over_steps(monkeypatch, tmp_path, caps
     assert fake.run.finished == [0] and "a banner" not in capsys.readouterr().out
 
 
+def test_trackio_has_the_scores_of_a_baseline_beside_the_curve(monkeypatch, tmp_path):
+    fake, found = FakeTrackio(), result(tmp_path)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    with tracking(LoggerSettings(kind=LoggerKind.trackio), job(tmp_path)) as tracker:
+        tracker.finish(replace(found, scores=found.scores | {"minilm/STS12": 9.0, "minilm/mean": 9.0}))
+    assert (7, {"minilm/STS12": 9.0, "minilm/mean": 9.0}) in fake.run.logged
+    assert (7, {"score/STS12": 2.0, "score/mean": 2.0}) in fake.run.logged
+
+
 def test_trackio_itself_keeps_what_is_logged(monkeypatch, tmp_path):
     pytest.importorskip("trackio", reason="trackio is not installed (the extra `trackio`)")
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
