@@ -173,7 +173,12 @@ def _by_name(before: Evaluation, after: Evaluation, baseline: Baseline | None) -
     for side, result in sides.items():
         for name, found in result.retrieval.items():
             scores |= {f"{side}/{name}/{measure}": value for measure, value in found.means.items()}
-    return scores | {f"{side}/mean": result.headline for side, result in sides.items()}
+    for side, result in sides.items():
+        if result.by_set:  # without sets there is no mean
+            scores[f"{side}/mean"] = result.headline
+        if result.triplet_accuracy is not None:
+            scores[f"{side}/triplets_in_order"] = 100 * result.triplet_accuracy
+    return scores
 
 
 def scores(evaluation: Evaluation) -> list[Row]:

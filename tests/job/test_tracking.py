@@ -1,6 +1,7 @@
 """Who follows a training gets all of it, and never stops or slows it."""
 
 import csv
+import json
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import captions
 import pytest
 import yaml
-from jobs import CAPTIONS, QUICK, composed
+from jobs import CAPTIONS, QUICK, TRIPLETS, composed
 
 from cft.config.schema import LoggerKind, LoggerSettings
 from cft.job import tracking as tracking_module
@@ -239,6 +240,16 @@ def test_a_whole_job_leaves_its_spreadsheet(tmp_path):
     assert [(row["event"], row["step"]) for row in rows] == [("step", "1"), ("step", "2"), ("step", "3"), ("dev", "3")]
     assert all(float(row["gradient_norm"]) > 0 and 0 <= float(row["tokens_saved"]) < 1 for row in rows[:3])
     assert "after/captions" in (folder / "scores.csv").read_text()
+
+
+def test_where_held_out_triplets_alone_are_scored_the_spreadsheet_has_their_order_and_no_mean(tmp_path):
+    told = "model=tiny logger=csv eval=none train.steps=2 train.batch_size=8 data.rows=60 data.holdout=10".split()
+    run_job(composed(*TRIPLETS, "lr=5e-4", "baseline=none", *told, f"outputs={tmp_path}"))
+    (path,) = tmp_path.glob("*/scores.csv")
+    scores = {row["score"]: float(row["value"]) for row in rows_of(path)}
+    (order,) = (json.loads(found.read_text()) for found in path.parent.glob("evaluations/triplets-*/metrics.json"))
+    assert set(scores) == {"before/triplets_in_order", "after/triplets_in_order"}
+    assert scores["after/triplets_in_order"] == pytest.approx(100 * order["triplet_accuracy"])
 
 
 def test_rows_that_waited_when_a_training_was_killed_are_in_the_spreadsheet_of_its_result(tmp_path):
