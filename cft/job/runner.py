@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 # Passes over the rows of a first stage, which its steps bound.
 _ENDLESS = 10**6
 
-# Beside scores, the kinds of trackers that have them; written last, so that a killed job reports them again.
+# Beside scores, which trackers have them; written last, so that a killed job reports them again.
 REPORTED = "reported.json"
 
 
@@ -107,7 +107,7 @@ def run(
                 say_next(plan)
         if tracker.works:  # else the same command reports them when it does
             path, kinds = _reported(plan)
-            write_json(path, {"loggers": sorted({*kinds, config.logger.kind.value})})
+            write_json(path, {"loggers": sorted({*kinds, config.logger.kind.value, _told(config)})})
     return result.outcome
 
 
@@ -315,7 +315,7 @@ def _failure_noted(folder: RunFolder) -> Iterator[None]:
 def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
     """The job's tracker; none if the job only shows what was reported to one of its kind before."""
     scores = plan.scores_folder(plan.result)
-    reported = plan.is_trained and plan.config.logger.kind.value in _reported(plan)[1]
+    reported = plan.is_trained and _told(plan.config) in _reported(plan)[1]
     return tracking(
         replace(plan.config.logger, kind=LoggerKind.none) if reported else plan.config.logger,
         Job(
@@ -330,6 +330,12 @@ def _tracker(plan: Plan) -> AbstractContextManager[Tracker]:
             again=goes_again(plan),
         ),
     )
+
+
+def _told(config: Config) -> str:
+    """What a job tells a tracker of its kind: its scores and, if it has a baseline, those of this one too."""
+    baseline = config.baseline.model
+    return f"{config.logger.kind.value} beside {baseline.name}" if baseline else config.logger.kind.value
 
 
 def _reported(plan: Plan) -> tuple[Path, list[str]]:

@@ -275,6 +275,19 @@ def test_a_finished_job_is_reported_to_a_tracker_that_it_did_not_have_before(tmp
     assert len(begun) == 1
 
 
+def test_a_finished_job_reports_a_baseline_that_it_did_not_have_before(tmp_path, monkeypatch):
+    begun: list[Job] = []
+    init = tracking_module.CsvTracker.__init__
+    monkeypatch.setattr(tracking_module.CsvTracker, "__init__", lambda self, job: begun.append(job) or init(self, job))
+    job = [word for word in QUICK if word != "baseline=none"]
+    beside = ["baseline=minilm", "model@baseline.model=tiny", "baseline.model.path=random:gpt2"]
+    for baseline in (["baseline=none"], beside, beside, ["baseline=none"]):
+        run_job(composed(*job, *baseline, "logger=csv", f"outputs={tmp_path}"))
+    (path,) = tmp_path.glob("*/scores.csv")
+    assert "tiny/mean" in {row["score"] for row in rows_of(path)}
+    assert len(begun) == 2
+
+
 def test_a_finished_job_is_reported_again_to_a_tracker_that_failed(tmp_path, monkeypatch, caplog):
     class Broken(Tracker):
         def __init__(self, job: Job) -> None:
