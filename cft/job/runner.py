@@ -38,7 +38,7 @@ from cft.system import secrets
 from cft.system.digest import digest, to_plain
 from cft.system.disk import require_writable
 from cft.system.distributed import SINGLE_PROCESS, World, join_world
-from cft.system.errors import UserError, renaming_keys
+from cft.system.errors import GivenUp, UserError, renaming_keys
 from cft.system.files import exclusive_lock, read_json, write_json
 from cft.system.logs import log_file
 from cft.training.trainer import RowCallback, train
@@ -140,7 +140,7 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
     Args:
         config: the job.
         inputs: data and base models that other jobs have loaded.
-        on_row: called with every row of the history; may raise to end the training, which can go on later.
+        on_row: called with every row of the history; may raise GivenUp to end the training, which can go on later.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -304,6 +304,8 @@ def _failure_noted(folder: RunFolder) -> Iterator[None]:
     """Leave the cause in a training's folder when it fails, until it goes well."""
     try:
         yield
+    except GivenUp:
+        raise
     except Exception as error:
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         with suppress(OSError):  # a full disk, of all causes, must not be hidden by this

@@ -16,6 +16,7 @@ from typing import Any
 
 from cft.config.schema import LoggerKind, LoggerSettings
 from cft.job.run_folder import RunFolder
+from cft.system.errors import GivenUp
 from cft.system.files import atomic_write
 from cft.system.tables import Row
 
@@ -305,8 +306,8 @@ def tracking(settings: LoggerSettings, job: Job) -> Iterator[Tracker]:
     tracker = _start(settings, job)
     try:
         yield tracker
-    except BaseException:
-        tracker.close(failed=True)
+    except BaseException as error:
+        tracker.close(failed=not isinstance(error, GivenUp))
         raise
     tracker.close(failed=False)
 

@@ -22,7 +22,7 @@ from cft.study.arguments import outputs_of
 from cft.study.document import Block, Document, Heading, Picture, Table, Text, to_markdown
 from cft.system.console import report_error
 from cft.system.digest import digest
-from cft.system.errors import UserError
+from cft.system.errors import GivenUp, UserError
 from cft.system.files import exclusive_lock, read_json, write_json, write_text
 from cft.system.tables import Row
 from cft.system.text import shorten
@@ -263,9 +263,12 @@ def _train(trial: Any, config: Config, inputs: InputCache) -> float:
             trial.report(score, step)
             if step < plan.steps and trial.should_prune():
                 log.info("given up at step %d: below the median of the trials before", step)
-                raise optuna.TrialPruned
+                raise GivenUp
 
-    folder = runner.train_only(config, inputs, on_row)
+    try:
+        folder = runner.train_only(config, inputs, on_row)
+    except GivenUp as ended:
+        raise optuna.TrialPruned from ended
     trial.set_user_attr("run", folder.name)
     return RunFolder(folder).development_score()
 

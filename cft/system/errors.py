@@ -36,6 +36,10 @@ class UserError(ValueError):
     """
 
 
+class GivenUp(Exception):
+    """Ends work that its caller wants no more of, and that could go on later: nothing has failed."""
+
+
 @contextmanager
 def renaming_keys(group: str) -> Iterator[None]:
     """In errors raised within, name the keys of `model` as those of another group that has the same keys."""

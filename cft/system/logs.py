@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cft.system.errors import UserError
+from cft.system.errors import GivenUp, UserError
 from cft.system.secrets import Masking
 
 
@@ -35,6 +35,8 @@ def log_file(path: Path) -> Iterator[None]:
     package.addHandler(handler)
     try:
         yield
+    except GivenUp:
+        raise
     except Exception as error:
         # Errors that the user can mend need no traceback; for the rest there may be no second chance to see it.
         mendable = isinstance(error, (UserError, OSError))

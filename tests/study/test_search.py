@@ -11,6 +11,7 @@ from cft.config.compose import compose_config
 from cft.config.sweeps import Dimension, search_space
 from cft.job import runner
 from cft.job.plan import InputCache
+from cft.job.runs import list_runs
 from cft.study import search
 from cft.system.errors import UserError
 
@@ -145,6 +146,15 @@ def test_trainings_that_fall_behind_are_given_up(tmp_path, monkeypatch):
     _, *rows = run(tmp_path, trials=7, prune=True)
     assert steps == [4, 4, 4, 4, 2, 2, 2]
     assert [row[3] for row in rows[4:]] == [f"{50.0 - n:.2f} at step 2, given up" for n in (4, 5, 6)]
+
+
+def test_a_training_that_was_given_up_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda self: self.number == 1)
+    _, *rows = run(tmp_path, trials=2, space=["lora.rank=2,4"])
+    assert "at step 2, given up" in rows[1][2] and not list(tmp_path.glob("*/failed.json"))
+    assert sorted(row[1] for row in list_runs(tmp_path, [])[1:]) == ["4 steps", "at step 1 of 4"]
+    logs = "".join(path.read_text() for path in tmp_path.glob("*/log.txt"))
+    assert "given up at step 2" in logs and "failed" not in logs
 
 
 def test_a_trial_that_came_to_its_end_is_not_given_up(tmp_path, monkeypatch):
