@@ -98,8 +98,10 @@ def _require_public_base(staged: Path) -> None:
     """Refuse an adapter for a model that only this machine has."""
     from cft.model.contract import Contract
 
-    base = Contract.load(staged).model
-    if not may_be_repository(base) and not base.startswith(("wheel:", "random:")):
+    contract = Contract.load(staged)
+    # A folder models/mini is named like a repository; weights that came from one have a commit.
+    on_hub = may_be_repository(contract.model) and contract.weights.startswith("commit:")
+    if not on_hub and not contract.model.startswith(("wheel:", "random:")):
         raise UserError(
             "this adapter's base model is a folder or file of this machine, which nobody else has; send the whole "
             "model with format=sentence-transformers"

@@ -82,6 +82,17 @@ def test_where_this_machine_has_the_base_model_is_not_sent(tmp_path, hub, monkey
     assert Contract.place_of_base(hub.folder) is None and Contract.load(hub.folder) == Contract.load(folder)
 
 
+def test_a_base_model_in_a_folder_that_is_named_like_a_repository_is_not_taken_for_one(tmp_path, hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "models" / "mini", "llama")
+    folder = train(tmp_path, "model.path=models/mini")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where there is no folder of that name
+    with pytest.raises(UserError, match="a folder or file of this machine, which nobody else has"):
+        push(told(folder))
+    assert hub.made == []
+
+
 def test_an_adapter_for_a_model_of_this_machine_alone_is_not_sent(tmp_path, hub):
     base = write_model(tmp_path / "base", "llama")
     quick = "logger=none train.steps=2 train.batch_size=8 data.rows=40 data.holdout=0 eval.rows=10 train.eval_every=0"
