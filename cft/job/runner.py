@@ -134,13 +134,16 @@ def result_of(config: Config, inputs: InputCache) -> Path:
     return make_plan(_after_first_stage(config, inputs, SINGLE_PROCESS), inputs).result
 
 
-def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None) -> Path:
+def train_only(
+    config: Config, inputs: InputCache | None = None, on_row: RowCallback | None = None, *, wait: bool = False
+) -> Path:
     """Do a job's training, its first stage included, or what is left of it, and score nothing; returns its folder.
 
     Args:
         config: the job.
         inputs: data and base models that other jobs have loaded.
         on_row: called with every row of the history; may raise GivenUp to end the training, which can go on later.
+        wait: for another process that trains the same, instead of giving up.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -148,7 +151,7 @@ def train_only(config: Config, inputs: InputCache | None = None, on_row: RowCall
     plan = _planned(config, inputs or InputCache(), SINGLE_PROCESS)
     if plan.data is None:
         raise UserError("train.steps=0: there is nothing to train")
-    with _Models(plan) as models, _exclusive_work(plan) as tracker:
+    with _Models(plan) as models, _exclusive_work(plan, wait=wait) as tracker:
         if not plan.is_trained:
             stage = TrainingStage(plan, models.base, SINGLE_PROCESS, [tracker.watch, on_row])
             stage.finish(train(stage.embedder, stage.run, on_row=stage.on_row, on_step=stage.on_step))
@@ -171,7 +174,7 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
     if world.size > 1:
         raise UserError("a first stage runs on one process: write first=none, and name that stage's run by adapter")
     log.info("the first stage: %d steps on %s", stage.train.steps, stage.data.name)
-    folder = train_only(stage, inputs)
+    folder = train_only(stage, inputs, wait=True)  # jobs of a launcher that run at a time may have it in common
     log.info("the second stage, from %s", folder)
     return replace(config, adapter=str(folder), first=FirstSettings())
 
@@ -288,10 +291,10 @@ def _require_effect(plan: Plan, before: Evaluation, after: Evaluation) -> None:
 
 
 @contextmanager
-def _exclusive_work(plan: Plan) -> Iterator[Tracker]:
+def _exclusive_work(plan: Plan, *, wait: bool = False) -> Iterator[Tracker]:
     """Be the one process at work on a training: its lock, its log, its tracker, and a record if it fails."""
     with (
-        exclusive_lock(plan.folder, wait=plan.is_trained),
+        exclusive_lock(plan.folder, wait=wait or plan.is_trained),
         log_file(plan.training.file(RunFolder.LOG)),
         _failure_noted(plan.training),
         _tracker(plan) as tracker,

@@ -1,16 +1,18 @@
 """Settings that the data choose, and what a training says of itself before it begins."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from jobs import composed, run_folder, settings
 
 from cft.config.compose import compose_config
 from cft.config.schema import FITTED
 from cft.job import runner
-from cft.job.plan import make_plan
+from cft.job.plan import InputCache, make_plan
 from cft.system.errors import UserError
 
 
@@ -126,6 +128,28 @@ def test_a_baseline_is_scored_as_it_was_published_and_left_out_where_it_cannot_b
     assert "no baseline (baseline=none leaves it out)" in caplog.text and "beside" not in caplog.text
     (entry,) = json.loads((sorted(tmp_path.glob("tiny-files-*"))[0] / "metrics.json").read_text()).values()
     assert entry["change"]["low"] <= entry["change"]["value"] <= entry["change"]["high"]
+
+
+def test_a_first_stage_that_another_job_is_training_is_waited_for(tmp_path, monkeypatch, caplog):
+    own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
+    first = ["first=docstrings", "first.data.packages=[peft]", "first.data.rows=40", "first.steps=2"]
+    job = settings(tmp_path / "o", *own, *first, "first.batch_size=8")
+    stage = make_plan(runner.first_stage(job, InputCache())).folder
+    held, released = FileLock(stage / ".lock"), []
+    stage.mkdir(parents=True)
+    held.acquire()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "waiting for it" in record.getMessage() and not released:
+                released.append(record)
+                held.release()
+
+    caplog.set_level("INFO", "cft")
+    package = logging.getLogger("cft")
+    monkeypatch.setattr(package, "handlers", [*package.handlers, Watch()])
+    runner.run(job)
+    assert released and (stage / "training.json").exists()
 
 
 def test_one_command_does_a_general_stage_and_then_ones_own(tmp_path, caplog):
