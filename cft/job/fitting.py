@@ -70,9 +70,9 @@ def fit(
     elif "model.max_length" in left:
         config, reason = _with_length(config, data, files())
         reasons.append(reason)
-    if trains and left - {"model.max_length"}:
-        config, reason = _with_steps(config, data.rows, left)
-        reasons.append(reason)
+    if trains:
+        config, of_steps = _with_steps(config, data.rows, left)
+        reasons += of_steps
     if trains and "lr" in left:
         config, reason = _with_rate(config, files())
         reasons.append(reason)
@@ -115,23 +115,27 @@ def _positions(files: ModelFiles) -> int | None:
     return found - 2 if found else None  # RoBERTa's first two are not for texts
 
 
-def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, str]:
+def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, list[str]]:
+    """The configuration with its steps, and the reason, which names what was chosen alone; none if nothing was."""
     train, scored = config.train, config.data.is_scored_alone
-    if "train.batch_size" in left and not scored:
+    chosen = ["epochs", "steps", "eval_every"] if scored else ["batch_size", "epochs", "steps", "eval_every"]
+    chosen = [name for name in chosen if f"train.{name}" in left]
+    if not chosen:
+        return config, []
+    if "batch_size" in chosen:
         size = min(_BATCH, max(2, rows // _LEAST_BATCHES, min(_LEAST_ROWS, rows // 2)))
         train = replace(train, batch_size=max(1, size // train.accumulation) * train.accumulation)
-    a_pass = max(1, rows // (train.scored_batch if scored else train.batch_size))
+    size = train.scored_batch if scored else train.batch_size
+    a_pass = max(1, rows // size)
     train = _passes(train, a_pass, left)
-    steps = min(train.steps, train.epochs * a_pass)
-    if "train.eval_every" in left:
-        train = replace(train, eval_every=math.ceil(steps / _LOOKS))
-    size_word = f"train.scored_batch={train.scored_batch}" if scored else f"train.batch_size={train.batch_size}"
+    if "eval_every" in chosen:
+        train = replace(train, eval_every=math.ceil(min(train.steps, train.epochs * a_pass) / _LOOKS))
     reason = (
-        f"{size_word} train.epochs={train.epochs} train.steps={train.steps}: {rows:,} rows "
-        f"make {a_pass:,} batches a pass, and {_STEPS} steps are aimed at, with {_PASSES} passes and {_MOST_STEPS:,} "
-        "steps at most"
+        f"{' '.join(f'train.{name}={getattr(train, name)}' for name in chosen)}: {rows:,} rows make {a_pass:,} batches "
+        f"of {size} a pass, and {_STEPS} steps are aimed at, with {_PASSES} passes, {_MOST_STEPS:,} steps and {_LOOKS} "
+        "looks at the development data at most"
     )
-    return replace(config, train=train), reason
+    return replace(config, train=train), [reason]
 
 
 def _passes(train: TrainSettings, a_pass: int, left: set[str]) -> TrainSettings:

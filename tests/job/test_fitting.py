@@ -90,6 +90,23 @@ def test_the_choices_are_said_with_their_reasons_and_recorded_as_values(tmp_path
     assert kept["train"]["fitted"] == [] and kept["lr"] == 0.002 and kept["model"]["max_length"] == 256
 
 
+def test_what_was_given_is_not_said_to_be_chosen(tmp_path, caplog):
+    caplog.set_level("INFO", "cft")
+    own = [*OWN, pairs_file(tmp_path, 40)]
+    train = make_plan(composed(*own)).config.train
+    assert f"  train.batch_size={train.batch_size} train.epochs={train.epochs} " in caplog.text
+    assert (
+        f" train.steps={train.steps} train.eval_every={train.eval_every}: 36 rows make 2 batches of 16" in caplog.text
+    )
+    caplog.clear()
+    make_plan(composed(*own, "train.batch_size=12", "train.steps=7"))
+    assert "  train.epochs=3 train.eval_every=2: 36 rows make 3 batches of 12 a pass" in caplog.text
+    caplog.clear()
+    given = ["train.batch_size=12", "train.epochs=1", "train.steps=3", "train.eval_every=1"]
+    make_plan(composed(*own, *given))
+    assert "  lr=0.002: " in caplog.text and "batches of" not in caplog.text
+
+
 def test_a_model_that_is_only_scored_reads_as_much_as_one_that_is_trained(tmp_path):
     path = pairs_file(tmp_path, 40, 20)
     trained, scored = (make_plan(composed(*OWN, path, *more)) for more in ([], ["train.steps=0"]))
