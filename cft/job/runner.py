@@ -255,10 +255,11 @@ def score_baseline(plan: Plan, inputs: InputCache) -> Baseline | None:
         distill=DistillSettings(),
         baseline=BaselineSettings(),
         prompt=PromptSettings(),
-        train=replace(config.train, steps=0, keep=[]),
+        train=replace(config.train, steps=0, keep=[], chunk_tokens=None),
         eval=replace(config.eval, step=None),
         adapter=None,
         adapter_revision=None,
+        adapter_any_base=False,
     )
     try:
         with renaming_keys(BASELINE):

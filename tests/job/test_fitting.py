@@ -147,6 +147,15 @@ def test_a_baseline_is_scored_as_it_was_published_and_left_out_where_it_cannot_b
     assert entry["change"]["low"] <= entry["change"]["value"] <= entry["change"]["high"]
 
 
+def test_a_baseline_is_no_matter_of_the_settings_of_a_training(tmp_path, trained, caplog):
+    rows = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 200)]
+    other = ["baseline=minilm", "model@baseline.model=tiny", "baseline.model.path=random:gpt2"]
+    own = ["train.chunk_tokens=150", "baseline.model.max_length=200", f"adapter={trained}", "adapter_any_base=true"]
+    inputs = InputCache()
+    found = runner.score_baseline(make_plan(settings(tmp_path / "o", *rows, *other, *own), inputs), inputs)
+    assert "no baseline" not in caplog.text and found.name == "tiny"
+
+
 def test_a_first_stage_that_another_job_is_training_is_waited_for(tmp_path, monkeypatch, caplog):
     own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
     first = ["first=docstrings", "first.data.packages=[peft]", "first.data.rows=40", "first.steps=2"]
