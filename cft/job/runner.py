@@ -3,9 +3,10 @@
 import functools
 import gc
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cft.config.schema import (
     BASELINE,
     BaselineSettings,
     Config,
+    DataSettings,
     DistillSettings,
     EvalSettings,
     EvalSource,
@@ -47,6 +49,10 @@ log = logging.getLogger(__name__)
 
 # Passes over the rows of a first stage, which its steps bound.
 _ENDLESS = 10**6
+
+# What a training calls settings that are those of the section `first` where it is a first stage.
+_DATA = "|".join(each.name for each in fields(DataSettings))
+_OF_FIRST_STAGE = re.compile(rf"(?<![\w.@/])(?:train\.(batch_size|steps)|(lr|data\.(?:{_DATA})))\b")
 
 # Beside scores, which trackers have them; written last, so that a killed job reports them again.
 REPORTED = "reported.json"
@@ -174,9 +180,19 @@ def _after_first_stage(config: Config, inputs: InputCache, world: World) -> Conf
     if world.size > 1:
         raise UserError("a first stage runs on one process: write first=none, and name that stage's run by adapter")
     log.info("the first stage: %d steps on %s", stage.train.steps, stage.data.name)
-    folder = train_only(stage, inputs, wait=True)  # jobs of a launcher that run at a time may have it in common
+    with _naming_first_stage():
+        folder = train_only(stage, inputs, wait=True)  # jobs of a launcher that run at a time may have it in common
     log.info("the second stage, from %s", folder)
     return replace(config, adapter=str(folder), first=FirstSettings())
+
+
+@contextmanager
+def _naming_first_stage() -> Iterator[None]:
+    """In errors raised within, call the settings of a first stage as those have them who give them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_OF_FIRST_STAGE.sub(lambda found: f"first.{found[1] or found[2]}", str(error))) from error
 
 
 def first_stage(config: Config, inputs: InputCache) -> Config | None:

@@ -156,6 +156,19 @@ def test_a_baseline_is_no_matter_of_the_settings_of_a_training(tmp_path, trained
     assert "no baseline" not in caplog.text and found.name == "tiny"
 
 
+def test_what_is_wrong_with_a_first_stage_is_told_by_its_own_keys(tmp_path):
+    rows = "".join(f"a {n},b {n},c {n}\n" for n in range(20))
+    (tmp_path / "data.csv").write_text(f"sent0,sent1,hard_neg\n{rows}")
+    own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
+    first = ["first=docstrings", "first.data.source=files", f"first.data.train={tmp_path}/data.csv"]
+    told = r"20 training triplets do not fill one batch of first.batch_size=50; .* set first.batch_size=20 or less$"
+    with pytest.raises(UserError, match=told):
+        runner.run(settings(tmp_path / "o", *own, *first, "first.batch_size=50"))
+    told = rf"^first.data.train={tmp_path}/data.csv: has no column 'x' \(first.data.anchor_column names it\)"
+    with pytest.raises(UserError, match=told):
+        runner.run(settings(tmp_path / "o", *own, *first, "first.data.anchor_column=x"))
+
+
 def test_a_first_stage_that_another_job_is_training_is_waited_for(tmp_path, monkeypatch, caplog):
     own = ["data=files", "data.negative_columns=[]", "loss=in_batch", pairs_file(tmp_path, 60)]
     first = ["first=docstrings", "first.data.packages=[peft]", "first.data.rows=40", "first.steps=2"]
