@@ -75,8 +75,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if data.source is DataSource.files and data.train is None and train.steps:
         alone = "; for scored pairs without triplets write data=scored" if data.scored is not None else ""
         yield f"data.train is not set: name your file, as in data.train=triplets.csv{alone}"
-    columns = [data.columns_of(entry)[2] for entry in data.entries] or [data.negative_columns]
-    if config.loss.hard_negatives and not any(columns) and data.source in (DataSource.hub, DataSource.files):
+    if config.loss.hard_negatives and not data.may_have_negatives:
         yield "loss.hard_negatives=true but data.negative_columns is empty: name the column, or choose loss=in_batch"
     yield from train.problems_of_batches(triplets=not data.is_scored_alone, pairs=data.scored is not None)
     if data.is_scored_alone:

@@ -577,6 +577,12 @@ class DataSettings:
         return [TrainFile(**each) for each in named if "file" in each and all(name in known for name in each)]
 
     @property
+    def may_have_negatives(self) -> bool:
+        """Whether rows may have hard negatives: of files, if a column is named for one entry at least."""
+        columns = [self.columns_of(entry)[2] for entry in self.entries] or [self.negative_columns]
+        return any(columns) or self.source not in (DataSource.hub, DataSource.files)
+
+    @property
     def is_mixed(self) -> bool:
         """Whether rows of several entries are told apart in training."""
         entries = self.entries

@@ -205,11 +205,12 @@ def first_stage(config: Config, inputs: InputCache) -> Config | None:
     if first.data is None or not config.train.steps:
         return None
     config = make_plan(config, inputs).config  # the first stage reads as long texts as the second will
+    loss = config.loss.without_scored()
     train = replace(config.train, steps=first.steps, batch_size=first.batch_size, accumulation=1, epochs=_ENDLESS)
     return replace(
         config,
         data=first.data,
-        loss=config.loss.without_scored(),
+        loss=replace(loss, hard_negatives=loss.hard_negatives and first.data.may_have_negatives),
         train=replace(train, keep=[], eval_every=0, best=False, patience=None),
         lr=first.lr,
         first=FirstSettings(),

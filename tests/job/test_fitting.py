@@ -156,6 +156,17 @@ def test_a_baseline_is_no_matter_of_the_settings_of_a_training(tmp_path, trained
     assert "no baseline" not in caplog.text and found.name == "tiny"
 
 
+def test_a_first_stage_may_have_pairs_where_ones_own_rows_have_hard_negatives(tmp_path):
+    triplets = "".join(f"a {n},b {n},c {n}\n" for n in range(30))
+    (tmp_path / "own.csv").write_text(f"sent0,sent1,hard_neg\n{triplets}")
+    general = ["first=docstrings", "first.data.source=files", f"first.{pairs_file(tmp_path, 40)}"]
+    own = ["data=files", f"data.train={tmp_path}/own.csv", *general, "first.data.negative_columns=[]"]
+    job = settings(tmp_path / "o", *own, "data.holdout=0", "eval=none", "first.steps=2", "first.batch_size=8")
+    stage = runner.first_stage(job, InputCache())
+    assert job.loss.hard_negatives and not stage.loss.hard_negatives
+    assert runner.run(job).startswith("trained, not scored")
+
+
 def test_what_is_wrong_with_a_first_stage_is_told_by_its_own_keys(tmp_path):
     rows = "".join(f"a {n},b {n},c {n}\n" for n in range(20))
     (tmp_path / "data.csv").write_text(f"sent0,sent1,hard_neg\n{rows}")
