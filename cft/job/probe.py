@@ -13,6 +13,7 @@ from cft.evaluation.layer_scores import LayerScores, score_layers
 from cft.job import figures
 from cft.job.plan import named
 from cft.job.start import find_starting_point
+from cft.model.adapters import fetch_adapter
 from cft.system.digest import digest
 from cft.system.errors import UserError
 from cft.system.files import exclusive_lock, read_json, write_record, write_text
@@ -36,9 +37,11 @@ def probe_job(config: Config) -> str:
     Raises:
         UserError: for whatever the user can mend.
     """
-    if config.model.layer is not None:
+    own = fetch_adapter(config.adapter, config.adapter_revision).contract if config.adapter else None
+    # An adapter of ours is held to what it was trained with: of one on a cut model, all layers are those up to the cut.
+    if config.model.layer is not None and not (own and own.layer == config.model.layer):
         raise UserError(f"model.layer={config.model.layer}: a probe scores all layers; leave it at null")
-    if config.model.layer_weights:
+    if config.model.layer_weights and not (own and own.layer_weights):
         raise UserError("model.layer_weights=true: a probe scores each layer by itself; leave it out")
     sets = load_eval_sets(config.eval)
     if not sets:
@@ -97,12 +100,14 @@ def _report(config: Config, layers: LayerScores, folder: Path, *, ours: bool) ->
     write_text(folder / "table.md", "\n\n".join(page for page in pages if page) + "\n")
     figures.save(figures.layers(layers.scores, layers.mean, layers.poolings, title), folder, "layers")
     last = layers.mean[-1, layers.poolings.index(config.model.pooling.value)]
-    chosen = f"model.pooling={pooling}" + ("" if layer == len(layers.mean) else f" model.layer={layer}")
+    is_last = layer == len(layers.mean) and config.model.layer is None
+    chosen = f"model.pooling={pooling}" + ("" if is_last else f" model.layer={layer}")
+    configured = "alone" if config.model.layer_weights else "as configured"
     lines = [
         f"{title} (mean Spearman x 100 over {len(layers.scores)} set{'s' if len(layers.scores) > 1 else ''})\n",
         as_text(table),
-        f"\nbest: layer {layer}, {pooling}: {score:.2f} ({chosen}); the last layer, {config.model.pooling.value}, as "
-        f"configured: {_shown(last)}",
+        f"\nbest: layer {layer}, {pooling}: {score:.2f} ({chosen}); the last layer, {config.model.pooling.value}, "
+        f"{configured}: {_shown(last)}",
         *(["The adapter was trained for the layer and pooling of its contract; these would be for a new one."] * ours),
         "The best of many cells on one set of pairs flatters itself: choose on development pairs, report on others.",
         f"written: {folder / 'table.md'}, {folder / 'layers.png'}",

@@ -6,10 +6,10 @@ from dataclasses import replace
 import matplotlib.image
 import numpy as np
 import pytest
-from jobs import SCORED, composed
+from jobs import SCORED, composed, run_folder, settings
 
 from cft.evaluation.layer_scores import LayerScores
-from cft.job import figures, probe
+from cft.job import figures, probe, runner
 from cft.system.errors import UserError
 
 
@@ -73,6 +73,18 @@ def test_a_layer_to_stop_at_is_refused():
         probe.probe_job(composed("model=tiny", "model.layer_weights=true"))
     with pytest.raises(UserError, match="model.layer=1: a probe scores all layers"):
         probe.probe_job(composed("model=tiny", "model.layer=1"))
+
+
+@pytest.mark.parametrize("setting", ["model.layer=1", "model.layer_weights=true"])
+def test_an_adapter_is_looked_into_whatever_layers_it_was_trained_on(tmp_path, setting):
+    """Its contract wants the setting that is refused where a base model is looked into."""
+    runner.run(settings(tmp_path, "model=tiny", setting, "data.dev=null", "eval=none"))
+    overrides = ["model=tiny", setting, *SCORED, "eval.rows=30", f"outputs={tmp_path}"]
+    said = probe.probe_job(composed(*overrides, f"adapter={run_folder(tmp_path)}"))
+    (folder,) = (tmp_path / "probes").iterdir()
+    cut = setting == "model.layer=1"
+    assert len(json.loads((folder / "probe.json").read_text())["scores"]["captions"]) == (1 if cut else 2)
+    assert ("as configured: " in said) == cut and (not cut or "model.layer=1)" in said)
 
 
 @pytest.mark.parametrize("choice", ["none", "rows", "docstrings"])
