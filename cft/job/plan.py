@@ -411,6 +411,8 @@ def make_plan(config: Config, inputs: InputCache | None = None) -> Plan:
     if data is None and config.data.train is not None and config.eval.source is not EvalSource.rows:
         named = ", ".join(str(entry.file) for entry in config.data.entries)
         log.info("train.steps=0: nothing is trained, and %s is not read", named)
+    if data is None and config.first.data is not None:
+        log.warning("train.steps=0: nothing is trained, and so the first stage is not either")
     config = fitted(config, data, inputs)
     steps = plan_steps(config, data) if data else 0
     if steps and warmup_steps(config.schedule, steps) >= steps:

@@ -167,6 +167,11 @@ def test_a_first_stage_may_have_pairs_where_ones_own_rows_have_hard_negatives(tm
     assert runner.run(job).startswith("trained, not scored")
 
 
+def test_a_first_stage_that_is_left_out_as_nothing_is_trained_is_said(tmp_path, caplog):
+    make_plan(settings(tmp_path, "first=docstrings", "train.steps=0"))
+    assert "train.steps=0: nothing is trained, and so the first stage is not either" in caplog.text
+
+
 def test_what_is_wrong_with_a_first_stage_is_told_by_its_own_keys(tmp_path):
     rows = "".join(f"a {n},b {n},c {n}\n" for n in range(20))
     (tmp_path / "data.csv").write_text(f"sent0,sent1,hard_neg\n{rows}")
