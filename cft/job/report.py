@@ -159,7 +159,8 @@ def odd_losses(losses: Sequence[float], candidates: float, config: Config) -> li
                 f"end, and {of_guessing}: the training lost what was known, as steps were too large; lower "
                 f"lr={config.lr:g}{ratio}"
             ]
-    if loss < _GUESSED * guessed:
+    # A teacher that is sure of nothing leaves the loss near that of guessing even where all was learned.
+    if loss < _GUESSED * guessed or config.distill.model is not None:
         return []
     return [
         f"the training ended at a loss of {loss:.2f}, and {of_guessing}: it has learned next to nothing; raise lr or "

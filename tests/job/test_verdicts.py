@@ -5,6 +5,7 @@ import re
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs import composed, settings
@@ -16,6 +17,7 @@ from cft.evaluation.scores import Evaluation
 from cft.job import runner
 from cft.job.report import odd_losses
 from cft.job.verdicts import Baseline, compare
+from cft.training.losses import distillation_targets, info_nce
 
 NOTHING = np.empty(0, dtype=np.float32)
 
@@ -136,6 +138,16 @@ def test_a_training_that_learned_nothing_is_told_from_one_that_forgot(kind):
 def test_the_ratio_of_rates_is_named_where_it_made_steps_large():
     found = odd_losses(LOSSES["it forgot"][0], 32.0, composed("model=tiny", "lr=1e-3", "lora.lr_ratio=16"))
     assert found[0].endswith("lower lr=0.001, or lora.lr_ratio=16")
+
+
+def test_a_loss_that_a_teacher_keeps_high_is_not_said_to_be_guessing():
+    """That of vectors which are the teacher's own, than which no loss is lower."""
+    vectors = torch.nn.functional.normalize(torch.randn(32, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    targets = distillation_targets(vectors, vectors, share=1.0, temperature=1.0)
+    loss = float(info_nce(vectors, vectors, temperature=1.0, targets=targets).loss)
+    job = ["distill=minilm", "distill.share=1", "distill.temperature=1"]
+    assert odd_losses([loss] * 40, 32.0, composed("model=tiny"))
+    assert odd_losses([loss] * 40, 32.0, composed("model=tiny", *job)) == []
 
 
 def test_a_job_says_what_was_odd_and_keeps_it(tmp_path, caplog):
