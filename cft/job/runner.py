@@ -24,6 +24,7 @@ from cft.config.schema import (
     LoggerKind,
     LoggerSettings,
     PromptSettings,
+    TrainSettings,
 )
 from cft.evaluation.scores import Evaluation
 from cft.job.plan import InputCache, Plan, make_plan
@@ -211,7 +212,7 @@ def first_stage(config: Config, inputs: InputCache) -> Config | None:
         config,
         data=first.data,
         loss=replace(loss, hard_negatives=loss.hard_negatives and first.data.may_have_negatives),
-        train=replace(train, keep=[], eval_every=0, best=False, patience=None),
+        train=replace(train, keep=[], eval_every=0, best=False, patience=None, scored_batch=TrainSettings.scored_batch),
         lr=first.lr,
         first=FirstSettings(),
         eval=EvalSettings(name="none", source=EvalSource.none),
