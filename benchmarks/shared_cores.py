@@ -41,14 +41,20 @@ class Side:
     """One process that takes steps when it is asked to.
 
     Args:
-        setting: of OpenMP, in place of all that is set here. arguments: of the child.
-        enter: what the child calls first.
+        setting: of OpenMP and others, in place of all of OpenMP's that is set here. arguments: of the child.
+        enter: what the child calls first. script: that the child runs with --child.
     """
 
-    def __init__(self, setting: dict[str, str], arguments: list[str], enter: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        setting: dict[str, str],
+        arguments: list[str],
+        enter: Callable[[], None] | None = None,
+        script: str = __file__,
+    ) -> None:
         # OMP_WAIT_POLICY would outrank the number of turns on both sides.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-        command = [sys.executable, __file__, "--child", *arguments]
+        command = [sys.executable, script, "--child", *arguments]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=environment | setting, preexec_fn=enter
