@@ -3,9 +3,9 @@
     python benchmarks/allocator.py --library /usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4
     python benchmarks/allocator.py --library ... --triplets nli.jsonl.gz      # docstrings without
 
-Two processes train the same model on the same batches, one behind the other, and take turns, a step each. Before version
-2.38, GNU's C library leaves holes behind large aligned blocks, as tensors are, wherever small ones stand between them
-(its bug 14581).
+Two processes train the same model on the same batches, one behind the other, and take turns, a step each. Before
+version 2.38, GNU's C library leaves holes behind large aligned blocks, as tensors are, wherever small ones stand
+between them (its bug 14581).
 """
 
 import argparse
