@@ -100,7 +100,7 @@ paper: install  ## all of them in one report; SCALE=small wants TRIPLETS=FILE DE
 
 # Evidence (docs/study.md, docs/study_tables.md): what training changes, with several seeds; the rest with the first of them.
 SEVERAL := table2 table3 table6 study/recipe
-ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation time distilled longer)
+ONCE := table4 table5 figure1 $(addprefix study/,learning_rate prompts ablation time distilled longer whole_pass)
 
 STUDY_SEEDS ?= 1,2,3
 

@@ -15,6 +15,7 @@ from cft.data.training_data import TrainingData
 from cft.model.backbone import load_tokenizer
 from cft.model.contract import Contract
 from cft.model.sources import ModelFiles
+from cft.system.overrides import overrides
 
 # Triplets whose texts are measured, at even distances over the data.
 _SAMPLE = 500
@@ -130,10 +131,10 @@ def _with_steps(config: Config, rows: int, left: set[str]) -> tuple[Config, list
     train = _passes(train, a_pass, left)
     if "eval_every" in chosen:
         train = replace(train, eval_every=math.ceil(min(train.steps, train.epochs * a_pass) / _LOOKS))
+    values = overrides({f"train.{name}": getattr(train, name) for name in chosen})
     reason = (
-        f"{' '.join(f'train.{name}={getattr(train, name)}' for name in chosen)}: {rows:,} rows make {a_pass:,} batches "
-        f"of {size} a pass, and {_STEPS} steps are aimed at, with {_PASSES} passes, {_MOST_STEPS:,} steps and {_LOOKS} "
-        "looks at the development data at most"
+        f"{values}: {rows:,} rows make {a_pass:,} batches of {size} a pass, and {_STEPS} steps are aimed at, with "
+        f"{_PASSES} passes, {_MOST_STEPS:,} steps and {_LOOKS} looks at the development data at most"
     )
     return replace(config, train=train), [reason]
 

@@ -211,7 +211,8 @@ def test_the_pairs_and_their_batch_are_part_of_the_name_and_nothing_else_is_rena
         return make_plan(settings(tmp_path / "o", "eval=none", "data.holdout=0", *overrides)).folder.name
 
     plain = name()
-    assert name("train.scored_batch=16") == plain
+    with pytest.raises(UserError, match="train.scored_batch=16 would not be used"):
+        name("train.scored_batch=16")
     others = [name(*scored), name(*scored, "train.scored_batch=4"), name(*scored, "loss.scored_weight=2")]
     others += [name(*scored[:1], "loss.scored=angle", *scored[2:])]
     assert len({plain, *others}) == 5

@@ -149,7 +149,9 @@ def test_its_name_has_what_is_read_alone(tmp_path):
         return make_plan(composed(*job_of(tmp_path, *more))).folder.name
 
     plain = name()
-    assert plain.startswith("tiny-scored-") and name("train.batch_size=10") == plain
+    assert plain.startswith("tiny-scored-")
+    with pytest.raises(UserError, match="train.batch_size=10 would not be read"):
+        name("train.batch_size=10")
     others = [name(f"train.scored_batch={4}"), name("loss.scored=angle"), name("loss.scored_temperature=0.1")]
     assert len({plain, *others}) == 4
 
