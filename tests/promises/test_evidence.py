@@ -53,7 +53,9 @@ def test_the_records_are_small_and_hold_no_sentences_and_no_human_scores():
                 content = archive.read(name)
                 if name.endswith(".npz"):
                     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                        assert all(re.fullmatch(r"set/.*|positives|negatives|checksum", array) for array in stored.files)
+                        assert all(
+                            re.fullmatch(r"set/.*|positives|negatives|checksum", array) for array in stored.files
+                        )
                 else:
                     assert b'"/' not in content, f"{path.name}: {name} names a place of some machine"
 
