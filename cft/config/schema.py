@@ -641,11 +641,9 @@ class DataSettings:
         usual = DataSettings()
         for key in ("anchor_column", "positive_column", "negative_columns", "positives"):
             value = getattr(self, key)
-            is_so_anyway = self.is_scored_alone and value == []
-            if self.source not in (DataSource.files, DataSource.hub) and value != getattr(usual, key):
-                yield from (
-                    () if is_so_anyway else [f"{override(f'data.{key}', value)} would not be read: add data=files"]
-                )
+            is_so_anyway = value == getattr(usual, key) or (self.is_scored_alone and value == [])
+            if self.source not in (DataSource.files, DataSource.hub) and not is_so_anyway:
+                yield f"{override(f'data.{key}', value)} would not be read: add data=files"
         if self.revision is not None and self.source is not DataSource.hub:
             yield f"{override('data.revision', self.revision)} would not be read: add data=nli"
         files = self.source is DataSource.files or self.scored is not None or self.dev not in (None, "STSBenchmark-dev")

@@ -62,9 +62,9 @@ def settings_of(run: RunFolder) -> dict[str, str]:
     return flatten(read_json(path)) if path.exists() else {}
 
 
-def _results_settings(run: RunFolder) -> dict[str, str]:
+def _with_precision(settings: dict[str, str], run: RunFolder) -> dict[str, str]:
     """A run's settings, with the precision that its result has in the place of train.precision=auto."""
-    settings, contract = settings_of(run), run.file(CONTRACT)
+    contract = run.file(CONTRACT)
     if settings.get(_PRECISION) != Precision.auto.value or not contract.exists():
         return settings
     return settings | {_PRECISION: PRECISION_OF.get(read_json(contract).get("dtype"), Precision.auto.value)}
@@ -81,7 +81,8 @@ def list_runs(outputs: Path, filters: list[str]) -> list[Row]:
         ("run", "state", "model", "data", "lr", "hard negatives", "seed", "evaluation", "before", "after")
     ]
     for run in [*trainings(outputs), *(merges(outputs) if not wanted else [])]:
-        settings, taken = settings_of(run), _results_settings(run)
+        settings = settings_of(run)
+        taken = _with_precision(settings, run) if wanted else settings
         if not all(_equal(settings.get(key, ""), value) or _equal(taken.get(key, ""), value) for key, value in wanted):
             continue
         columns = ("model.name", "data.name", "lr", "loss.hard_negatives", "seed")
@@ -171,7 +172,7 @@ def find_run(outputs: Path, name: str) -> Path:
 
 def compare_runs(left: Path, right: Path) -> str:
     """Settings that differ, and the scores of every evaluation that both runs have, with verdicts."""
-    settings = [_results_settings(RunFolder(folder)) for folder in (left, right)]
+    settings = [_with_precision(settings_of(run), run) for run in map(RunFolder, (left, right))]
     rows: list[Row] = [("setting", left.name, right.name)]
     for key in sorted({*settings[0], *settings[1]}):
         values = [each.get(key, "—") for each in settings]

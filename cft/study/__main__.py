@@ -16,7 +16,7 @@ from cft.study import spec
 from cft.study.arguments import StudyOptions, outputs_of
 from cft.system.console import USER_ERROR_STATUS
 from cft.system.errors import UserError
-from cft.system.overrides import override
+from cft.system.overrides import override, overrides
 
 if TYPE_CHECKING:
     from cft.study.plan import Study
@@ -43,9 +43,9 @@ class RunOptions(StudyOptions):
         if self.to is not None and self.command != "pack":
             raise UserError(f"{override('to', self.to)} would not be read by {self.command}: it goes with pack")
         of_runs = {"seeds": self.seeds, "replan": self.replan, "launcher": self.launcher}
-        unread = [override(key, value) for key, value in of_runs.items() if value]
+        unread = {key: value for key, value in of_runs.items() if value}
         if self.command == "pack" and unread:
-            raise UserError(f"{' '.join(unread)} would not be read by pack, which copies what was run")
+            raise UserError(f"{overrides(unread)} would not be read by pack, which copies what was run")
         of_hydra = [entry for entry in self.overrides if entry.startswith("hydra.")]
         if of_hydra and not self.launcher:
             raise UserError(
