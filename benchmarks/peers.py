@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cft.config.schema import ModelSettings
+from cft.config.schema import LoraSettings, ModelSettings
 from cft.model.embedder import Embedder
+from cft.model.lora import find_targets
 from cft.model.sources import fetch
 
 PADDED_TO = 150  # the reference code's
@@ -58,6 +60,20 @@ def _without_chat_template(folder: Path, copy: Path) -> None:
             (copy / path.name).write_text(json.dumps(told))
         elif path.name != "chat_template.jinja":
             (copy / path.name).symlink_to(path.resolve())
+
+
+def put_lora(trunk: Any, lora: LoraSettings | None = None) -> None:
+    """Put the paper's update on a trunk as anyone has it from PEFT, with torch's own dropout."""
+    lora = lora or LoraSettings()
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+        target_modules=find_targets(trunk, lora).names,
+    )
+    torch.manual_seed(0)
+    get_peft_model(trunk, config)
 
 
 def original(model: ModelSettings) -> Any:

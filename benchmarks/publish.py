@@ -16,7 +16,7 @@ from cft.system.files import read_json, write_json, write_text
 from cft.system.tables import as_markdown, as_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-ORDER = ("training_step", "attention", "encoding", "bfloat16", "bootstrap", "growth")
+ORDER = ("training_step", "fused", "attention", "encoding", "bfloat16", "bootstrap", "growth")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """The command line: `python -m cft.run [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]`."""
 
+import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, count_
 from cft.config.schema import Config
 from cft.data.preview import require_readable
 from cft.system.console import exit_statuses, report_error, set_up_console
+from cft.system.devices import claim_device
 from cft.system.digest import digest
 from cft.system.disk import require_writable
 from cft.system.errors import UserError, first_line
@@ -41,24 +47,35 @@ def main() -> None:
     failures: list[int] = []  # exit statuses of the jobs that failed
     results: list[tuple[list[str], str]] = []  # overrides and outcomes of all
     main_process = os.getpid()
+    # Outcomes of jobs in a launcher's own processes.
+    elsewhere = Path(tempfile.gettempdir()) / f"cft-sweep-{main_process}-{time.time_ns()}"
+    with suppress(OSError):  # the summary can do without
+        elsewhere.mkdir(mode=0o700)
     # A sweep that is started again, even by another launcher, has its old folder; launched processes inherit the name.
     os.environ["CFT_SWEEP"] = digest(sorted(entry for entry in arguments.overrides if not entry.startswith("hydra")))
 
     @hydra.main(config_path=str(conf_folder()), config_name=CONFIG_NAME, version_base="1.3")
     def job(composed: DictConfig) -> None:
         """One job; a failure is reported at once, as Hydra would wait for the other jobs of a sweep."""
-        from cft.job import runner
+        launched = os.getpid() != main_process
+        if launched:
+            _claim_gpu()
+        from cft.job import runner  # after the device is chosen: torch looks at the variable once
 
         overrides = list(HydraConfig.get().overrides.task)
         try:
             config = _as_part_of_sweep(to_config(composed, overrides), overrides)
             alone = HydraConfig.get().mode is not RunMode.MULTIRUN
-            results.append((overrides, runner.run(config, alone=alone)))
+            outcome, failed = runner.run(config, alone=alone), False
         except Exception as error:
             failures.append(report_error(error))
-            results.append((overrides, f"failed: {shorten(first_line(error), _LONGEST_CAUSE)}"))
-            if os.getpid() != main_process:  # in a launcher's own process only an exception tells the main one
-                raise _JobFailed("the cause is given above") from None
+            outcome, failed = f"failed: {shorten(first_line(error), _LONGEST_CAUSE)}", True
+        if not launched:
+            results.append((overrides, outcome))
+            return
+        _leave_outcome(elsewhere, overrides, outcome)
+        if failed:  # only an exception tells the main process
+            raise _JobFailed("the cause is given above")
 
     only_shows = any([arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion, arguments.cfg])
     other_config = any([arguments.config_dir, arguments.config_path, arguments.config_name])
@@ -78,7 +95,8 @@ def main() -> None:
                         require_readable(config)
             job()
     finally:
-        _log_summary(results)
+        _log_summary(results + _outcomes_left(elsewhere))
+        shutil.rmtree(elsewhere, ignore_errors=True)
     if failures:
         sys.exit(min(failures))  # a defect, 1, is the graver
 
@@ -91,6 +109,28 @@ def _as_part_of_sweep(config: Config, overrides: list[str]) -> Config:
     log.info("\n# job %s: %s", context.job.num, " ".join(overrides))
     group = config.logger.group or Path(context.sweep.dir).name
     return replace(config, logger=replace(config.logger, group=group))
+
+
+def _claim_gpu() -> None:
+    """Have this process of a launcher to itself one of the GPUs of its machine, if there are several."""
+    device = claim_device(Path(HydraConfig.get().sweep.dir))
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def _leave_outcome(folder: Path, overrides: list[str], outcome: str) -> None:
+    """Write what came out of a job where the main process looks for it, if that is on the same machine."""
+    with suppress(OSError):
+        (folder / f"{HydraConfig.get().job.num:06}.json").write_text(json.dumps([overrides, outcome]), encoding="utf-8")
+
+
+def _outcomes_left(folder: Path) -> list[tuple[list[str], str]]:
+    """What jobs in other processes wrote, in the order of their numbers."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError):  # of a job that was killed as it wrote
+            found.append(tuple(json.loads(path.read_text(encoding="utf-8"))))
+    return found
 
 
 def _announce(jobs: int) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from array import array
@@ -20,7 +19,7 @@ from cft.deploy import vectors
 from cft.deploy.load import TextFileOptions
 from cft.system.digest import digest
 from cft.system.errors import UserError
-from cft.system.files import atomic_write, cache_folder, read_record
+from cft.system.files import atomic_write, cache_folder, exclusive_lock, read_record
 from cft.system.text import counted
 
 if TYPE_CHECKING:
@@ -132,26 +131,49 @@ def vectors_of(embedder: "Embedder", corpus: Corpus, stack: contextlib.ExitStack
             gigabytes = 0
     if not gigabytes:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    found = _kept(folder, record)
+    if found is None:
+        with exclusive_lock(folder, wait=True):  # two searches of one new file embed it once
+            found = _kept(folder, record)
+            if found is None:
+                earlier = _embedded_before(root, record, corpus, embedder) if gigabytes else None
+                found = _embedded(folder, record, corpus, embedder, earlier)
+        if gigabytes:
+            make_room(root, int(gigabytes * 1e9))  # what is open stays readable
+    return found
+
+
+def _kept(folder: Path, record: vectors.VectorsRecord) -> np.ndarray | None:
+    """The vectors of an earlier search, mapped into memory; None if there are none, or they are damaged."""
     target = folder / _INDEX
-    if target.exists():
-        with contextlib.suppress(OSError):  # a shared cache may be read-only
-            os.utime(folder)  # by which `make_room` knows when it was used
-        try:
-            return np.asarray(vectors.open_vectors(target, record, ""))  # still mapped
-        except UserError:
-            log.warning("%s is damaged: its vectors are computed again", target)
-            shutil.rmtree(folder, ignore_errors=True)
-    earlier = _embedded_before(root, record, corpus, embedder) if gigabytes else None
+    if not target.exists():
+        return None
+    with contextlib.suppress(OSError):  # a shared cache may be read-only
+        os.utime(folder)  # by which `make_room` knows when it was used
+    try:
+        return np.asarray(vectors.open_vectors(target, record, ""))  # still mapped
+    except UserError:
+        log.warning("%s is damaged: its vectors are computed again", target)
+        target.unlink(missing_ok=True)
+        return None
+
+
+def _embedded(
+    folder: Path,
+    record: vectors.VectorsRecord,
+    corpus: Corpus,
+    embedder: "Embedder",
+    earlier: tuple[np.ndarray, np.ndarray] | None,
+) -> np.ndarray:
+    """The vectors of a corpus, computed but for those that `earlier` has, kept and mapped into memory."""
+    target = folder / _INDEX
     with vectors.in_blocks(target, record) as blocks:
         cut = blocks.embed(_Knowing(embedder, *earlier) if earlier else embedder, corpus.texts())
         blocks.write_npy()
     sys.stderr.write(vectors.cut_message(embedder, cut))
     with atomic_write(folder / _keys_file(embedder.device.type)) as scratch, scratch.open("wb") as stream:
         np.save(stream, corpus.keys, allow_pickle=False)
-    found = np.asarray(vectors.open_vectors(target, record, ""))
-    if gigabytes:
-        make_room(root, int(gigabytes * 1e9))  # what is open stays readable
-    return found
+    return np.asarray(vectors.open_vectors(target, record, ""))
 
 
 def _keys_file(device: str) -> str:

@@ -54,13 +54,18 @@ class TokenDropout(nn.Dropout):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Drop in training, in the last dimension of (..., D); return the input in evaluation."""
+        masking = self.masking(input)
+        return input if masking is None else _Drop.apply(input, *masking)
+
+    def masking(self, input: torch.Tensor) -> tuple[float, Draw, int] | None:
+        """What `kept` needs for the mask of this pass of (..., D); None where nothing is dropped."""
         if not self.training or self.p == 0:
-            return input
+            return None
         draw = self.current.draw or Draw(int(torch.randint(2**62, ())))
         if draw.places is not None and len(draw.places) * input.shape[-1] != input.numel():
             # The tokens were sorted anew on the way here, as for experts: they are numbered as they come.
             draw = Draw(draw.seed)
-        return _Drop.apply(input, self.p, draw, self.number)
+        return self.p, draw, self.number
 
 
 def replace_dropout(model: nn.Module) -> None:
@@ -106,12 +111,20 @@ def mask(like: torch.Tensor, p: float, draw: Draw, number: int) -> torch.Tensor:
     """0 with probability p, else the factor that keeps the expectation; shape, dtype and device of `like`."""
     if like.dim() == 0 or like.numel() == 0:
         return torch.ones_like(like)
+    return kept(like, p, draw, number).mul_(factor(p))
+
+
+def factor(p: float) -> float:
+    """What keeps the expectation of an element that is zero with probability p."""
+    return _LEVELS / (_LEVELS - round(p * _LEVELS))
+
+
+def kept(like: torch.Tensor, p: float, draw: Draw, number: int) -> torch.Tensor:
+    """0 with probability p, else 1; shape, dtype and device of `like`, (..., D) and not empty."""
     rows, width = like.numel() // like.shape[-1], like.shape[-1]
     levels = (_drawn if like.device.type == "cpu" else _hashed)(draw, number, rows, width, like.device)
-    dropped = round(p * _LEVELS)
-    found = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    torch.ge(levels.view(like.shape), dropped - _LEVELS // 2, out=found)
-    return found.mul_(_LEVELS / (_LEVELS - dropped)).to(like.dtype)
+    found = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return torch.ge(levels.view(like.shape), round(p * _LEVELS) - _LEVELS // 2, out=found)
 
 
 def _drawn(draw: Draw, number: int, rows: int, width: int, device: torch.device) -> torch.Tensor:

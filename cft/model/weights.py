@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cft.model.contract import Contract
+from cft.model.fused import fuse_blocks
 from cft.model.layer_weights import TENSOR, layer_weights_of, train_layer_weights
 from cft.model.lora import last_name, trainable, with_adapter
 from cft.model.peft_names import is_of_head, refuse_untranslatable, tensors_on, translate
@@ -165,6 +166,8 @@ def load_weights(trunk: nn.Module, folder: Path, *, dropout: float | None = None
             trunk.load_state_dict(read_tensors(folder / FULL_WEIGHTS))
         except RuntimeError as error:
             raise UserError(f"the weights in {folder} are not those of this base model: {first_line(error)}") from error
+        if dropout is not None:
+            fuse_blocks(trunk)
         return trunk.requires_grad_(dropout is not None)
     content = read_tensors(folder / ADAPTER_WEIGHTS)
     tensors = tensors_on(trunk, content)

@@ -14,9 +14,10 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cft.config.compose import compose_config
 from cft.config.schema import Config, DataSettings, EvalSettings
@@ -70,8 +71,8 @@ def pack(studies: Iterable[Study], folder: Path) -> int:
                     _copy(plan.state_file(study.outputs, run), plan.state_file(staged, run))
             published = _without_outputs(study)
             published.save(plan.study_folder(staged, study.name))
+            _warn_of_absolute_paths(published, staged)
             _write_archive(staged, path)
-        _warn_of_absolute_paths(published)
         size += path.stat().st_size
     return size
 
@@ -128,8 +129,12 @@ def _without_outputs(study: Study) -> Study:
     )
 
 
-def _warn_of_absolute_paths(study: Study) -> None:
+def _warn_of_absolute_paths(study: Study, folder: Path) -> None:
+    """Name places of this machine in the plan, and in the settings that its trainings were begun with."""
     absolute = {override for override in study.overrides if override.partition("=")[2].startswith(("/", "~"))}
+    for path in folder.rglob(RunFolder.CONFIG):
+        settings: dict[str, Any] = read_json(path)
+        absolute |= {f"{key}={value}" for key, value in _strings("", settings) if value.startswith(("/", "~"))}
     if absolute:
         log.warning(
             "%s: the records name places of this machine (%s); run a study with relative paths where they are to be "
@@ -137,6 +142,18 @@ def _warn_of_absolute_paths(study: Study) -> None:
             study.name,
             ", ".join(sorted(absolute)),
         )
+
+
+def _strings(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text of settings, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _strings(f"{key}.{name}" if key else name, inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(key, inner)
 
 
 def unpack(folder: Path, name: str) -> Study | None:

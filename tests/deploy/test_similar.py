@@ -1,11 +1,14 @@
 """Search: the nearest texts, for queries of every kind, from vectors that are kept, into a table or a file."""
 
 import builtins
+import contextlib
 import csv
 import io
 import json
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -136,6 +139,20 @@ def test_of_a_changed_file_only_new_texts_are_embedded(tmp_path, embedded, cache
     path.write_text("\n".join(texts))
     embedded.clear()
     assert hits(path, "text 7", top=60)[0][0].row == whole[0].row and len(embedded) == 50
+
+
+def test_two_searches_of_a_new_file_at_once_embed_it_once(corpus, embedded):
+    start, embedder = Barrier(2), make_tiny("llama")
+
+    def search() -> np.ndarray:
+        with contextlib.ExitStack() as stack:
+            texts = stack.enter_context(contextlib.closing(corpora.of_file(corpus, options(corpus))))
+            start.wait()
+            return np.array(corpora.vectors_of(embedder, texts, stack, 1))
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (each.result() for each in [threads.submit(search) for _ in range(2)])
+    assert (first == second).all() and embedded == TEXTS
 
 
 def test_what_an_evaluation_embedded_is_not_embedded_again(corpus, embedded, cache):

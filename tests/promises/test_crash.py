@@ -140,21 +140,24 @@ def test_the_same_command_leaves_the_same_bytes(commands, undisturbed, tmp_path)
     assert_same(left(tmp_path), left(undisturbed[0]))
 
 
-def run_on_its_own(root: Path, command: list[str], **environment: str) -> None:
-    """The same without the server, whose processes cannot have workers of their own."""
+def run_on_its_own(root: Path, command: list[str], **environment: str) -> str:
+    """The same without the server, whose processes cannot have workers of their own; returns what it printed."""
     write_data(root)
     environment |= {"CFT_CACHE": str(root / "cache")}
     environment["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
     whole = [sys.executable, "-m", "cft.run", *command, "outputs=outputs"]
     ended = subprocess.run(whole, capture_output=True, text=True, cwd=root, env=os.environ | environment)
     assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_a_sweep_in_parallel_workers_leaves_the_same_bytes(commands, tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     assert run(commands, one, SWEEP, drawn_in_full=True).status == 0
-    run_on_its_own(other, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
+    printed = run_on_its_own(other, [*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], OMP_NUM_THREADS="1")
     assert_same(left(other), left(one))
+    jobs = [line.strip().split("  ->  ") for line in printed.partition("all jobs")[2].strip().splitlines()]
+    assert [words for words, _ in jobs] == ["lr=0.0001", "lr=0.0005"] and all("mean" in outcome for _, outcome in jobs)
 
 
 def test_a_sweep_by_joblib_in_one_process_leaves_the_same_bytes(commands, undisturbed_sweep, tmp_path):

@@ -15,6 +15,7 @@ from cft.evaluation import pairs
 from cft.evaluation.scores import COSINES, METRICS
 from cft.study import pack, plan, report, runner, spec
 from cft.system.errors import UserError
+from cft.system.files import read_json, write_record
 
 # Where this machine has the texts that records are kept without.
 FILES = [f"data.train={captions.TRIPLETS}", f"eval.file={captions.PAIRS}"]
@@ -156,6 +157,19 @@ def test_places_of_this_machine_are_told(paper, tmp_path, caplog):
     finally:
         paper.studies["table6"].overrides.pop()
     assert re.search(r"the records name places of this machine \(.*data.train=/home/me/nli.csv", caplog.text)
+
+
+def test_places_in_the_settings_of_a_training_are_told(paper, tmp_path, caplog):
+    training = next(filter(None, (plan.state_of(paper.outputs, run).training for run in paper.studies["table6"].runs)))
+    path = paper.outputs / training / "config.json"
+    before = path.read_bytes()
+    settings = read_json(path)
+    write_record(path, settings | {"data": settings["data"] | {"dev": "/home/me/dev.csv"}})
+    try:
+        pack.pack([paper.studies["table6"]], tmp_path)
+    finally:
+        path.write_bytes(before)
+    assert re.search(r"the records name places of this machine \(.*data.dev=/home/me/dev.csv", caplog.text)
 
 
 def test_packing_from_the_command_line(paper, commands, tmp_path):
