@@ -184,12 +184,14 @@ def add_lora(trunk: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
 
 
 def with_adapter(trunk: nn.Module, config: Any) -> nn.Module:
-    """PEFT's model of a trunk, with LoRA's dropout replaced by ours and fewer passes over memory in training."""
-    fuse_blocks(trunk)
+    """PEFT's model of a trunk; to be trained, with LoRA's dropout replaced by ours and fewer passes over memory."""
+    if not config.inference_mode:
+        fuse_blocks(trunk)
     with _peft_quiet():
         model = get_peft_model(cast(Any, trunk), config)
     replace_dropout(model)
-    fuse_updates(model)
+    if not config.inference_mode:
+        fuse_updates(model)
     return model
 
 

@@ -12,7 +12,7 @@ from cft.config.schema import Attention, Batches, LoraBias, LoraSettings, LoraVa
 from cft.model import fused
 from cft.model.dropout import Draw, drawing, replace_dropout
 from cft.model.fused import fuse_blocks, fuse_updates
-from cft.model.lora import add_lora
+from cft.model.lora import add_lora, with_adapter
 
 # Norms that add 1 to their weight, that round first or last; SiLU and GELU; rotations; none of them (gpt2, bert).
 FAMILIES = ["llama", "gemma", "gemma2", "qwen3", "olmo2", "granite", "mistral", "phi", "gpt2", "bert"]
@@ -235,6 +235,15 @@ def test_other_models_of_the_process_keep_their_rotation():
     fuse_blocks(make_tiny("llama", batches=Batches.padded).model)
     assert llama.apply_rotary_pos_emb is own
     assert not any("forward" in module.__dict__ for module in other.modules())
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_only_what_is_trained_is_changed(inference):
+    """Exports write down what a finished embedder computes: those are the model's own operations."""
+    trunk = make_tiny("llama", batches=Batches.padded).model
+    config = LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear", inference_mode=inference)
+    model = with_adapter(trunk, config)
+    assert any("forward" in module.__dict__ for module in model.modules()) == (not inference)
 
 
 def test_a_copy_has_its_own_weights():
