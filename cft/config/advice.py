@@ -10,9 +10,12 @@ from typing import Any
 
 from cft.config.schema import BASELINE, TEACHER, Config
 from cft.system.overrides import override, shell_word
-from cft.system.text import did_you_mean, shorten
+from cft.system.text import did_you_mean, nearest, shorten
 
 _FILE = re.compile(r"\.(csv|tsv|jsonl|ndjson|parquet)(\.gz)?$")
+# Entries of data.train whose words need quotes.
+_ENTRIES = """'data.train=[{file: "qa, new.csv", anchor_column: "question (lang)"}, triplets.jsonl]'"""
+_SURELY = 0.9  # likeness of a key to one of its section, from which on it is that one that was meant
 _LONGEST_SHOWN = 80  # characters of a word that cannot be read
 
 # What other libraries call our settings. A setting whose values mean the same stands alone; otherwise behind it what
@@ -100,7 +103,11 @@ def known_elsewhere(key: str, value: str, keys: Sequence[str]) -> str:
             return f"; write {advice}"
     same = [ours for ours, names in _SAME.items() if name in names.split()]
     last = [ours for ours in keys if ours.rpartition(".")[2] == name and not ours.startswith(_SECOND)]
-    found = [ours for ours in dict.fromkeys([*same, *last]) if ours != key]
+    section = [ours for ours in keys if ours.rpartition(".")[0] == key.rpartition(".")[0] != ""]
+    near = nearest(key, section, cutoff=_SURELY)  # a letter amiss says more than an equal name elsewhere
+    found = [ours for ours in dict.fromkeys([*([near] if near else []), *same, *last]) if ours != key]
+    if near and not same:
+        found = [near]
     if not found:
         return ""
     return f"; write {' or '.join(shell_word(f'{ours}={value}') for ours in found)}"
@@ -139,6 +146,8 @@ def no_setting(word: str, groups: dict[str, list[str]], keys: Sequence[str]) -> 
     if _list_of(kind):
         items = [item.strip().strip("'\"") for item in plain.strip("[] ").split(",")]
         return f"{start}: a list is written in brackets, as in {override(key, items)}"
+    if kind is Any and plain.startswith("["):
+        return f"{start}: in a list, a word that holds blanks, commas or brackets is quoted, as in {_ENTRIES}"
     if kind in (str, Any):
         return f"{start}: this text needs quotes inside quotes: {override(key, plain)}"
     return f"{start}: {_must_be(key, plain) or 'the value of a setting is a text, a number or a list in brackets'}"

@@ -80,7 +80,7 @@ def header(lines: _Lines, delimiter: str) -> list[str]:
 
 
 def choose_delimiter(usual: str, header_by: Callable[[str], list[str]], fits: Callable[[list[str]], bool]) -> str:
-    """The usual delimiter if it gives the needed columns, else another that does; else what splits the header at all.
+    """The usual delimiter if it gives the needed columns, else another that does; else what gives most columns.
 
     Args:
         usual: for the file's ending.
@@ -90,8 +90,6 @@ def choose_delimiter(usual: str, header_by: Callable[[str], list[str]], fits: Ca
     for delimiter in dict.fromkeys((usual, *DELIMITERS.values())):
         if fits(header_by(delimiter)):
             return delimiter
-    if len(header_by(usual)) > 1:
-        return usual
     return max(dict.fromkeys((usual, *DELIMITERS.values())), key=lambda sign: len(header_by(sign)))
 
 

@@ -63,7 +63,13 @@ class Difference(Interval):
     undefined: float = 0.0  # share of the resamples in which an embedder has no score
 
     def __str__(self) -> str:
+        if self.verdict == TOO_FEW:  # nothing is known of an interval
+            return f"{self.value:+.2f}"
         return f"{self.value:+.2f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+    def verdict_on(self, things: str) -> str:
+        """The verdict, where what was compared is called otherwise than pairs."""
+        return TOO_FEW.replace("pairs", things) if self.verdict == TOO_FEW else self.verdict
 
     @property
     def verdict(self) -> str:
@@ -77,7 +83,8 @@ class Difference(Interval):
 
 def undefined_note(differences: Iterable[Difference]) -> str:
     """A sentence about resamples that had to be left out of intervals; empty if there were none."""
-    share = max((difference.undefined for difference in differences), default=0.0)
+    judged = [difference for difference in differences if difference.verdict != TOO_FEW]
+    share = max((difference.undefined for difference in judged), default=0.0)
     if not share:
         return ""
     return (

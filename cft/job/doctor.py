@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cft.batching.layout import own_attention, tolerance
-from cft.config.schema import TEACHER, Attention, Batches, Config, Quantization
+from cft.config.schema import TEACHER, Attention, Batches, Config, DataSource, Quantization
 from cft.data.records import Triplet
 from cft.data.training_data import TrainingData
 from cft.job.lengths import find_cut
@@ -114,10 +114,16 @@ def _beside(config: Config, inputs: InputCache, device: torch.device) -> dict[st
 
 
 def _data(config: Config, inputs: InputCache) -> TrainingData | None:
-    """The training data; None if they cannot be had here."""
+    """The training data; None if they are on the hub and cannot be had here.
+
+    Raises:
+        UserError: if a file is missing, or cannot be trained on.
+    """
     try:
         return inputs.data(config.data)
     except UserError as error:
+        if config.data.source is not DataSource.hub:
+            raise
         log.info("without the training data, %d tokens a text are assumed: %s", USUAL_LENGTH, error)
         return None
 

@@ -124,7 +124,8 @@ def _outcome(plan: Plan, before: Evaluation, after: Evaluation, compared: Compar
     if compared.change is None:
         return f"trained, not scored ({plan.result})"
     change, unit = compared.change, "nDCG@10" if plan.retrieval else "mean"
-    verdict = f"{change} {change.verdict}" if change.verdict != TOO_FEW else TOO_FEW
+    found = change.verdict_on("queries" if plan.retrieval else "pairs")
+    verdict = found if change.verdict == TOO_FEW else f"{change} {found}"
     line = f"{unit} {before.headline:.2f} before, {after.headline:.2f} after, {verdict}"
     return f"{line} ({plan.result})"
 

@@ -264,7 +264,7 @@ def _compare_evaluation(left: Path, right: Path, names: tuple[str, str]) -> str:
             {f"{key}, {name}": each.measures[name] for key, each in side.retrieval.items() for name in MEASURES[1:]}
             for side in sides
         ]
-        others = [_table(resample_means(rest), names, mean=False)]
+        others = [_table(resample_means(rest), names, "queries", mean=False)]
         noun, unit = "queries", ", nDCG@10"
     else:
         data = pairs.read(left)
@@ -277,18 +277,18 @@ def _compare_evaluation(left: Path, right: Path, names: tuple[str, str]) -> str:
         "each, so that another seed may turn a verdict round"
     )
     note = undefined_note(drawn.differences([(0, 1)])[0].values())
-    text = f"{left.name}{unit}, {under}, first minus second, {stands_on}\n\n{_table(drawn, names)}"
+    text = f"{left.name}{unit}, {under}, first minus second, {stands_on}\n\n{_table(drawn, names, noun.split()[-1])}"
     return "\n\n".join([f"{text}\n{note}" if note else text, *others])
 
 
-def _table(drawn: Resamples, names: tuple[str, str], *, mean: bool = True) -> str:
+def _table(drawn: Resamples, names: tuple[str, str], things: str, *, mean: bool = True) -> str:
     """Both scores, their difference and its verdict, a row a set; all differences are corrected together."""
     (differences,) = drawn.differences([(0, 1)])
     rows: list[Row] = [("set", *names, "first − second", "the first is")]
     for key in drawn.shown if mean else drawn.names[:-1]:
         difference = differences[key]
         scores = [f"{drawn.interval(place, key).value:.2f}" for place in (0, 1)]
-        rows.append((MEAN_ROW if key == MEAN else key, *scores, str(difference), difference.verdict))
+        rows.append((MEAN_ROW if key == MEAN else key, *scores, str(difference), difference.verdict_on(things)))
     return as_text(rows)
 
 

@@ -146,9 +146,7 @@ def _rows(
 
 def _in_cells(difference: Difference, evaluation: Evaluation) -> Row:
     """A difference with its interval, where there is one, and what may be said of it."""
-    if difference.verdict != TOO_FEW:
-        return str(difference), difference.verdict
-    return f"{difference.value:+.2f}", TOO_FEW.replace("pairs", "queries" if evaluation.retrieval else "pairs")
+    return str(difference), difference.verdict_on("queries" if evaluation.retrieval else "pairs")
 
 
 def _size(evaluation: Evaluation, name: str) -> int:

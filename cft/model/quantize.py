@@ -63,6 +63,9 @@ def quantize(vectors: np.ndarray, dtype: Dtype, ranges: np.ndarray | None = None
         raise UserError(f"vectors must be (n, D) floats ({error})") from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise UserError(f"vectors must be (n, D) floats, not {vectors.dtype} of shape {vectors.shape}")
+    odd = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(odd):
+        raise UserError(f"vectors hold NaN or infinity, first in row {odd[0] + 1} of {len(vectors)}")
     if dtype in ("float32", "float16"):
         return vectors.astype(dtype, copy=False)
     if dtype in IN_BITS:
@@ -91,7 +94,7 @@ def _scale(ranges: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     except (TypeError, ValueError) as error:
         raise UserError(f"ranges must be (2, {width}) finite numbers, not {described(ranges)}") from error
     if ranges.shape != (2, width) or not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
-        raise UserError(f"ranges must be (2, {width}) finite numbers, the least above the largest, not {ranges.shape}")
+        raise UserError(f"ranges must be (2, {width}) finite numbers, first the least of each column, then the largest")
     step = (ranges[1] - ranges[0]) / _STEPS
     return ranges[0], np.where(step == 0, 1, step).astype(np.float32)
 

@@ -254,7 +254,10 @@ def _sentence_of(comparison: Comparison) -> str:
         head = f"{comparison.left} and {comparison.right} are not distinguishable on the mean over sets"
     else:
         head = f"{comparison.left} scores {mean.verdict} than {comparison.right} on the mean over sets"
-    head += f" ({mean.value:+.2f} points, {LEVEL:.0%} interval {interval}, corrected p {mean.corrected:.4f})"
+    if mean.verdict == TOO_FEW:
+        head += f" ({mean.value:+.2f} points)"
+    else:
+        head += f" ({mean.value:+.2f} points, {LEVEL:.0%} interval {interval}, corrected p {mean.corrected:.4f})"
     if len(comparison.differences) < 3:  # one set and its mean
         return head + "."
     parts = [f"{verdict} on {', '.join(names)}" for verdict, names in _sets_by_verdict(comparison).items() if names]

@@ -40,6 +40,7 @@ def answer(*words: str) -> str:
         ("trainer.weight_decay=0.1", "train.weight_decay=0.1"),
         ("lr_scheduler_type=linear", "schedule.kind=linear"),
         ("target_modules=[query,key]", "lora.targets=[query,key]"),
+        ("train.step=3", "train.steps=3"),  # a letter amiss, not the key of that name in another section
     ],
 )
 def test_a_name_of_another_library_is_answered_with_ours(typed, ours):
@@ -48,6 +49,13 @@ def test_a_name_of_another_library_is_answered_with_ours(typed, ours):
     (word,) = shlex.split(message.partition("; write ")[2])
     assert word == ours
     check_overrides([word])
+
+
+def test_quotes_that_a_list_of_files_needs_are_shown_as_they_can_be_typed():
+    message = answer("data.train=[{file: qa.csv, anchor_column: question (lang)}, {file: more.jsonl}]")
+    (word,) = shlex.split(message.partition("as in ")[2])
+    (config,) = check_overrides(["data=files", word])
+    assert config.data.train == [{"file": "qa, new.csv", "anchor_column": "question (lang)"}, "triplets.jsonl"]
 
 
 @pytest.mark.parametrize(

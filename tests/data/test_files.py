@@ -92,6 +92,13 @@ def test_rows_as_flagembedding_writes_them_without_negatives_are_named(tmp_path)
         read_triplets(path, **COLUMNS)
 
 
+def test_a_column_that_is_missing_is_looked_for_among_those_of_the_likeliest_separator(tmp_path):
+    path = tmp_path / "h.csv"
+    path.write_text("Nr;Frage, lang;Antwort\n1;wie;so\n2;wo;dort\n")
+    with pytest.raises(UserError, match="its columns are 'Nr', 'Frage, lang', 'Antwort'"):
+        list(stream_texts(path, column="question"))
+
+
 def test_a_delimiter_can_be_said(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("sent0|sent1|hard_neg\na, b|c; d|e\n")

@@ -146,6 +146,9 @@ def test_a_few_distinct_pairs_give_no_verdict_however_often_they_recur(distinct,
         assert difference.value == pytest.approx(200) and difference.verdict == TOO_FEW
         assert difference.p == difference.corrected == 1.0
         assert (difference.low, difference.high) == (-200, 200), "nothing is known of it"
+        assert str(difference) == "+200.00", "an interval of all that may be says nothing"
+        assert difference.verdict_on("queries") == "no verdict (fewer than 10 queries)"
+    assert undefined_note(found.values()) == "", "of intervals that are not shown"
     interval = drawn.interval(0, "x")
     assert (interval.low, interval.high) == (-100, 100)
 

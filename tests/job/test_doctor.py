@@ -14,6 +14,7 @@ from cft.config.schema import Attention, LoraSettings
 from cft.job import doctor
 from cft.model.embedder import Embedder
 from cft.model.lora import add_lora
+from cft.system.errors import UserError
 from cft.training import memory
 from cft.training.losses import info_nce
 
@@ -24,6 +25,13 @@ def examined(*overrides: str) -> str:
     text, healthy = doctor.examine(composed(*TINY, *overrides))
     assert healthy, text
     return text
+
+
+def test_a_file_that_cannot_be_trained_on_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("question,answer\na,b\n")
+    for name, what in (("none.csv", "no such file"), ("other.csv", "its columns are 'question', 'answer'")):
+        with pytest.raises(UserError, match=what):
+            doctor.examine(composed("model=tiny", "data=files", f"data.train={tmp_path / name}", "logger=none"))
 
 
 def test_it_says_how_a_text_becomes_an_embedding():
@@ -112,10 +120,10 @@ def test_it_says_how_many_biases_are_trained():
     )
 
 
-def test_data_that_cannot_be_read_are_said_and_replaced_by_an_assumption(caplog):
+def test_data_that_cannot_be_fetched_here_are_said_and_replaced_by_an_assumption(caplog):
     caplog.set_level("INFO", logger="cft.doctor")
-    text = examined("data=files", "data.train=nowhere.csv")
-    assert "20 tokens a text are assumed: " in caplog.text and "nowhere.csv" in caplog.text
+    text, healthy = doctor.examine(composed("model=tiny", "data=nli", "train.batch_size=8", "logger=none"))
+    assert healthy and "20 tokens a text are assumed: " in caplog.text
     assert "8 triplets of usual length" in text
 
 

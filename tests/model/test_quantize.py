@@ -55,6 +55,8 @@ def test_a_column_of_one_number_and_no_vectors_are_no_problem():
         ((unit_vectors(2, 4), None), "dtype=None: must be"),
         ((np.zeros(4), "int8"), r"must be \(n, D\) floats, not float64 of shape \(4,\)"),
         ((np.zeros((2, 4), dtype=np.int8), "int8"), "must be .* floats, not int8"),
+        ((np.array([[1.0, 0.0], [np.nan, 0.0]]), "binary"), "vectors hold NaN or infinity, first in row 2 of 2"),
+        ((np.full((3, 4), np.inf, dtype=np.float32), "int8"), "vectors hold NaN or infinity, first in row 1 of 3"),
         ((unit_vectors(1, 4), "int8"), "need ranges, or two vectors or more"),
         ((unit_vectors(2, 4), "int8", np.zeros((2, 3))), r"ranges must be \(2, 4\)"),
         ((unit_vectors(2, 4), "int8", np.array([[1.0] * 4, [0.0] * 4])), r"ranges must be"),
