@@ -16,7 +16,7 @@ import numpy as np
 from cft.data.retrieval import RetrievalSet
 from cft.data.texts import normalized
 from cft.data.training_data import TrainingData
-from cft.evaluation.pairs import Arrays
+from cft.evaluation.pairs import Arrays, earlier_of
 from cft.system.files import read_json, write_record
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def report(
     """Say what an embedder's training data share with the sets that it is scored on, and keep it beside the scores.
 
     Args:
-        folder: of the scores, which is named by its data: what is counted there already is not counted again.
+        folder: of the scores, which is named by its data: what is counted there already is not counted again, unless
+            the texts of a first stage are not counted in.
         pairs: of sets of scored pairs, how many sentences of each pair were trained on (`pairs.describe`).
         retrieval: sets of queries and documents. data: of the training; its held-out rows do not count.
         adapter: what the training went on from, if nothing is known of the texts that this had learnt from.
@@ -43,13 +44,14 @@ def report(
     Raises:
         UserError: if the record that is there is damaged.
     """
-    path = folder / FILE_NAME
-    if path.exists():
-        counts: Counts = read_json(path)["sets"]
+    path, earlier = folder / FILE_NAME, earlier_of(data)
+    record = read_json(path) if path.exists() else {}
+    if record and earlier in (None, record.get("earlier")):
+        counts: Counts = record["sets"]
     else:
         counts = {name: {"pairs": len(seen), "pairs_seen": int(np.sum(seen > 0))} for name, seen in pairs.items()}
         counts |= count_retrieval(retrieval, data) if retrieval else {}
-        write_record(path, {"sets": counts})
+        write_record(path, {"sets": counts} | ({"earlier": earlier} if earlier else {}))
     beside = f"; what {adapter} had been trained on is not known" if adapter else ""
     shared = {name: of_set for name, of_set in counts.items() if any(map(of_set.get, _seen_kinds(of_set)))}
     if shared:

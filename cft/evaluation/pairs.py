@@ -31,6 +31,7 @@ class Pairs:
     scores: Arrays  # human scores
     identity: Arrays  # equal numbers for equal pairs, within a set and across sets
     seen: Arrays | None  # how many of a pair's sentences are in the training data; None without training
+    earlier: str | None = None  # what a first stage was trained on, by content, if its texts were looked at too
 
 
 def key_of(pair: ScoredPair) -> tuple[str, ...]:
@@ -77,12 +78,28 @@ def trained_on(pairs: list[ScoredPair], data: TrainingData) -> int:
     return sum(key in learnt for key in keys)
 
 
+def earlier_of(data: TrainingData | None) -> str | None:
+    """What a first stage was trained on, by content; None without one.
+
+    A training has one folder whether its first stage is known or stands there as an adapter: only who knows it counts
+    its texts.
+    """
+    return data.earlier.content if data and data.earlier else None
+
+
 def write_once(folder: Path, sets: Sets, data: TrainingData | None) -> None:
-    """Write `describe(sets, data)` beside an evaluation, unless it is there; the folder is named by its data."""
-    if (folder / FILE_NAME).exists():
+    """Write `describe(sets, data)` beside an evaluation, unless it is there; the folder is named by its data.
+
+    What was written without the texts of the first stage that the training has is written anew.
+    """
+    earlier = earlier_of(data)
+    if (folder / FILE_NAME).exists() and (earlier is None or read(folder).earlier == earlier):
         return
-    kinds = vars(describe(sets, data))
-    arrays = {f"{kind}/{name}": array for kind, by_set in kinds.items() for name, array in (by_set or {}).items()}
+    found = describe(sets, data)
+    kinds = {"scores": found.scores, "identity": found.identity, "seen": found.seen or {}}
+    arrays = {f"{kind}/{name}": array for kind, by_set in kinds.items() for name, array in by_set.items()}
+    if earlier is not None:
+        arrays[f"earlier/{earlier}"] = np.empty(0, dtype=np.uint8)
     write_arrays(folder / FILE_NAME, arrays, compressed=True)
 
 
@@ -99,4 +116,4 @@ def read(folder: Path) -> Pairs:
     for entry, array in read_arrays(path).items():
         kind, _, name = entry.partition("/")
         kinds[kind][name] = array
-    return Pairs(kinds["scores"], kinds["identity"], kinds["seen"] or None)
+    return Pairs(kinds["scores"], kinds["identity"], kinds["seen"] or None, next(iter(kinds["earlier"]), None))

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from cft.config.rules import require_valid
 from cft.data.sampling import shared_texts
 from cft.data.training_data import load_training_data
+from cft.evaluation import pairs
 from cft.job import runner, tracking
-from cft.job.plan import make_plan
+from cft.job.plan import InputCache, make_plan
 from cft.model.embedder import Embedder, first_numbers
 from cft.system import signals
 from cft.system.errors import UserError
@@ -175,6 +176,29 @@ def test_texts_of_a_first_stage_count_as_trained_on(tmp_path, caplog):
     runner.run(settings(tmp_path, *job, *more))
     assert "no text of read stands in the training data" in caplog.text
     assert f"; what {record.parents[2]} had been trained on is not known" in caplog.text
+
+
+def test_texts_of_a_first_stage_count_where_its_run_was_gone_on_with_as_an_adapter_before(tmp_path, caplog):
+    first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
+    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=2", "train.batch_size=8", "eval=pairs"]
+    job.append(f"eval.file={tmp_path / 'read.jsonl'}")
+    whole, inputs = settings(tmp_path, *job, *first), InputCache()
+    rows = inputs.data(whole.first.data).triplets
+    read = [{"sentence1": rows[n].anchor, "sentence2": rows[n + 20].positive, "score": n} for n in range(12)]
+    (tmp_path / "read.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read))
+    stage = runner.train_only(runner.first_stage(whole, inputs), inputs)
+    runner.run(settings(tmp_path, *job, f"adapter={stage}"), inputs)
+    assert "no text of read stands in the training data" in caplog.text
+    (record,) = tmp_path.glob("tiny-files-*/evaluations/pairs-*/overlap.json")
+    for again in (
+        whole,
+        settings(tmp_path, *job, f"adapter={stage}"),
+    ):  # the same training, and it is known from now on
+        caplog.clear()
+        runner.run(again, inputs)
+        assert "the training data hold texts of the test sets" in caplog.text
+        assert json.loads(record.read_text())["sets"] == {"read": {"pairs": 12, "pairs_seen": 12}}
+        assert (pairs.read(record.parent).seen["read"] == 2).all()
 
 
 @pytest.mark.parametrize(
