@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from cft.model.dropout import Draw, TokenDropout, factor, kept
 
-_ROWS = 4  # of a trial
+# Lengths of a trial's rows: some so short that an epsilon counts, and one beyond any limit that values are clamped to.
+_LENGTHS = (1e-3, 0.03, 1.0, 30.0, 1e4)
 # Largest difference of a trial in float32, as a share of the largest value; and, where values are rounded to fewer
 # bits, the largest share of values that are not the same: multiplying before rounding instead of after changes a third.
 _TOLERANCE, _UNEQUAL = 1e-5, 0.01
@@ -58,13 +59,19 @@ def _applies(x: torch.Tensor) -> bool:
 
 
 def _tried(module: nn.Module, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of very different lengths, (4, width), and what the module makes of them."""
+    """Rows of very different lengths, (5, width), and what the module makes of them in training."""
     weight = next(module.parameters())
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([1e-3, 0.03, 1.0, 30.0])[:, None]
-    rows = (torch.randn(_ROWS, width, generator=generator) * lengths).to(weight.dtype)
-    with torch.no_grad():
-        return rows, _own(module, rows)
+    lengths = torch.tensor(_LENGTHS)[:, None]
+    rows = (torch.randn(len(_LENGTHS), width, generator=generator) * lengths).to(weight.dtype)
+    # In training, as that is where the function takes its place: a module may drop something of its own there alone.
+    modes = {each: each.training for each in module.modules()}
+    module.train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = _own(module, rows)
+    for each, mode in modes.items():
+        each.training = mode
+    return rows, expected
 
 
 def _same(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -228,6 +235,7 @@ class _Gated(torch.autograd.Function):
 
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
+_TOKENS = 4  # of a trial
 _ROTATE = "apply_rotary_pos_emb"  # what the modules of transformers' families call their function
 
 
@@ -249,8 +257,8 @@ def _fuse_rotation(module: Any) -> None:
         return
     generator = torch.Generator().manual_seed(0)
     # In float32 whatever the model's precision: in fewer bits, rounding once instead of three times is not the same.
-    queries, keys = (torch.randn(1, heads, _ROWS, 8, generator=generator) for heads in (2, 1))
-    cos, sin = (torch.randn(1, _ROWS, 4, generator=generator).repeat(1, 1, 2) for _ in range(2))
+    queries, keys = (torch.randn(1, heads, _TOKENS, 8, generator=generator) for heads in (2, 1))
+    cos, sin = (torch.randn(1, _TOKENS, 4, generator=generator).repeat(1, 1, 2) for _ in range(2))
     try:
         expected = rotate(queries, keys, cos, sin)
     except Exception:  # another function of that name, with other arguments

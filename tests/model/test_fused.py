@@ -227,6 +227,33 @@ def test_a_part_that_computes_something_else_is_left_alone():
     assert "forward" not in odd.__dict__ and "forward" not in gated.__dict__
 
 
+class GatedWithLimit(type(make_tiny("llama").model.layers[0].mlp)):
+    """As families of large models clamp it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=16.0)) * self.up_proj(x).clamp(-16.0, 16.0))
+
+
+class GatedWithDropout(type(make_tiny("llama").model.layers[0].mlp)):
+    """As SeedOss has it: no module of its own says so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().forward(x), p=0.1, training=self.training)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [GatedWithLimit, GatedWithDropout])
+def test_a_gated_layer_with_a_limit_or_with_dropout_is_left_alone(kind, dtype):
+    gated = kind(make_tiny("llama").model.config).to(dtype).eval()  # as a model is when it is fused
+    with torch.no_grad():
+        for weight in gated.parameters():
+            weight.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    before = torch.random.get_rng_state()
+    fuse_blocks(nn.ModuleList([gated]))
+    assert "forward" not in gated.__dict__
+    assert not gated.training and not gated.gate_proj.training and (torch.random.get_rng_state() == before).all()
+
+
 def test_other_models_of_the_process_keep_their_rotation():
     import transformers.models.llama.modeling_llama as llama
 
