@@ -66,15 +66,17 @@ def overlapping(pairs: list[ScoredPair], sets: Sets) -> list[str]:
 
 
 def trained_on(pairs: list[ScoredPair], data: TrainingData) -> int:
-    """How many pairs a training learns from: as scored pairs, or as an anchor with its positive or a negative."""
+    """How many pairs a training or its first stage learns from: as scored pairs, or as an anchor with another text."""
     keys = list(map(key_of, pairs))
     sentences = {sentence for key in keys for sentence in key}
-    learnt = set(map(key_of, data.scored)) if keys else set()
-    for row in data.triplets if keys else []:
-        anchor = normalized(row.anchor)
-        if anchor in sentences:  # of few rows only are the other texts looked at
-            others = map(normalized, (row.positive, *row.negatives))
-            learnt |= {tuple(sorted((anchor, other))) for other in others}
+    learnt: set[tuple[str, ...]] = set()
+    for stage in (data, data.earlier) if keys else ():
+        learnt.update(map(key_of, stage.scored if stage else ()))
+        for row in stage.triplets if stage else ():
+            anchor = normalized(row.anchor)
+            if anchor in sentences:  # of few rows only are the other texts looked at
+                others = map(normalized, (row.positive, *row.negatives))
+                learnt |= {tuple(sorted((anchor, other))) for other in others}
     return sum(key in learnt for key in keys)
 
 

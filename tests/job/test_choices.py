@@ -178,6 +178,17 @@ def test_texts_of_a_first_stage_count_as_trained_on(tmp_path, caplog):
     assert f"; what {record.parents[2]} had been trained on is not known" in caplog.text
 
 
+def test_development_pairs_that_a_first_stage_learns_are_said(tmp_path, caplog):
+    first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
+    job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=2", "train.batch_size=8", "eval=none"]
+    rows = load_training_data(settings(tmp_path, *job, *first).first.data, seed=0).triplets
+    learnt = [{"sentence1": rows[n].positive, "sentence2": rows[n].anchor, "score": n} for n in range(3)]
+    others = [{"sentence1": f"a text {n}", "sentence2": rows[n].anchor, "score": n} for n in range(5)]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in learnt + others))
+    runner.run(settings(tmp_path, *job, *first, f"data.dev={tmp_path / 'dev.jsonl'}"))
+    assert "3 of 8 development pairs are trained on" in caplog.text
+
+
 def test_texts_of_a_first_stage_count_where_its_run_was_gone_on_with_as_an_adapter_before(tmp_path, caplog):
     first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
     job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=2", "train.batch_size=8", "eval=pairs"]
