@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cft.config.schema import TEACHER, Config, LossSettings
+from cft.data.records import ScoredPair
 from cft.data.retrieval import watched_sets
 from cft.data.training_data import TrainingData
 from cft.evaluation import pairs
@@ -158,6 +159,7 @@ class TrainingStage:
             self.run.folder.rmdir()
         if self.run.world.is_main:  # at the end, as all rows are read for it, which would keep the first step waiting
             _warn_of_learnt_pairs(self.run.data)
+            _warn_of_learnt_rows(self.run.data)
 
 
 def _chosen_step(config: Config, history: list[dict]) -> int | None:
@@ -290,6 +292,20 @@ def _warn_of_learnt_pairs(data: TrainingData) -> None:
             "%d of %d development pairs are trained on, as scored pairs or as an anchor with its positive or negative: "
             "choose no settings by them",
             *(learnt, len(data.dev)),
+        )
+
+
+def _warn_of_learnt_rows(data: TrainingData) -> None:
+    """Say of held-out rows that are trained on all the same: only the triplets beside them are free of them."""
+    if not (data.scored or data.earlier):
+        return
+    held = [ScoredPair(row.anchor, row.positive, 0.0) for row in dict.fromkeys([*data.holdout, *data.watched])]
+    learnt = pairs.trained_on(held, data)
+    if learnt:
+        log.warning(
+            "%d of %d held-out rows are trained on all the same, as scored pairs or by the first stage: what is scored "
+            "on them flatters the result",
+            *(learnt, len(held)),
         )
 
 

@@ -189,6 +189,22 @@ def test_development_pairs_that_a_first_stage_learns_are_said(tmp_path, caplog):
     assert "3 of 8 development pairs are trained on" in caplog.text
 
 
+def test_held_out_rows_that_are_trained_on_all_the_same_are_said(tmp_path, caplog):
+    first = ["first=docstrings", "first.data.source=files", f"first.data.train={pairs_file(tmp_path)}"]
+    first += ["first.data.negative_columns=[]", "first.steps=2", "first.batch_size=8"]
+    job = [*ROWS, f"data.train={tmp_path / 'pairs.jsonl'}", "train.steps=2", "train.batch_size=8"]
+    held = make_plan(settings(tmp_path, *job)).holdout
+    runner.run(settings(tmp_path / "plain", *job))
+    assert "are trained on" not in caplog.text
+    lines = [{"sentence1": row.positive, "sentence2": row.anchor, "score": n} for n, row in enumerate(held[:5])]
+    (tmp_path / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    scored = [f"data.scored={tmp_path / 'scored.jsonl'}", "loss.scored=cosent", "train.scored_batch=2"]
+    for more, count in ((scored, 5), (first, len(held))):
+        caplog.clear()
+        runner.run(settings(tmp_path / str(count), *job, *more))
+        assert f"{count} of {len(held)} held-out rows are trained on all the same" in caplog.text
+
+
 def test_texts_of_a_first_stage_count_where_its_run_was_gone_on_with_as_an_adapter_before(tmp_path, caplog):
     first = ["first=docstrings", "first.data.packages=[jinja2]", "first.steps=2", "first.batch_size=8"]
     job = [*ROWS, f"data.train={pairs_file(tmp_path)}", "train.steps=2", "train.batch_size=8", "eval=pairs"]
