@@ -1,6 +1,7 @@
 """Texts to vectors, by one contract, the same way in training, evaluation and use."""
 
 import logging
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -263,7 +264,7 @@ class Embedder:
         contract = self.contract
         # A token stands for a byte at least: texts of fewer bytes than there is room cannot be too long.
         most = contract.room - len(contract.template.encode()) - len(PLACEHOLDER)
-        long = [text for text in dict.fromkeys(checked_texts(texts)) if len(text.encode()) > most]
+        long = [text for text in dict.fromkeys(checked_texts(texts)) if _most_bytes(text) > most]
         blocks = (long[start : start + _COUNTED] for start in range(0, len(long), _COUNTED))
         return sum(sum(self._prompted_ids(block).cut) for block in blocks)
 
@@ -512,6 +513,12 @@ def pool(states: torch.Tensor, layout: Layout, pooling: Pooling, starts: torch.T
     by_token = states.index_select(0, layout.paths.reshape(-1)).view(rows, length, -1)
     with torch.autocast(states.device.type, enabled=False):  # which would round the mean to bfloat16
         return torch.einsum("btd,bt->bd", by_token, weights / weights.sum(dim=1, keepdim=True))
+
+
+def _most_bytes(text: str) -> int:
+    """Bytes of a text at most, as it stands or as a tokenizer's normaliser writes it: some signs become many."""
+    own = len(text.encode())
+    return own if text.isascii() else max(own, len(unicodedata.normalize("NFKD", text).encode()))
 
 
 def _check_way(token_budget: Any, progress: Any) -> None:

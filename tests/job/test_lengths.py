@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from conftest import make_tiny
 from jobs import run_folder, settings
+from tokenizers import normalizers
 
 from cft.data.records import Triplet
 from cft.job import runner
 from cft.job.doctor import examine
 from cft.job.lengths import find_cut
 from cft.job.plan import make_plan
+from cft.model.tokenizer import byte_tokenizer
 from cft.system.errors import UserError
 
 BEGINNING = "the same first words " * 20
@@ -87,6 +89,22 @@ def test_a_text_is_cut_from_the_first_token_that_has_no_room(length, count):
     assert embedder.texts_cut == count
     prompted = embedder.with_template("12345{text}67")
     assert prompted.count_cut(["x" * 142, "y" * 143]) == 1
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_texts_that_a_normaliser_makes_longer_are_counted_as_they_are_cut(monkeypatch, form):
+    def normalising():
+        tokenizer = byte_tokenizer()
+        tokenizer.backend_tokenizer.normalizer = getattr(normalizers, form)()
+        return tokenizer
+
+    monkeypatch.setattr("cft.model.backbone.byte_tokenizer", normalising)
+    embedder = make_tiny("llama")
+    room = embedder.contract.room
+    texts = ["\ufdfa" * (room // 12), "\u00e9" * (room // 2 - 8), "\u212b" * (room // 3), "\uff21" * (room // 2), "x"]
+    embedder.tokenize(texts)
+    assert embedder.count_cut(texts) == embedder.texts_cut
+    assert embedder.texts_cut > 0 or form == "NFC"
 
 
 def test_a_job_says_how_much_of_training_and_of_each_evaluation_is_cut(tmp_path, caplog):
