@@ -289,6 +289,7 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     parts = [f"part{number}" for number in range(len(adapters))]
     for part, adapter in zip(parts, adapters, strict=True):
         model.load_adapter(str(adapter.folder), adapter_name=part, low_cpu_mem_usage=False)
+    model.set_adapter(parts[0])  # PEFT warns where the active one is deleted
     model.delete_adapter("default")
     shares = dict(zip(parts, options.shares, strict=True))
     # What PiSSA leaves is small beside the products that it is the difference of, which is what rounding goes by.
@@ -300,7 +301,7 @@ def _combine(model: Any, adapters: "list[Adapter]", options: MergeOptions) -> No
     model.set_adapter("default")
     if options.method is Method.cat:
         for name, change in _sum_of_changes(model, {"default": 1.0}).items():
-            if float((change - expected[name]).abs().max()) > _TOLERANCE * sizes[name]:
+            if float((change - expected[name]).detach().abs().max()) > _TOLERANCE * sizes[name]:
                 raise RuntimeError(f"PEFT's sum of the changes of {name} is not the sum of the changes")
     for part in parts:
         model.delete_adapter(part)
