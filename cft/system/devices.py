@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+from cft.system.files import machine_name
+
 log = logging.getLogger(__name__)
 
 # The claim of this process: the device and its open lock file.
@@ -25,7 +27,7 @@ def claim_device(folder: Path, *, patience: float = 1.0) -> str | None:
     """Claim a GPU for this process alone, among the processes that claim theirs in the same folder.
 
     Args:
-        folder: of the lock files; the system releases a claim when its process ends.
+        folder: of the lock files, which several machines may share; the system releases a claim when its process ends.
         patience: seconds between attempts while all GPUs are claimed.
 
     Returns:
@@ -39,7 +41,7 @@ def claim_device(folder: Path, *, patience: float = 1.0) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         for name in names:
-            stream = (folder / f"device-{name.replace('/', '_')}.lock").open("w")
+            stream = (folder / f"device-{machine_name()}-{name.replace('/', '_')}.lock").open("w")
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -148,16 +148,17 @@ _PART = ".part"
 
 def _prefix(path: Path) -> str:
     """Prefix of the temporary files of `path`: it names machine and process."""
-    return f".{path.name}.{_machine()}-{os.getpid()}."
+    return f".{path.name}.{machine_name()}-{os.getpid()}."
 
 
-def _machine() -> str:
+def machine_name() -> str:
+    """This machine's name, as a part of a file's name in a folder that several machines share."""
     return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of processes of this machine that have ended."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{_machine()}-(\d+)\..*{re.escape(_PART)}")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{machine_name()}-(\d+)\..*{re.escape(_PART)}")
     for entry in path.parent.iterdir():
         match = pattern.fullmatch(entry.name)
         if match and not _lives(int(match[1])):

@@ -203,6 +203,19 @@ def test_processes_claim_different_gpus(tmp_path, monkeypatch):
         process.communicate("")
 
 
+def test_a_gpu_of_another_machine_is_another_one(tmp_path, monkeypatch):
+    """Machines of a cluster have the folder in common, and GPUs of the same names."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    kept = []  # an open file is a claim
+    for machine in ("one", "other"):
+        monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
+        monkeypatch.setattr(devices, "_claimed", {})
+        assert devices.claim_device(tmp_path) == "0"
+        kept.append(devices._claimed)
+    monkeypatch.setattr(devices, "_claimed", {})
+    assert devices.claim_device(tmp_path) == "1"
+
+
 @pytest.mark.parametrize("visible", ["", "3"])
 def test_without_a_choice_of_gpus_nothing_is_claimed(tmp_path, monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
