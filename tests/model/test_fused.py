@@ -219,8 +219,16 @@ class OddRMSNorm(nn.Module):
         return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
 
 
-def test_a_part_that_computes_something_else_is_left_alone():
-    odd = OddRMSNorm()
+class TwoRMSNorm(OddRMSNorm):
+    """Looks like a root mean square norm and wants more than states."""
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * gate
+
+
+@pytest.mark.parametrize("kind", [OddRMSNorm, TwoRMSNorm])
+def test_a_part_that_computes_something_else_is_left_alone(kind):
+    odd = kind()
     gated = copy.deepcopy(make_tiny("llama", batches=Batches.padded).model.layers[0].mlp)
     gated.act_fn = nn.Mish()
     fuse_blocks(nn.ModuleList([odd, gated]))
