@@ -105,7 +105,7 @@ def known_elsewhere(key: str, value: str, keys: Sequence[str]) -> str:
     last = [ours for ours in keys if ours.rpartition(".")[2] == name and not ours.startswith(_SECOND)]
     section = [ours for ours in keys if ours.rpartition(".")[0] == key.rpartition(".")[0] != ""]
     near = nearest(key, section, cutoff=_SURELY)  # a letter amiss says more than an equal name elsewhere
-    found = [near] if near and not same else [ours for ours in dict.fromkeys([*same, *last]) if ours != key]
+    found = [near] if near and last and not same else [ours for ours in dict.fromkeys([*same, *last]) if ours != key]
     if not found:
         return ""
     return f"; write {' or '.join(shell_word(f'{ours}={value}') for ours in found)}"

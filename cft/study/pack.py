@@ -32,6 +32,7 @@ from cft.study.plan import DONE, RunState, Study
 from cft.system.digest import DIGEST_LENGTH, sha256_of_file
 from cft.system.errors import UserError
 from cft.system.files import atomic_write, read_json, staging_folder, write_record
+from cft.system.overrides import override
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _without_outputs(study: Study) -> Study:
     """The plan as it is published: without the folder that it was carried out in."""
 
     def elsewhere(overrides: list[str]) -> list[str]:
-        return [override for override in overrides if not override.startswith("outputs=")]
+        return [word for word in overrides if not word.startswith("outputs=")]
 
     cells = [replace(cell, overrides=elsewhere(cell.overrides)) for cell in study.experiment.cells]
     return replace(
@@ -131,10 +132,10 @@ def _without_outputs(study: Study) -> Study:
 
 def _warn_of_absolute_paths(study: Study, folder: Path) -> None:
     """Name places of this machine in the plan, and in the settings that its trainings were begun with."""
-    absolute = {override for override in study.overrides if override.partition("=")[2].startswith(("/", "~"))}
+    absolute = {word for word in study.overrides if word.partition("=")[2].startswith(("/", "~"))}
     for path in folder.rglob(RunFolder.CONFIG):
         settings: dict[str, Any] = read_json(path)
-        absolute |= {f"{key}={value}" for key, value in _strings("", settings) if value.startswith(("/", "~"))}
+        absolute |= {override(key, value) for key, value in _strings("", settings) if value.startswith(("/", "~"))}
     if absolute:
         log.warning(
             "%s: the records name places of this machine (%s); run a study with relative paths where they are to be "
@@ -195,7 +196,7 @@ def restore(study: Study, overrides: list[str]) -> None:
     Raises:
         UserError: if files are missing, or are not those that the study was made on.
     """
-    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    given = {key: value for key, _, value in (word.partition("=") for word in overrides)}
     inputs = InputCache()
     described: dict[tuple[int, int], Path] = {}
     for run, config in study.runs.items():
