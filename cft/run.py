@@ -22,7 +22,7 @@ from cft.config.compose import CONFIG_NAME, check_overrides, conf_folder, count_
 from cft.config.schema import Config
 from cft.data.preview import require_readable
 from cft.system.console import exit_statuses, report_error, set_up_console
-from cft.system.devices import claim_device
+from cft.system.devices import work_on_own_device
 from cft.system.digest import digest
 from cft.system.disk import require_writable
 from cft.system.errors import UserError, first_line
@@ -49,8 +49,9 @@ def main() -> None:
     main_process = os.getpid()
     # Outcomes of jobs in a launcher's own processes.
     elsewhere = Path(tempfile.gettempdir()) / f"cft-sweep-{main_process}-{time.time_ns()}"
-    with suppress(OSError):  # the summary can do without
-        elsewhere.mkdir(mode=0o700)
+    if arguments.multirun:
+        with suppress(OSError):  # the summary can do without
+            elsewhere.mkdir(mode=0o700)
     # A sweep that is started again, even by another launcher, has its old folder; launched processes inherit the name.
     os.environ["CFT_SWEEP"] = digest(sorted(entry for entry in arguments.overrides if not entry.startswith("hydra")))
 
@@ -59,7 +60,7 @@ def main() -> None:
         """One job; a failure is reported at once, as Hydra would wait for the other jobs of a sweep."""
         launched = os.getpid() != main_process
         if launched:
-            _claim_gpu()
+            work_on_own_device(Path(HydraConfig.get().sweep.dir))
         from cft.job import runner  # after the device is chosen: torch looks at the variable once
 
         overrides = list(HydraConfig.get().overrides.task)
@@ -109,13 +110,6 @@ def _as_part_of_sweep(config: Config, overrides: list[str]) -> Config:
     log.info("\n# job %s: %s", context.job.num, " ".join(overrides))
     group = config.logger.group or Path(context.sweep.dir).name
     return replace(config, logger=replace(config.logger, group=group))
-
-
-def _claim_gpu() -> None:
-    """Have this process of a launcher to itself one of the GPUs of its machine, if there are several."""
-    device = claim_device(Path(HydraConfig.get().sweep.dir))
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
 
 
 def _leave_outcome(folder: Path, overrides: list[str], outcome: str) -> None:

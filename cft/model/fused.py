@@ -2,9 +2,10 @@
 
 On a CPU a third of a step is spent reading and writing states between matrix products. PyTorch keeps and computes a
 tensor for every operation of a norm, a gated layer or a low-rank update; here each is one function that keeps its
-inputs and works in place. Values are the model's own to rounding (tests hold both directions to 1e-6): a part is
-replaced only where a trial with its own weights shows that it computes the formula. Passes without gradients, other
-devices and anything unusual (DoRA, several adapters, trained biases, 4-bit weights) go the model's own way.
+inputs and works in place. Values are the model's own to rounding (tests hold both directions to 1e-6): a part of
+the model is replaced only where a trial with its own weights shows that it computes the formula. Passes without
+gradients, other devices and anything unusual (DoRA, several adapters, trained biases, 4-bit weights) go the model's own
+way.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,6 @@ python -m cft.study.worker -m runs=FILE group=0,1,2 hydra/launcher=joblib
 """
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from omegaconf import MISSING
 from cft.config.schema import Config
 from cft.system import signals
 from cft.system.console import exit_statuses, set_up_console
-from cft.system.devices import claim_device
+from cft.system.devices import work_on_own_device
 from cft.system.digest import from_plain
 from cft.system.files import read_json
 
@@ -44,9 +43,7 @@ class _GroupFailed(CompactHydraException):
 def work(settings: Settings) -> None:
     """Do one group, one run after the other."""
     set_up_console()
-    device = claim_device(Path(settings.runs).parent)
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    work_on_own_device(Path(settings.runs).parent)
     from cft.study import runner  # after the device is chosen: torch looks at the variable once
 
     launched = read_json(Path(settings.runs))

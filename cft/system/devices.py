@@ -23,6 +23,17 @@ def visible_devices() -> list[str]:
     return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
+def work_on_own_device(folder: Path) -> None:
+    """Have torch see the GPU alone that this process claims; before torch is imported, as it looks at that once.
+
+    Args:
+        folder: as `claim_device` takes it.
+    """
+    device = claim_device(folder)
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
 def claim_device(folder: Path, *, patience: float = 1.0) -> str | None:
     """Claim a GPU for this process alone, among the processes that claim theirs in the same folder.
 
